@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tornado.web import Application, RequestHandler
 
@@ -35,6 +35,7 @@ from .auth.tokens import LOCAL_TOKEN_NAME, Tokens
 from .clock import CheckedClock, steady_seconds
 from .cluster.membership import Cluster, local_token_name
 from .cluster.pubsub import InProcessBroker, NatsPubSub, PubSub
+from .cluster.single_server import SingleServer
 from .housekeeping import Housekeeper
 from .installs.content_store import ContentStore
 from .installs.plan_cache import PlanCache
@@ -65,6 +66,7 @@ from .store.lockfile import hold_lock
 from .store.rows import TokenRow
 from .store.shared_store import SharedStore
 from .store.store import Store
+from .store.store_queue import Operation, StoreQueue
 
 log = logging.getLogger("cm_server")
 
@@ -124,8 +126,9 @@ class Server:
         self.home, self.local, self.options, self.limits = home, local, options, limits
         store = options.store
         self.store = _open_store(home, store)
+        self.store_queue = StoreQueue(self.store)
         self.clock = CheckedClock(
-            self.store, "" if store is None else local_token_name(home), wall=clock
+            self.store_queue, "" if store is None else local_token_name(home), wall=clock
         )
         boards = self.store.boards()
         self.certificates = certificates.load(home, options.cert, options.key, in_use=bool(boards))
@@ -135,8 +138,8 @@ class Server:
         self.address = ""
         self.callers: set[CallerConnection] = set()
         self.registry = Registry(boards)
-        self.audit_log = AuditLog(self.store, limits)
-        self.tokens = Tokens(self.store, limits, self.clock.latest)
+        self.audit_log = AuditLog(self.store_queue, limits)
+        self.tokens = Tokens(self.store_queue, limits, self.clock.latest)
         self.tokens.install_local_token(
             self._local_token(), LOCAL_TOKEN_NAME if store is None else local_token_name(home)
         )
@@ -152,16 +155,16 @@ class Server:
         self.bad_login_rate = rate(limits.bad_logins_per_minute)
         self.bad_request_rate = rate(limits.stranger_rows_per_address_per_minute)
         loop = asyncio.get_running_loop()
-        self.cluster: Cluster | None = None
+        self.cluster: Cluster | SingleServer
         self.enrolment = Enrolment(self)
-        grace = max(options.lost_after, self.reconnect_spread)
         self.dispatch = Dispatch(
-            self.store, self.registry, loop.call_later, limits, lost_after=grace
+            self.store_queue, self.registry, loop.call_later, limits, lost_after=options.lost_after
         )
+        self.cluster = SingleServer(self.store_queue, self.dispatch)
         self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)
         self.subscriptions = Subscriptions(self.registry, loop.call_later, limits)
         self.housekeeper = Housekeeper(
-            self.store,
+            self.store_queue,
             loop.call_later,
             keep_jobs=options.keep_jobs,
             keep_audit=options.keep_audit,
@@ -173,32 +176,21 @@ class Server:
         self.dispatch.on_emit = self.sample_collector.add_message
         self.dispatch.on_stray = self._on_stray
         self._create_cluster(pubsub)
+        self.update_lost_after()
 
     def _create_cluster(self, pubsub: PubSub | None) -> None:
-        """Create the cluster of servers if the store is shared."""
+        """Join other servers if the store is shared."""
         if isinstance(self.store, SharedStore):
+            queue = cast("StoreQueue[SharedStore]", self.store_queue)
             if pubsub is None:
                 bus = self.options.bus
                 pubsub = NatsPubSub(bus) if bus else InProcessBroker().new_client()
             loop = asyncio.get_running_loop()
-            self.cluster = Cluster(self, self.store, pubsub, self.options.lost_after, loop)
+            self.cluster = Cluster(self, queue, pubsub, self.options.lost_after, loop)
 
     def start(self) -> None:
-        """Join the cluster, if there is one."""
-        if self.cluster is not None:
-            self.cluster.start()
-
-    def on_board_authenticated(self, board: Board, facts: dict[str, Any]) -> None:
-        """Record that a board has authenticated.
-
-        Raises:
-            ServerError: it cannot be claimed now.
-        """
-        if self.cluster is not None:
-            self.cluster.board_directory.claim_board(board, facts)
-        else:
-            self.store.mark_board_seen(board.id, facts)
-            self.dispatch.flush_later()
+        """Announce this server to the others, if there are any."""
+        self.cluster.start()
 
     def _on_stray(self, board: Board, job: int) -> None:
         """Log a board's message about a job that is not its own; close its link after too many.
@@ -221,16 +213,14 @@ class Server:
     def _on_sample(self, board: Board, sample: Sample) -> None:
         """Pass a sample on to subscribers here and at other servers."""
         self.subscriptions.on_sample(board, sample)
-        if self.cluster is not None and board.link is not None:
-            self.cluster.board_directory.on_sample(board, sample)
+        if board.link is not None:
+            self.cluster.on_sample(board, sample)
 
     @property
     def reconnect_spread(self) -> float:
         """Return the seconds over which boards distribute their reconnects after a restart."""
-        servers = len(self.cluster.servers) if self.cluster is not None else 1
-        return max(
-            MIN_RECONNECT_SPREAD, len(self.registry.by_id) / max(servers, 1) / RECONNECTS_PER_SECOND
-        )
+        boards_per_server = len(self.registry.by_id) / max(len(self.cluster.servers), 1)
+        return max(MIN_RECONNECT_SPREAD, boards_per_server / RECONNECTS_PER_SECOND)
 
     def update_lost_after(self) -> None:
         """Adapt the time after which boards are lost: it must not be below their reconnects'."""
@@ -244,9 +234,16 @@ class Server:
             self._close_revoked(caller)
         return len(links)
 
-    def reload_tokens(self) -> None:
+    async def reload_tokens(self) -> None:
         """Reload the tokens from the store; close the links of those that are no longer valid."""
-        self.tokens.reload()
+        operation = self.store_queue.run(lambda store: store.tokens())
+        operation.when_done(self._apply_tokens)
+        await operation
+
+    def _apply_tokens(self, operation: Operation[list[TokenRow]]) -> None:
+        if operation.error is not None:
+            return
+        self.tokens.apply_rows(operation.result())
         self.permission.review()
         for caller in list(self.callers):
             if self.tokens.refusal_reason(caller.token):
@@ -263,6 +260,11 @@ class Server:
     def problems(self) -> list[str]:
         """Return a sentence for each fault that keeps the server from working."""
         return [self.store.write_error] if self.store.write_error else []
+
+    def degradations(self) -> list[str]:
+        """Return a sentence for each fault because of which only a part of the server works."""
+        slow = self.store_queue.slow_reason
+        return [slow] if slow else []
 
     def warnings(self) -> list[str]:
         """Return a sentence for each fault that needs attention although the server works."""
@@ -291,8 +293,8 @@ class Server:
             self.housekeeper.stop,
             self.dispatch.stop,
             lambda: self._close_all_links("the server stops"),
-            *([self.cluster.leave] if self.cluster is not None else []),
-            self.store.close,
+            self.cluster.leave,
+            self.store_queue.close,
         )
 
     def _close_all_links(self, why: str) -> None:
@@ -382,8 +384,7 @@ async def serve(home: Path, options: ServerOptions, limits: Limits, on_ready: An
         finally:
             listener.stop_accepting()
             server.stop()
-            if server.cluster is not None:
-                await server.cluster.close()
+            await server.cluster.close()
             state.unlink(missing_ok=True)
             log.info("stopped")
 

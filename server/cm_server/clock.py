@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudmanager.protocol.errors import ServerError
-
 from .store.rows import AuditRow
 from .times import DAY, EARLIEST
 
 if TYPE_CHECKING:
     from .store.store import Store
+    from .store.store_queue import StoreQueue
 
 log = logging.getLogger("cm_server")
 
@@ -51,7 +50,7 @@ class CheckedClock:
     """The wall clock, compared with a steady clock and with the time in the store.
 
     Args:
-        store: keeps the last known time over restarts.
+        store_queue: of the store, which keeps the last known time over restarts.
         name: distinguishes the clocks of several servers that share the store.
         wall: seconds since 1970; this clock can be set.
         steady: seconds from any starting point; this clock cannot be set.
@@ -63,13 +62,13 @@ class CheckedClock:
 
     def __init__(
         self,
-        store: Store,
+        store_queue: StoreQueue[Store],
         name: str = "",
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady_seconds,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
         self._name = f"{_NAME} {name}".strip()
         self.wall = wall
         self._steady = steady
@@ -90,10 +89,11 @@ class CheckedClock:
     def _compare_with_store(self) -> None:
         """Compare the clock with the time that was stored before this start."""
         now = self.wall()
-        state = self._store.recall(self._name) or {}
+        store = self._store_queue.store  # the server does not serve yet
+        state = store.recall(self._name) or {}
         known = state.get("known")
         if known is None:
-            known = self._store.newest_time()
+            known = store.newest_time()
         self._known = now if known is None else float(known)
         self._candidate = now
         if self._agrees_with_stored_time(now):
@@ -169,10 +169,7 @@ class CheckedClock:
             row = AuditRow(
                 now, "", "this machine", "clock", "", self.problem, None, None, None, "done"
             )
-            try:
-                self._store.add_audit_row(row)
-            except ServerError:
-                return  # the log has the sentence
+            self._store_queue.run_later(lambda store: store.add_audit_row(row))
         self._store_time()
 
     def latest(self) -> float:
@@ -194,10 +191,9 @@ class CheckedClock:
         now = self.wall()
         known = self._expected() if self.problem else now
         agreed = self._agreed if self.problem else CONFIRM_SECONDS
-        try:
-            self._store.remember(self._name, {"known": known, "candidate": now, "agreed": agreed})
-        except ServerError:
-            return  # the disk is full: the next start compares with an older time
+        values = {"known": known, "candidate": now, "agreed": agreed}
+        # If the disk is full, the next start compares with an older time.
+        self._store_queue.run_later(lambda store: store.remember(self._name, values))
 
 
 def _format_time(seconds: float) -> str:

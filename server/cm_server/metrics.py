@@ -26,11 +26,11 @@ from prometheus_client.core import (
     Metric,
 )
 
+from .cluster.membership import Cluster
 from .jobs.counters import DURATION_BOUNDS, Counters
 
 if TYPE_CHECKING:
     from .app import Server
-    from .cluster.membership import Cluster
 
 _LabelledFamily = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -86,7 +86,7 @@ class _Collector:
         pruned = server.housekeeper.pruned
         yield _labelled_metric(counter, "cm_pruned", "old rows that were deleted", "what", pruned)
         yield _duration_histogram("cm_job_seconds", "running times of jobs", counters)
-        if server.cluster is not None:
+        if isinstance(server.cluster, Cluster):
             yield from self._collect_cluster(server.cluster)
 
     def _collect_cluster(self, cluster: Cluster) -> Iterator[Metric]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.run_options import RunOptions
-from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.dispatch import Dispatch, Submission
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board, Registry
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
 
 GRACE = 10.0
 DEFAULT_LIMITS = Limits()
@@ -101,8 +102,9 @@ class Rig:
             )
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
+        self.queue = StoreQueue(self.store)
         self.dispatch = Dispatch(
-            self.store, self.registry, self.clock.later, limits, lost_after=GRACE
+            self.queue, self.registry, self.clock.later, limits, lost_after=GRACE
         )
         self.caller = RecordingObserver()
 
@@ -132,7 +134,12 @@ class Rig:
         boards = [self.board(name) for name in names or ("lab-1",)]
         of_cell = {name: more.pop(name) for name in ("awaits", "files") if name in more}
         cell = Cell(code, RunOptions(timeout=timeout, **more), **of_cell)
-        jobs = self.dispatch.submit(boards, cell, "ann", self.caller)
+        return self.submit(Submission(boards, cell, "ann", self.caller))
+
+    def submit(self, submission: Submission) -> list[Job]:
+        """Commit and launch a cell, as net/caller_socket.py does it."""
+        numbers = self.dispatch.submit(submission).result()
+        jobs = self.dispatch.create_jobs(submission, numbers)
         self.dispatch.launch(jobs)
         return jobs
 

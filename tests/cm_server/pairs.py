@@ -51,12 +51,12 @@ async def run(board: FakeBoard) -> wire.Message:
 
 def others_of(service: Service) -> Cluster:
     cluster = service.server.cluster
-    assert cluster is not None
+    assert isinstance(cluster, Cluster)
     return cluster
 
 
 def store_of(service: Service) -> SharedStore:
-    store = service.server.store
+    store = service.store
     assert isinstance(store, SharedStore)
     return store
 

@@ -30,6 +30,9 @@ from cm_server.auth.audit import AuditEntry
 from cm_server.limits import Limits
 from cm_server.net.listener import Listener
 from cm_server.store.rows import AuditRow
+from cm_server.store.store import Store
+
+from .waiting import finish
 
 T = TypeVar("T")
 
@@ -59,8 +62,15 @@ class Service:
         self.tcp_port = tcp_port
         self.token = config.read_token(config.token_file(server.home)) or ""
 
+    @property
+    def store(self) -> Store:
+        """The server's store, when its queue has done everything."""
+        assert self.server.store_queue.drain()
+        return self.server.store
+
     def enrol(self, *names: str, plain: bool = False) -> list[Identity]:
-        configs = self.server.enrolment.enrol(list(names), plain=plain)
+        enrolling = self.server.enrolment.enrol(list(names), plain=plain)
+        configs = finish(self.server.store_queue, enrolling)
         return [Identity(config) for config in configs]
 
     def trust(self) -> ssl.SSLContext:
@@ -73,11 +83,16 @@ class Service:
     ) -> str:
         """Create a token of a role; ``expires`` is its lifetime in seconds."""
         entry = AuditEntry("test", "", "token-create")
-        return self.server.tokens.create(name or role, role, target, expires, entry)
+        creating = self.server.tokens.create(name or role, role, target, expires, entry)
+        return finish(self.server.store_queue, creating)
+
+    def revoke_token(self, name: str) -> None:
+        entry = AuditEntry("test", "", "token-revoke")
+        finish(self.server.store_queue, self.server.tokens.revoke(name, entry))
 
     def audited(self) -> list[AuditRow]:
         """Return the rows of the audit log without the first, which created the local token."""
-        first, *rows = self.server.store.audit_rows(1000)
+        first, *rows = self.store.audit_rows(1000)
         assert (first.who, first.verb, first.target) == ("local", "token-create", "local")
         return rows
 
@@ -119,8 +134,7 @@ async def running_service(
     finally:
         listener.stop_accepting()
         server.stop()
-        if server.cluster is not None:
-            await server.cluster.close()
+        await server.cluster.close()
         await listener.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())
 

@@ -448,7 +448,7 @@ async def test_log_lines_about_bad_requests_are_limited(service: Service, caplog
 )
 async def test_lost_after_is_not_below_the_reconnect_spread(tmp_path, lost_after, boards, grace):
     async with running_service(tmp_path) as service:
-        service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
+        service.enrol(*([f"lab-{n}" for n in range(boards)] or ["lab-1"]))
     async with running_service(tmp_path, lost_after=lost_after) as service:
         assert service.server.reconnect_spread == max(2.0, boards / 150)
         assert lost_after_of(service) == grace
@@ -456,7 +456,7 @@ async def test_lost_after_is_not_below_the_reconnect_spread(tmp_path, lost_after
 
 async def test_lost_after_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
-        service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
+        service.enrol(*(f"lab-{n}" for n in range(600)))
         assert lost_after_of(service) == service.server.reconnect_spread == 4.0
 
 

@@ -16,6 +16,7 @@ from cm_server.clock import (
 )
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
 from cm_server.times import DAY, EARLIEST
 
 MINUTE = 60.0
@@ -32,7 +33,8 @@ class Machine:
         self.start()
 
     def start(self) -> None:
-        self.clock = CheckedClock(self.store, wall=lambda: self.wall, steady=lambda: self.steady)
+        queue = StoreQueue(self.store)
+        self.clock = CheckedClock(queue, wall=lambda: self.wall, steady=lambda: self.steady)
 
     def run(self, seconds: float, rate: float = 1.0) -> bool:
         """Advance both clocks with a check each minute; return the last check's result."""
@@ -216,7 +218,7 @@ def test_clock_that_was_ahead_does_not_advance_the_latest_time(machine: Machine)
 
 
 def test_real_clocks_of_this_machine_agree():
-    clock = CheckedClock(Store(None))
+    clock = CheckedClock(StoreQueue(Store(None)))
     assert clock.check()
     assert clock.latest() == pytest.approx(time.time(), abs=1)
 

@@ -20,6 +20,7 @@ from cm_server.housekeeping import (
 from cm_server.limits import Limits
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
 from cm_server.times import DAY
 
 from .dispatching import Clock
@@ -39,13 +40,14 @@ class Home:
         self.start()
 
     def start(self) -> None:
+        queue = StoreQueue(self.store)
         self.keeper = Housekeeper(
-            self.store,
+            queue,
             self.clock.later,
             keep_jobs=90,
             keep_audit=400,
             clock=CheckedClock(
-                self.store,
+                queue,
                 wall=lambda: time.time() + (self.day + self.wrong) * DAY,
                 steady=lambda: time.monotonic() + self.day * DAY,
             ),

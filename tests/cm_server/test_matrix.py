@@ -18,7 +18,6 @@ from cloudmanager.protocol import proofs, wire
 from cm_server.api.verbs import MESSAGE_ROLES, VERBS
 from cm_server.app import ROUTES
 from cm_server.auth import credentials
-from cm_server.auth.audit import AuditEntry
 from cm_server.auth.credentials import ROLES
 from cm_server.store.rows import AuditRow
 
@@ -81,8 +80,8 @@ class Lab(NamedTuple):
 async def lab(service: Service) -> AsyncIterator[Lab]:
     boards = {board.name: board for board in service.enrol("lab-1", "lab-2", "vault-1")}
     service.add_token("viewer", name="victim")
-    service.server.store.insert_jobs([boards["lab-2"].id], "ann")
-    service.server.store.end_job(1, "ok")
+    service.store.insert_jobs([boards["lab-2"].id], "ann")
+    service.store.end_job(1, "ok")
     async with await FakeBoard.join(service, boards["lab-1"]) as link:
         yield Lab(service, boards, link)
 
@@ -96,7 +95,7 @@ def expired(lab: Lab) -> str:
 
 def revoked(lab: Lab) -> str:
     token = lab.service.add_token("admin", name="dead")
-    lab.service.server.tokens.revoke("dead", AuditEntry("test", "here", "token-revoke"))
+    lab.service.revoke_token("dead")
     return token
 
 
@@ -267,7 +266,7 @@ async def test_audit_log_contains_no_secret_and_no_cell(lab: Lab):
         await caller.submit("lab-1", b"password = 'hunter2'")
     with contextlib.suppress(Exception):
         await FakeCaller.join(lab.service, token[:-1])
-    text = repr(lab.service.server.store.audit_rows(1000))
+    text = repr(lab.service.store.audit_rows(1000))
     for secret in (token, token[:-1], created["token"], enrolled[0]["key"], "hunter2"):
         assert secret not in text
         assert secret[3:30] not in text or secret == "hunter2"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import fold_names
 from cm_server.auth import access
 from cm_server.jobs.jobs import Job, describe_row
 from cm_server.jobs.registry import Board
-from cm_server.store.rows import MAX_JOB_ID
+from cm_server.store.rows import MAX_JOB_ID, JobRow
 
 from .request_context import RequestContext, resolve_boards
 
-if TYPE_CHECKING:
-    from cm_server.cluster.membership import Cluster
 
+def interrupt_jobs(context: RequestContext) -> Any:
+    """Interrupt jobs on boards that the token covers; return how many were found.
 
-def interrupt_jobs(context: RequestContext) -> int:
-    """Interrupt jobs on boards that the token covers; return how many were found."""
+    If other servers may know some of them, the return value is a coroutine.
+    """
     server = context.server
     numbers = _read_numbers(context.body)
     valid = [str(n) for n in numbers[: context.server.limits.reply_jobs] if 0 < n <= MAX_JOB_ID]
@@ -28,20 +28,26 @@ def interrupt_jobs(context: RequestContext) -> int:
     boards = {job.board.id for job in found}
     for job in found:
         server.dispatch.interrupt(job)
-    count = len(found)
-    if server.cluster is not None:
-        remote = [
-            (number, board_id, server_id)
-            for number, board_id, server_id in server.cluster.locate_jobs(
-                set(numbers) - jobs.keys()
-            )
-            if _may_access_board(context, board_id)
-        ]
-        server.cluster.interrupt_jobs(remote)
-        boards |= {board_id for _, board_id, _ in remote}
-        count += len(remote)
     context.audit_entry.boards = len(boards)
-    return count
+    unknown = set(numbers) - jobs.keys()
+    if server.cluster.is_shared and unknown:
+        return _interrupt_remote_jobs(context, unknown, boards, len(found))
+    return len(found)
+
+
+async def _interrupt_remote_jobs(
+    context: RequestContext, numbers: set[int], boards: set[str], count: int
+) -> int:
+    """Interrupt jobs that this server does not know; return the number of all that were found."""
+    cluster = context.server.cluster
+    remote = [
+        (number, board_id, server_id)
+        for number, board_id, server_id in await cluster.locate_jobs(numbers)
+        if _may_access_board(context, board_id)
+    ]
+    cluster.interrupt_jobs(remote)
+    context.audit_entry.boards = len(boards | {board_id for _, board_id, _ in remote})
+    return count + len(remote)
 
 
 def _may_access_job(context: RequestContext, job: Job) -> bool:
@@ -60,22 +66,10 @@ def _may_access_board(context: RequestContext, board_id: str) -> bool:
     )
 
 
-def list_jobs(context: RequestContext) -> Any:
-    """Return open jobs, then recently ended ones, newest first.
-
-    With several servers, the return value is a coroutine.
-    """
-    server = context.server
+async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
+    """Return open jobs, then recently ended ones, newest first."""
     boards = resolve_boards(context) if context.body.get("target") is not None else None
-    if server.cluster is None:
-        return _visible_jobs(context, server.dispatch.describe_jobs(), boards)
-    return _list_cluster_jobs(context, server.cluster, boards)
-
-
-async def _list_cluster_jobs(
-    context: RequestContext, cluster: Cluster, boards: list[Board] | None
-) -> Any:
-    return _visible_jobs(context, await cluster.describe_jobs(), boards)
+    return _visible_jobs(context, await context.server.cluster.describe_jobs(), boards)
 
 
 def _visible_jobs(
@@ -97,10 +91,8 @@ def _visible_jobs(
     return visible[: context.server.limits.reply_jobs]
 
 
-def show_job(context: RequestContext) -> Any:
+async def show_job(context: RequestContext) -> dict[str, Any]:
     """Return one job with the end of its output; of an old one, its row in the store.
-
-    With several servers, the return value may be a coroutine.
 
     Raises:
         ServerError: no job on the boards that the token covers has this number.
@@ -114,22 +106,21 @@ def show_job(context: RequestContext) -> Any:
         return job.describe_with_output()
     if job is not None:
         raise _no_job_error(number)
-    if server.cluster is not None:
-        return _show_remote_job(context, server.cluster, number)
-    return _show_stored_job(context, number)
-
-
-async def _show_remote_job(
-    context: RequestContext, cluster: Cluster, number: int
-) -> dict[str, Any]:
-    stored = _show_stored_job(context, number)  # raises if the token does not cover its board
-    shown = await cluster.describe_job(number)
-    _show_stored_job(context, number)  # again: access may have been lost during the await
+    row = await server.store_queue.run(lambda store: store.job(number), refusable=True)
+    stored = _describe_stored_job(context, number, row)  # before others are asked
+    shown = await server.cluster.describe_job(number)
+    _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile
     return shown or stored
 
 
-def _show_stored_job(context: RequestContext, number: int) -> dict[str, Any]:
-    row = context.server.store.job(number)
+def _describe_stored_job(
+    context: RequestContext, number: int, row: JobRow | None
+) -> dict[str, Any]:
+    """Return a job's row in the form of a reply.
+
+    Raises:
+        ServerError: there is none, or the token does not cover its board.
+    """
     if row is None:
         raise _no_job_error(number)
     board = context.server.registry.by_id.get(row.board)

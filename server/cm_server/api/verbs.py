@@ -5,8 +5,9 @@ No sockets, no SQL.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager.protocol import errors
@@ -16,6 +17,7 @@ from cm_server.auth import access
 from cm_server.auth.credentials import BOARD_ROLE, ROLES
 from cm_server.installs import plan_cache
 from cm_server.jobs.registry import Board
+from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 
 from . import job_verbs
@@ -35,11 +37,13 @@ class Verb(NamedTuple):
         role: the lowest role that may make it.
         handler: returns the reply, or a coroutine of it.
         requires_all_boards: whether the token has to cover all boards.
+        changes_rows: whether it changes boards or tokens in the store, one request at a time.
     """
 
     role: str
     handler: Callable[[RequestContext], Any]
     requires_all_boards: bool = False
+    changes_rows: bool = False
 
 
 def check_role(token: TokenRow, verb: str) -> None:
@@ -99,15 +103,50 @@ def handle_request(
         check_role(token, name)
         if name not in VERBS:
             raise ServerError(f"{name!r} is not a request: it has a message type of its own")
-        reply = VERBS[name].handler(context)
+        reply: Any
+        if VERBS[name].changes_rows:
+            reply = _change_rows(context, VERBS[name])
+        else:
+            reply = VERBS[name].handler(context)
     except CloudmanagerError as error:
         server.audit_log.log_refusal(context.audit_entry, error)
         raise
-    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # the job that follows gets a row
-        server.audit_log.log_read(context.audit_entry)
-    else:
-        server.audit_log.log_action(context.audit_entry)
+    if asyncio.iscoroutine(reply):
+        return _log_when_done(context, reply)
+    _log_request(context)
     return reply
+
+
+async def _change_rows(context: RequestContext, verb: Verb) -> Any:
+    """Check and carry out a change of boards or tokens while no other one is in progress."""
+    async with context.server.store_queue.change_lock:
+        if why := context.server.tokens.refusal_reason(context.token):
+            raise ServerError(why)  # revoked while the request waited
+        return await verb.handler(context)
+
+
+async def _log_when_done(context: RequestContext, reply: Coroutine[Any, Any, Any]) -> Any:
+    """Return a reply that takes a while, and record the request in the audit log."""
+    try:
+        result = await reply
+    except CloudmanagerError as error:
+        context.server.audit_log.log_refusal(context.audit_entry, error)
+        raise
+    _log_request(context)
+    return result
+
+
+def _log_request(context: RequestContext) -> None:
+    """Record a request that was carried out, unless its row is in the store already.
+
+    An interrupt does not wait for that: whoever stops a board must not wait for a database.
+    """
+    entry = context.audit_entry
+    name = entry.verb
+    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # the job that follows gets a row
+        context.server.audit_log.log_read(entry)
+    elif not entry.written:
+        context.server.audit_log.log_action(entry)
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
@@ -138,7 +177,7 @@ def _list_boards(context: RequestContext) -> list[dict[str, Any]]:
     return [board.describe() for board in resolve_boards(context)]
 
 
-def _set_labels(context: RequestContext) -> list[str]:
+async def _set_labels(context: RequestContext) -> list[str]:
     changes = context.body.get("labels")
     if not isinstance(changes, dict) or not changes:
         raise ServerError("labels must be given as key=value")
@@ -146,20 +185,24 @@ def _set_labels(context: RequestContext) -> list[str]:
         check_label(str(key), str(value or "x"))  # an empty value, or null, removes the label
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
+    new_labels = {}
     for board in boards:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
-        board.labels = {key: value for key, value in merged.items() if value}
-    labels = {board.id: dict(board.labels) for board in boards}
-    context.server.store.set_labels(labels, context.audit_entry.to_row())
+        new_labels[board.id] = {key: value for key, value in merged.items() if value}
+    audit_row = context.audit_entry.to_row()
+    await context.server.store_queue.run(
+        lambda store: store.set_labels(new_labels, audit_row), refusable=True, durable=True
+    )
     context.audit_entry.written = True
+    for board in boards:
+        board.labels = new_labels[board.id]
     return [board.name for board in boards]
 
 
 def _stop_programs(context: RequestContext) -> list[str]:
     """Interrupt the own programs of boards; return the names of the connected boards."""
     server = context.server
-    stop = server.dispatch.stop_program if server.cluster is None else server.cluster.stop_program
-    return [board.name for board in resolve_boards(context) if stop(board)]
+    return [board.name for board in resolve_boards(context) if server.cluster.stop_program(board)]
 
 
 def _start_upload(context: RequestContext) -> int:
@@ -182,20 +225,24 @@ def _plan_install(context: RequestContext) -> Any:
     )
 
 
-def _list_installed(context: RequestContext) -> dict[str, Any]:
+async def _list_installed(context: RequestContext) -> dict[str, Any]:
     """Return the packages that boards have confirmed, and when; also of offline boards."""
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
-    return {name: _describe_installed(context.server, context.boards[name]) for name in names}
+    boards = {name: context.boards[name] for name in names}
+    ids = [board.id for board in boards.values()]
+    found = await context.server.store_queue.run(
+        lambda store: store.installed_packages.of_boards(ids), refusable=True
+    )
+    return {name: _describe_installed(board, found[board.id]) for name, board in boards.items()}
 
 
-def _describe_installed(server: Server, board: Board) -> dict[str, Any]:
-    installed = server.store.installed_packages
+def _describe_installed(board: Board, installed: InstalledOnBoard) -> dict[str, Any]:
     return {
         "online": board.online,
         "absence": board.last_seen_text,
-        "confirmed": installed.confirmed_at(board.id),
-        "packages": installed.packages_of(board.id),
+        "confirmed": installed.confirmed,
+        "packages": installed.packages,
     }
 
 
@@ -216,7 +263,7 @@ def _list_samples(context: RequestContext) -> list[list[Any]]:
     return [[name, *sample[:3], json.loads(sample.values)] for sample, name in samples[-count:]]
 
 
-def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
+async def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
     """Give each name an identity and a new key; an earlier key of the name is no longer valid."""
     names, boards = context.body.get("names"), context.server.registry.by_name
     if not isinstance(names, list) or not 0 < len(names) <= context.server.limits.enrol_names:
@@ -229,7 +276,7 @@ def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
             raise ServerError(f"a board called {name} is connected already; choose another name")
     names = list(dict.fromkeys(names))
     context.audit_entry.target, context.audit_entry.boards = fold_names(names), len(names)
-    return context.server.enrolment.enrol(
+    return await context.server.enrolment.enrol(
         names, context.audit_entry, plain=bool(context.body.get("plain"))
     )
 
@@ -242,14 +289,14 @@ def _check_new_name(context: RequestContext, name: Any) -> None:
         raise NotAllowed(f"admin on {name}")
 
 
-def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
+async def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
     """Create a token that boards enrol themselves with; it is shown in this reply only."""
     options = _with_defaults(
         context.body, target=access.ALL_BOARDS, uses=1, expires=ENROL_TOKEN_SECONDS
     )
     number = sum(row["role"] == BOARD_ROLE for row in context.server.tokens.describe()) + 1
     name = f"enrol-{number}"
-    token = context.server.tokens.create(
+    token = await context.server.tokens.create(
         name,
         BOARD_ROLE,
         options["target"],
@@ -261,14 +308,14 @@ def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
     return {**made, "token": token, "ca": context.server.enrolment.ca_base64}
 
 
-def _revoke_boards(context: RequestContext) -> list[str]:
+async def _revoke_boards(context: RequestContext) -> list[str]:
     """Remove boards from the fleet; their keys are no longer valid."""
     boards = resolve_boards(context)
-    context.server.enrolment.revoke(boards, context.audit_entry)
+    await context.server.enrolment.revoke(boards, context.audit_entry)
     return [board.name for board in boards]
 
 
-def _rename_board(context: RequestContext) -> str:
+async def _rename_board(context: RequestContext) -> str:
     """Rename one board; it keeps its jobs, labels and key."""
     boards, name = resolve_boards(context), context.body.get("name")
     if len(boards) != 1:
@@ -276,21 +323,21 @@ def _rename_board(context: RequestContext) -> str:
         raise TargetError("One board is renamed at a time.", text, 0, hint)
     _check_new_name(context, name)
     context.audit_entry.detail = f"to {name}"
-    context.server.enrolment.rename(boards[0], str(name), context.audit_entry)
+    await context.server.enrolment.rename(boards[0], str(name), context.audit_entry)
     return boards[0].name
 
 
-def _rotate_keys(context: RequestContext) -> dict[str, str]:
+async def _rotate_keys(context: RequestContext) -> dict[str, str]:
     """Rotate the keys of boards; return for each whether it was asked already or has to wait."""
     boards = resolve_boards(context)
-    context.server.enrolment.rotate(boards, context.audit_entry)
+    await context.server.enrolment.rotate(boards, context.audit_entry)
     return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
 
-def _create_token(context: RequestContext) -> dict[str, Any]:
+async def _create_token(context: RequestContext) -> dict[str, Any]:
     """Create a token; it is shown in this reply only."""
     options = _with_defaults(context.body, role="operator", target=access.ALL_BOARDS)
-    token = context.server.tokens.create(
+    token = await context.server.tokens.create(
         options.get("name"),
         options["role"],
         options["target"],
@@ -305,19 +352,22 @@ def _list_tokens(context: RequestContext) -> list[dict[str, Any]]:
     return context.server.tokens.describe()
 
 
-def _revoke_token(context: RequestContext) -> dict[str, Any]:
+async def _revoke_token(context: RequestContext) -> dict[str, Any]:
     """Revoke a token and close its links; running jobs continue."""
-    row = context.server.tokens.revoke(context.body.get("name"), context.audit_entry)
+    row = await context.server.tokens.revoke(context.body.get("name"), context.audit_entry)
     return {"name": row.name, "closed": context.server.close_token_links(row)}
 
 
-def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
+async def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
     count = context.body.get("count") or context.server.limits.reply_audit_rows
     if not isinstance(count, int) or not 0 < count <= context.server.limits.reply_audit_rows:
         raise ServerError(
             f"between 1 and {context.server.limits.reply_audit_rows} rows can be read at a time"
         )
-    return [row._asdict() for row in context.server.store.audit_rows(count)]
+    rows = await context.server.store_queue.run(
+        lambda store: store.audit_rows(count), refusable=True
+    )
+    return [row._asdict() for row in rows]
 
 
 def _with_defaults(body: dict[str, Any], **defaults: Any) -> dict[str, Any]:
@@ -337,7 +387,7 @@ MESSAGE_ROLES = {"submit": access.SUBMIT_ROLE, "watch": "viewer"}
 VERBS = {
     "status": Verb("viewer", _server_status),
     "boards": Verb("viewer", _list_boards),
-    "label": Verb("operator", _set_labels),
+    "label": Verb("operator", _set_labels, changes_rows=True),
     "interrupt": Verb("operator", job_verbs.interrupt_jobs),
     "offer": Verb("operator", _start_upload),
     "stop": Verb("operator", _stop_programs),
@@ -346,13 +396,13 @@ VERBS = {
     "jobs": Verb("viewer", job_verbs.list_jobs),
     "job": Verb("viewer", job_verbs.show_job),
     "samples": Verb("viewer", _list_samples),
-    "enrol": Verb("admin", _enrol_boards),
-    "enrol-token": Verb("admin", _create_enrol_token, requires_all_boards=True),
-    "revoke": Verb("admin", _revoke_boards),
-    "rename": Verb("admin", _rename_board),
-    "rotate": Verb("admin", _rotate_keys),
-    "token-create": Verb("admin", _create_token, requires_all_boards=True),
+    "enrol": Verb("admin", _enrol_boards, changes_rows=True),
+    "enrol-token": Verb("admin", _create_enrol_token, requires_all_boards=True, changes_rows=True),
+    "revoke": Verb("admin", _revoke_boards, changes_rows=True),
+    "rename": Verb("admin", _rename_board, changes_rows=True),
+    "rotate": Verb("admin", _rotate_keys, changes_rows=True),
+    "token-create": Verb("admin", _create_token, requires_all_boards=True, changes_rows=True),
     "token-list": Verb("admin", _list_tokens, requires_all_boards=True),
-    "token-revoke": Verb("admin", _revoke_token, requires_all_boards=True),
+    "token-revoke": Verb("admin", _revoke_token, requires_all_boards=True, changes_rows=True),
     "audit": Verb("admin", _list_audit_rows, requires_all_boards=True),
 }

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cloudmanager.protocol.errors import CloudmanagerError
 from cm_server.limits import Limits
 from cm_server.rate_limits import RateLimiter, address_group
 from cm_server.store.rows import AuditRow
@@ -22,6 +22,7 @@ from . import credentials
 
 if TYPE_CHECKING:
     from cm_server.store.store import Store
+    from cm_server.store.store_queue import Operation, StoreQueue
 
 _VERB_CHARS = 64  # of a verb in a row
 
@@ -81,15 +82,18 @@ class AuditLog:
     """Writes the audit log.
 
     Args:
-        store: where the rows are kept.
+        store_queue: of the store, where the rows are kept.
         limits: how many rows a minute, and how long their texts are.
         clock: seconds since an arbitrary start, for the rate limits.
     """
 
     def __init__(
-        self, store: Store, limits: Limits, clock: Callable[[], float] = time.monotonic
+        self,
+        store_queue: StoreQueue[Store],
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
         self.max_chars = limits.audit_chars
         rate = functools.partial(RateLimiter, clock=clock, max_keys=limits.rate_limit_keys)
         self._read_rate = rate(limits.read_rows_per_minute)
@@ -101,14 +105,15 @@ class AuditLog:
         """Return an entry that is written later; its arguments are those of ``AuditEntry``."""
         return AuditEntry(who, address, verb, target, self.max_chars)
 
-    def log_action(self, audit_entry: AuditEntry) -> None:
-        """Write what was done, unless the row is in the store already.
+    def log_action(self, audit_entry: AuditEntry) -> Operation[None]:
+        """Write what was done, which is on the disk when the operation is done.
 
-        Raises:
-            ServerError: the row cannot be written.
+        Its result is a ServerError if the row cannot be written.
         """
-        if not audit_entry.written:
-            self._store.add_audit_row(audit_entry.to_row(), durable=True)
+        row = audit_entry.to_row()
+        return self._store_queue.run(
+            lambda store: store.add_audit_row(row, durable=True), durable=True
+        )
 
     def log_read(self, audit_entry: AuditEntry) -> None:
         """Write that a caller has read something, unless it did so too often in this minute."""
@@ -147,10 +152,7 @@ class AuditLog:
 
     def _write(self, row: AuditRow) -> None:
         """Write a row that may be lost if the disk is full: nothing was changed."""
-        try:
-            self._store.add_audit_row(row)
-        except ServerError:
-            return
+        self._store_queue.run_later(lambda store: store.add_audit_row(row))
 
 
 def shorten(text: str, length: int) -> str:

@@ -15,8 +15,8 @@ import base64
 import hmac
 import logging
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError
@@ -30,6 +30,10 @@ from .audit import AuditEntry
 
 if TYPE_CHECKING:
     from cm_server.app import Server
+    from cm_server.store.store import Store
+    from cm_server.store.store_queue import Operation
+
+T = TypeVar("T")
 
 log = logging.getLogger("cm_server")
 
@@ -47,7 +51,7 @@ class Enrolment:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def enrol(
+    async def enrol(
         self, names: Iterable[str], audit_entry: AuditEntry | None = None, *, plain: bool = False
     ) -> list[dict[str, Any]]:
         """Enrol boards by name; a board that exists already gets a new key.
@@ -62,12 +66,17 @@ class Enrolment:
             For each board, the contents of its ``/cm.json``: name, id, key and more.
         """
         rows = [self._new_row(name, plain=plain) for name in names]
-        self._server.store.enrol_boards(rows, audit_entry.to_row() if audit_entry else None)
+        audit_row = audit_entry.to_row() if audit_entry else None
+        await self._write(lambda store: store.enrol_boards(rows, audit_row))
         if audit_entry is not None:
             audit_entry.written = True
         for row in rows:
             self._register_board(row)
         return [self._board_config(row) for row in rows]
+
+    def _write(self, use: Callable[[Store], T]) -> Operation[T]:
+        """Write a change to the store, which has it on the disk when the operation is done."""
+        return self._server.store_queue.run(use, refusable=True, durable=True)
 
     def _new_row(self, name: str, *, plain: bool) -> BoardRow:
         """Return a new identity, or the identity of an existing board with a new key."""
@@ -107,7 +116,7 @@ class Enrolment:
         """The certificate of the server's authority, as in the configuration of boards."""
         return base64.b64encode(self._server.certificates.ca).decode()
 
-    def enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
+    async def enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
         """Enrol a board that has sent an enrolment token (ENROL).
 
         If the answer is lost, the board sends the same token and key again, and gets the same
@@ -124,6 +133,10 @@ class Enrolment:
             ServerError: the token is not valid, or not for this name, or the name is taken.
             TargetError: the name is not legal.
         """
+        async with self._server.store_queue.change_lock:
+            return await self._enrol_with_token(body, address)
+
+    async def _enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
         server, key = self._server, str(body.get("key"))
         token = server.tokens.find_enrolment_token(str(body.get("token")))
         if token is None or not _KEY.fullmatch(key):
@@ -139,7 +152,8 @@ class Enrolment:
         row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key), token=token.hash)
         entry = server.audit_log.new_entry(token.name, address, "enrol", name)
         entry.boards = 1
-        server.store.enrol_with_token(token, row, entry.to_row())
+        audit_row = entry.to_row()
+        await self._write(lambda store: store.enrol_with_token(token, row, audit_row))
         server.tokens.count_use(token)
         self._register_board(row)
         log.info("%s enrolled itself with the token %s", name, token.name)
@@ -173,16 +187,19 @@ class Enrolment:
         if name in self._server.registry.by_name:
             raise ServerError(f"there is a board called {name} already")
 
-    def revoke(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
+    async def revoke(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
         """Remove boards: their keys are not valid any more, their links and jobs end now."""
         boards = list(boards)
-        self._server.store.delete_boards([board.id for board in boards], audit_entry.to_row())
+        ids, audit_row = [board.id for board in boards], audit_entry.to_row()
+        await self._write(lambda store: store.delete_boards(ids, audit_row))
         audit_entry.written = True
         for board in boards:
             self.remove_board(board)
 
     def remove_board(self, board: Board) -> None:
         """End the jobs and the link of a board that is not enrolled any more."""
+        if self._server.registry.by_id.get(board.id) is not board:
+            return  # another server has removed it meanwhile
         self._server.dispatch.end_board_jobs(board)
         self._server.registry.remove(board)
         _close_link(board)
@@ -204,22 +221,24 @@ class Enrolment:
         if new_nonce:
             self._server.dispatch.send_rekey(board)
 
-    def rename(self, board: Board, name: str, audit_entry: AuditEntry) -> None:
+    async def rename(self, board: Board, name: str, audit_entry: AuditEntry) -> None:
         """Rename a board, which keeps its identity, labels and jobs.
 
         Raises:
             ServerError: another board has that name.
         """
         self._require_free_name(name)
-        self._server.store.update_board(board.id, audit_entry.to_row(), name=name)
+        audit_row = audit_entry.to_row()
+        await self._write(lambda store: store.update_board(board.id, audit_row, name=name))
         audit_entry.written = True
         self._server.registry.rename(board, name)
 
-    def rotate(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
+    async def rotate(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
         """Replace boards' keys: now, or when a board is idle, or when it connects."""
         boards = list(boards)
         nonces = {board.id: board.nonce or credentials.new_nonce() for board in boards}
-        self._server.store.start_key_rotation(nonces, audit_entry.to_row())
+        audit_row = audit_entry.to_row()
+        await self._write(lambda store: store.start_key_rotation(nonces, audit_row))
         audit_entry.written = True
         for board in boards:
             board.nonce = nonces[board.id]
@@ -233,7 +252,13 @@ class Enrolment:
         entry = self._server.audit_log.new_entry("", "", "board-rotate", board.name)
         entry.detail = f"key {gen} is in use; the key before it is no longer valid"
         entry.boards = 1
-        self._server.store.update_board(board.id, entry.to_row(), key=key, gen=gen, nonce=None)
+        # The board does not wait for the store: if this is never written, the next start of the
+        # server finds the rotation pending, and accepts the new key again.
+        board_id, audit_row = board.id, entry.to_row()
+        self._server.store_queue.run(
+            lambda store: store.update_board(board_id, audit_row, key=key, gen=gen, nonce=None),
+            durable=True,
+        )
         board.key, board.gen, board.nonce = key, gen, None
 
     def on_rekeyed(self, board: Board, proof: bytes) -> None:

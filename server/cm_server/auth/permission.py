@@ -8,11 +8,9 @@ changes: waiting jobs that are no longer permitted end immediately.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudmanager.protocol.errors import ServerError
 from cm_server.jobs.jobs import Job
 
 from . import access
@@ -66,7 +64,7 @@ class Permission:
         """
         if not job.token_hash:
             return ""  # from an older version of the server, or a job of the server itself
-        token = self._find_token(job.token_hash)
+        token = self._tokens.by_hash(job.token_hash)
         if token is None:
             return f"the token of {job.caller!r} is not known here"
         if reason := self._tokens.refusal_reason(token):
@@ -78,15 +76,6 @@ class Permission:
             return f"{job.name} is no longer within reach of your token"
         self._watch_expiry(token)
         return ""
-
-    def _find_token(self, token_hash: str) -> TokenRow | None:
-        """Return a job's token; read the store if another server may have just created it."""
-        token = self._tokens.by_hash(token_hash)
-        if token is None:
-            with contextlib.suppress(ServerError):
-                self._tokens.reload()
-                token = self._tokens.by_hash(token_hash)
-        return token
 
     def _watch_expiry(self, token: TokenRow) -> None:
         """Schedule a review for the time when a token expires, which ends its waiting jobs."""

@@ -7,7 +7,7 @@ which is called ``local`` and kept in a file that only that user can read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol.errors import ServerError
@@ -20,6 +20,7 @@ from .audit import AuditEntry
 
 if TYPE_CHECKING:
     from cm_server.store.store import Store
+    from cm_server.store.store_queue import StoreQueue
 
 LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
 
@@ -28,23 +29,29 @@ class Tokens:
     """All valid tokens, and those that expired or were revoked most recently.
 
     Args:
-        store: where the tokens' hashes are kept.
+        store_queue: of the store, where the tokens' hashes are kept.
         limits: how many tokens there are, and for how long.
         clock: seconds since 1970.
     """
 
     def __init__(
-        self, store: Store, limits: Limits, clock: Callable[[], float] = time.time
+        self,
+        store_queue: StoreQueue[Store],
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
         self._limits = limits
         self._clock = clock
         self._rows: dict[str, TokenRow] = {}
-        self.reload()
+        self.apply_rows(store_queue.store.tokens())  # the server does not serve yet
 
-    def reload(self) -> None:
-        """Read the tokens from the store."""
-        rows = self._store.tokens()
+    def apply_rows(self, rows: Sequence[TokenRow]) -> None:
+        """Know the tokens that are in the store now.
+
+        Args:
+            rows: all of them, oldest first.
+        """
         valid = [row for row in rows if not self._invalid_reason(row)]
         # Those with the latest end are kept. While the clock is wrong, valid tokens may seem to be
         # expired; they end last, so that they are still known when the clock is right again.
@@ -98,17 +105,22 @@ class Tokens:
         return None if row.expires is None else row.expires - self._clock()
 
     def install_local_token(self, token: str, name: str = LOCAL_TOKEN_NAME) -> None:
-        """Store the local user's token, and revoke earlier ones of that name."""
+        """Store the local user's token, and revoke earlier ones of that name.
+
+        Call it before the server serves.
+        """
         if credentials.token_hash(token) in self._rows:
             return
+        store = self._store_queue.store
         entry = AuditEntry(name, "this machine", "token-create", name, self._limits.audit_chars)
         for row in self._find_unrevoked(name):
-            self._revoke(row, None)
+            self._rows[row.hash] = row._replace(revoked=self._clock())
+            store.revoke_token(row.hash, self._clock())
         row = TokenRow(credentials.token_hash(token), name, "admin", created=self._clock())
-        self._store.add_token(row, entry.to_row())
+        store.add_token(row, entry.to_row())
         self._rows[row.hash] = row
 
-    def create(
+    async def create(
         self,
         name: Any,
         role: Any,
@@ -139,7 +151,10 @@ class Tokens:
         audit_entry.target, audit_entry.detail = row.name, f"{row.role} on {row.target}{until}"
         token = credentials.new_token()
         row = row._replace(hash=credentials.token_hash(token))
-        self._store.add_token(row, audit_entry.to_row())
+        audit_row = audit_entry.to_row()
+        await self._store_queue.run(
+            lambda store: store.add_token(row, audit_row), refusable=True, durable=True
+        )
         audit_entry.written = True
         self._rows[row.hash] = row
         return token
@@ -180,7 +195,7 @@ class Tokens:
             raise ServerError("a token's lifetime must be above 0 seconds and at most ten years")
         return float(seconds)
 
-    def revoke(self, name: Any, audit_entry: AuditEntry) -> TokenRow:
+    async def revoke(self, name: Any, audit_entry: AuditEntry) -> TokenRow:
         """Revoke the token of a name, and return its row.
 
         Raises:
@@ -195,16 +210,15 @@ class Tokens:
         rows = self._find_unrevoked(str(name))
         if not rows:
             raise ServerError(f"there is no token called {str(name)[:64]!r}")
-        row = self._revoke(rows[0], audit_entry)
-        audit_entry.written = True
-        return row
-
-    def _revoke(self, row: TokenRow, audit_entry: AuditEntry | None) -> TokenRow:
-        revoked = row._replace(revoked=self._clock())
-        self._store.revoke_token(
-            row.hash, self._clock(), audit_entry.to_row() if audit_entry else None
+        revoked = rows[0]._replace(revoked=self._clock())
+        audit_row = audit_entry.to_row()
+        await self._store_queue.run(
+            lambda store: store.revoke_token(revoked.hash, revoked.revoked or 0.0, audit_row),
+            refusable=True,
+            durable=True,
         )
-        self._rows[row.hash] = revoked
+        audit_entry.written = True
+        self._rows[revoked.hash] = revoked
         return revoked
 
     def _find_unrevoked(self, name: str) -> list[TokenRow]:

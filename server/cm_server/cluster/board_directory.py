@@ -7,9 +7,11 @@ server has the lease of each. No sockets, no SQL.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames
@@ -21,9 +23,11 @@ from .peer_messages import ALL
 
 if TYPE_CHECKING:
     from cm_server.app import Server
-    from cm_server.store.rows import ClaimedBoard
+    from cm_server.store.rows import BoardRow, ClaimedBoard
     from cm_server.store.shared_store import SharedStore
+    from cm_server.store.store_queue import Operation, StoreQueue
 
+    from .background import BackgroundTasks
     from .peer_messages import PeerMessages
     from .remote_jobs import RemoteJobs
 
@@ -38,22 +42,25 @@ class BoardDirectory:
 
     Args:
         server: this server, with the registry.
-        store: has the leases of boards.
+        store_queue: of the store, which has the leases of boards.
         peer_messages: to the other servers.
         remote_jobs: takes the jobs of boards that move to another server.
-        call_later: calls a function after a number of seconds.
+        tasks: run what has to wait for the store.
     """
 
     def __init__(
         self,
         server: Server,
-        store: SharedStore,
+        store_queue: StoreQueue[SharedStore],
         peer_messages: PeerMessages,
         remote_jobs: RemoteJobs,
-        call_later: Callable[[float, Callable[[], None]], Any],
+        tasks: BackgroundTasks,
     ) -> None:
-        self._server, self._store, self._peer_messages = server, store, peer_messages
-        self._remote_jobs, self._call_later = remote_jobs, call_later
+        self._server, self._store_queue, self._peer_messages = server, store_queue, peer_messages
+        self._remote_jobs, self._tasks = remote_jobs, tasks
+        self._call_later = asyncio.get_running_loop().call_later
+        # Messages about boards that wait for rows of unknown boards, in their order.
+        self._delayed_updates: deque[tuple[str, list[Any]]] = deque()
         self._registry = server.registry
         self._changed: dict[Board, None] = {}
         self._pending_samples: list[list[Any]] = []
@@ -76,20 +83,24 @@ class BoardDirectory:
         """The number of boards that are connected to this server."""
         return len(self._epochs) - len(self._released)
 
-    def epoch_for(self, board_id: str) -> int | None:
+    def epoch_for(self, board: Board) -> int | None:
         """Return a board's epoch if a job would be sent to it immediately, else None."""
-        board = self._registry.by_id.get(board_id)
-        return self._epochs.get(board_id) if board is not None and board.idle else None
+        return self._epochs.get(board.id) if board.idle else None
 
     # To other servers
 
-    def claim_board(self, board: Board, facts: dict[str, Any]) -> None:
-        """Acquire the lease of a board that has just authenticated, and the jobs sent to it.
+    def claim_board(self, board: Board, facts: dict[str, Any]) -> Operation[ClaimedBoard | None]:
+        """Acquire the lease of a board that has just authenticated, and the jobs sent to it."""
+        board_id = board.id
+        return self._store_queue.run(lambda store: store.claim_board(board_id, facts))
+
+    def apply_claim(self, board: Board, claim: Operation[ClaimedBoard | None]) -> None:
+        """Know a board as one of this server, if its lease was acquired.
 
         Raises:
             ServerError: it is no longer enrolled, or the store is unavailable.
         """
-        claimed = self._store.claim_board(board.id, facts)
+        claimed = claim.result()
         if claimed is None:
             self._refuse_revoked(board)
         else:
@@ -97,7 +108,7 @@ class BoardDirectory:
 
     def _refuse_revoked(self, board: Board) -> None:
         """Remove a board that another server revoked, and refuse its link."""
-        self.reload_boards([board.id])
+        self._remove_boards([board.id])
         raise ServerError("it is no longer enrolled")
 
     def _apply_lease(self, board: Board, claimed: ClaimedBoard) -> None:
@@ -150,12 +161,22 @@ class BoardDirectory:
 
     def _release_boards(self, ids: set[str]) -> None:
         """Record in the store that boards have no link."""
-        try:
-            if ids:
-                self._store.release_boards({board_id: self._epochs[board_id] for board_id in ids})
-            self._released |= ids
-        except ServerError:  # retried with the next change, or at the next heartbeat
-            self._changed.update((self._registry.by_id[board_id], None) for board_id in ids)
+        if not ids:
+            return
+        epochs = {board_id: self._epochs[board_id] for board_id in ids}
+        self._released |= ids
+        operation = self._store_queue.run(lambda store: store.release_boards(epochs))
+        operation.when_done(lambda _: self._on_released(epochs, operation))
+
+    def _on_released(self, epochs: Mapping[str, int], operation: Operation[int]) -> None:
+        """If the store was unavailable, try again with the next change, or at a heartbeat."""
+        if operation.error is None:
+            return
+        for board_id, epoch in epochs.items():
+            board = self._registry.by_id.get(board_id)
+            if board is not None and self._epochs.get(board_id) == epoch:
+                self._released.discard(board_id)
+                self._changed[board] = None
 
     def _board_update(self, board: Board) -> list[Any]:
         """Return a board's id, state and facts as they are sent; facts only if they changed."""
@@ -178,10 +199,24 @@ class BoardDirectory:
 
     def _on_boards(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
         """Apply the states of boards that another server publishes."""
-        unknown = [update[0] for update in head["boards"] if update[0] not in self._registry.by_id]
-        if unknown:
-            self.reload_boards(unknown)
-        for board_id, fields, facts in head["boards"]:
+        updates = head["boards"]
+        unknown = [update[0] for update in updates if update[0] not in self._registry.by_id]
+        if unknown or self._delayed_updates:
+            self._delayed_updates.append((sender, updates))
+            self._tasks.start(self._apply_delayed_updates(unknown))
+        else:
+            self._apply_updates(sender, updates)
+
+    async def _apply_delayed_updates(self, unknown: Sequence[str]) -> None:
+        """Read the rows of boards that this server does not know, then apply the oldest message."""
+        try:
+            if unknown:
+                await self.reload_boards(unknown)
+        finally:
+            self._apply_updates(*self._delayed_updates.popleft())
+
+    def _apply_updates(self, sender: str, updates: list[Any]) -> None:
+        for board_id, fields, facts in updates:
             board = self._registry.by_id.get(board_id)
             state = RemoteBoardState(sender, *fields)
             if board is not None and not _is_outdated(board, state.epoch):
@@ -234,10 +269,11 @@ class BoardDirectory:
             if board.remote_state is not None and board.remote_state.server == server:
                 board.remote_state = None
 
-    def request_boards(self) -> None:
+    async def request_boards(self) -> None:
         """Read the holders of all boards from the store, and request the states from them."""
-        own_id = self._store.server_id
-        for board_id, (server, epoch) in self._store.board_holders().items():
+        holders = await self._store_queue.run(lambda store: store.board_holders())
+        own_id = self._store_queue.store.server_id
+        for board_id, (server, epoch) in holders.items():
             board = self._registry.by_id.get(board_id)
             if board is not None and server != own_id and epoch > board.epoch:
                 since = board.last_seen or time.time()
@@ -254,26 +290,34 @@ class BoardDirectory:
 
     def _on_tokens_changed(self) -> None:
         """Read the tokens again: another server created or revoked one."""
-        self._server.reload_tokens()
+        self._tasks.start(self._server.reload_tokens())
 
     def _on_enrolment_changed(self, ids: Sequence[str]) -> None:
         """Read boards again that another server enrolled, changed or revoked."""
-        self.reload_boards(ids)
+        self._tasks.start(self.reload_boards(ids))
 
-    def reload_boards(self, ids: Sequence[str]) -> None:
+    async def reload_boards(self, ids: Sequence[str]) -> None:
         """Read some boards from the store again; remove those that are not enrolled any more."""
-        rows = {row.id: row for row in self._store.boards_by_id(ids)}
+        operation = self._store_queue.run(lambda store: store.boards_by_id(ids))
+        # As soon as they are read: a change after that must not be undone.
+        operation.when_done(lambda _: self._apply_rows(operation, ids))
+        await operation
+
+    async def reload_all(self) -> None:
+        """Read all boards and tokens from the store again."""
+        operation = self._store_queue.run(lambda store: store.boards())
+        operation.when_done(lambda _: self._apply_rows(operation, list(self._registry.by_id)))
+        await operation
+        await self._server.reload_tokens()
+
+    def _apply_rows(self, operation: Operation[list[BoardRow]], ids: Iterable[str]) -> None:
+        """Apply the rows that were read; those of these boards that have none are removed."""
+        if operation.error is not None:
+            return
+        rows = {row.id: row for row in operation.result()}
         for row in rows.values():
             self._server.enrolment.apply_row(row)
         self._remove_boards(board_id for board_id in ids if board_id not in rows)
-
-    def reload_all(self) -> None:
-        """Read all boards and tokens from the store again."""
-        rows = {row.id: row for row in self._store.boards()}
-        for row in rows.values():
-            self._server.enrolment.apply_row(row)
-        self._remove_boards(list(self._registry.by_id.keys() - rows.keys()))
-        self._server.reload_tokens()
 
     def _remove_boards(self, ids: Iterable[str]) -> None:
         for board_id in ids:

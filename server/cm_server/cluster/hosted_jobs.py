@@ -13,9 +13,12 @@ from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.jobs import Cell, Job
 
 if TYPE_CHECKING:
+    from cm_server.auth.tokens import Tokens
     from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.registry import Board, Registry
+    from cm_server.store.rows import TokenRow
     from cm_server.store.shared_store import SharedStore
+    from cm_server.store.store_queue import Operation, StoreQueue
 
     from .peer_messages import PeerMessages
 
@@ -58,8 +61,9 @@ class HostedJobs:
 
     Args:
         dispatch: has the queues.
-        store: has the ownership of jobs.
+        store_queue: of the store, which has the ownership of jobs.
         registry: the boards.
+        tokens: of callers; another server may have just created one.
         peer_messages: to the other servers.
         max_pending_bytes: as in ``RemoteObserver``.
     """
@@ -67,14 +71,16 @@ class HostedJobs:
     def __init__(
         self,
         dispatch: Dispatch,
-        store: SharedStore,
+        store_queue: StoreQueue[SharedStore],
         registry: Registry,
+        tokens: Tokens,
         peer_messages: PeerMessages,
         max_pending_bytes: int,
     ) -> None:
-        self._dispatch, self._store, self._registry = dispatch, store, registry
-        self._peer_messages = peer_messages
+        self._dispatch, self._store_queue, self._registry = dispatch, store_queue, registry
+        self._tokens, self._peer_messages = tokens, peer_messages
         self._max_pending_bytes = max_pending_bytes
+        self._claiming: dict[int, bool] = {}  # jobs being claimed -> whether they were interrupted
         self._observers: dict[str, RemoteObserver] = {}
         peer_messages.handlers |= {
             "run": self._on_run,
@@ -95,8 +101,32 @@ class HostedJobs:
                 connected[number] = board
         idle = [number for number, board in connected.items() if board.idle]
         busy = connected.keys() - set(idle)
+        self._claiming |= dict.fromkeys(connected, False)
+        if self._tokens.by_hash(head["token"]) is None:
+            self._store_queue.run(lambda store: store.tokens()).when_done(self._on_tokens_read)
+        operation = self._store_queue.run(
+            lambda store: store.claim_jobs(sender, idle, busy) if connected else set()
+        )
+        operation.when_done(
+            lambda _: self._on_claimed(sender, head, code, (names, connected, operation))
+        )
+
+    def _on_tokens_read(self, operation: Operation[list[TokenRow]]) -> None:
+        if operation.error is None:
+            self._tokens.apply_rows(operation.result())
+
+    def _on_claimed(
+        self,
+        sender: str,
+        head: dict[str, Any],
+        code: bytes,
+        claim: tuple[dict[int, str], dict[int, Board], Operation[set[int]]],
+    ) -> None:
+        """Run the jobs that this server owns now."""
+        names, connected, operation = claim
+        interrupted = {number for number in connected if self._claiming.pop(number, False)}
         try:
-            claimed = self._store.claim_jobs(sender, idle, busy) if connected else set()
+            claimed = operation.result()
         except ServerError as error:
             why = f"{error.reason}; it did not run"
             self._peer_messages.send(sender, "refused", {"jobs": list(names), "why": why})
@@ -113,6 +143,9 @@ class HostedJobs:
             self._peer_messages.send(sender, "refused", {"jobs": sorted(refused)})
         self._dispatch.add_hosted_jobs(jobs)
         self._dispatch.launch(jobs)
+        for job in jobs:
+            if job.id in interrupted and job.state != "ended":
+                self._dispatch.interrupt(job)
 
     def _make_job(
         self, number: int, board: Board, cell: Cell, sender: str, *, caller: str, **more: str
@@ -136,6 +169,9 @@ class HostedJobs:
 
     def _on_interrupt(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
         """Interrupt jobs that this server owns; reply with the number of those it knows."""
+        for number in head["jobs"]:
+            if number in self._claiming:
+                self._claiming[number] = True
         found = [job for number in head["jobs"] if (job := self._dispatch.jobs.get(number))]
         for job in found:
             if not job.owner:

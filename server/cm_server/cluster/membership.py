@@ -11,24 +11,28 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager import config
-from cloudmanager.protocol.errors import ServerError
 from cm_server.auth.tokens import LOCAL_TOKEN_NAME
 from cm_server.store.rows import MAX_JOB_ID
 from cm_server.store.shared_store import SharedStore
+from cm_server.store.store_queue import Operation, StoreQueue
 
+from .background import BackgroundTasks
 from .board_directory import BoardDirectory
 from .hosted_jobs import HostedJobs
 from .peer_messages import PeerMessages
 from .pubsub import PubSub
+from .remote_jobs import RemoteJobs
 
 if TYPE_CHECKING:
     from cm_server.app import Server
     from cm_server.jobs.registry import Board
+    from cm_server.sample_buffer import Sample
+    from cm_server.store.rows import ClaimedBoard
 
 log = logging.getLogger("cm_server")
 
@@ -59,40 +63,50 @@ def _peer_message_key(store: SharedStore) -> bytes:
 class Cluster:
     """This server's membership in the group of servers that share a store.
 
+    Has the methods of ``SingleServer``.
+
     Args:
         server: this server.
-        store: the shared store.
+        store_queue: of the shared store.
         pubsub: the bus.
         dead_after: seconds without heartbeat after which a server is considered dead.
         loop: the event loop.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         server: Server,
-        store: SharedStore,
+        store_queue: StoreQueue[SharedStore],
         pubsub: PubSub,
         dead_after: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._server, self._store, self._loop = server, store, loop
+        self._server, self._store_queue, self._loop = server, store_queue, loop
         self._dead_after = dead_after
+        self._tasks = BackgroundTasks()
+        store = store_queue.store  # the server does not serve yet
         key = _peer_message_key(store)
         fleet_id = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
         self.peer_messages = PeerMessages(pubsub, fleet_id, key, store.server_id)
-        self.remote_jobs = server.dispatch.enable_remote_jobs(store, self.peer_messages)
-        self.board_directory = BoardDirectory(
-            server, store, self.peer_messages, self.remote_jobs, loop.call_later
+        self.remote_jobs = RemoteJobs(
+            server.dispatch, store_queue, self.peer_messages, self._tasks, loop.call_later
         )
+        server.dispatch.set_remote(self.remote_jobs)
+        self.board_directory = BoardDirectory(
+            server, store_queue, self.peer_messages, self.remote_jobs, self._tasks
+        )
+        self.remote_jobs.epoch_for = self.board_directory.epoch_for  # type: ignore[method-assign]
         self.hosted_jobs = HostedJobs(
             server.dispatch,
-            store,
+            store_queue,
             server.registry,
+            server.tokens,
             self.peer_messages,
             server.limits.unsent_bytes,
         )
-        store.epoch_for = self.board_directory.epoch_for
-        store.on_change = self.board_directory.publish_row_changes
+        store.on_change = self._on_change
         self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reloaded_at = 0.0
@@ -104,37 +118,37 @@ class Cluster:
 
     def start(self) -> None:
         """Register this server and start its heartbeat."""
-        self._store.register_server(self._server.address)
+        self._store_queue.store.register_server(self._server.address)
         self.peer_messages.start(self._on_pubsub_change)
         self._on_heartbeat_due()
         self._poll_outcomes()
 
+    def _on_change(self, board_ids: Sequence[str] = (), *, tokens: bool = False) -> None:
+        """Tell other servers which rows changed; called by the thread that changed them."""
+        self._loop.call_soon_threadsafe(
+            lambda: self.board_directory.publish_row_changes(board_ids, tokens=tokens)
+        )
+
     def _on_pubsub_change(self, connected: bool) -> None:
         """Read and request everything again when the bus is back: messages were lost."""
         if connected:
-            self._call_guarded(self._reload)
+            self._tasks.start(self._reload())
 
-    def _call_guarded(self, action: Any) -> None:
-        """Call a function; if the store is unavailable, log it (the next heartbeat retries)."""
-        try:
-            action()
-        except ServerError as error:
-            log.warning("cannot exchange state with other servers: %s", error.reason)
-
-    def _reload(self) -> None:
+    async def _reload(self) -> None:
         self._reloaded_at = self._loop.time()
-        self.board_directory.reload_all()
-        self.board_directory.request_boards()
+        await self.board_directory.reload_all()
+        await self.board_directory.request_boards()
 
     def _on_heartbeat_due(self) -> None:
         seconds = self._dead_after / HEARTBEATS_PER_TIMEOUT
         self._timers["heartbeat"] = self._loop.call_later(seconds, self._on_heartbeat_due)
-        self._call_guarded(self._send_heartbeat)
+        self._tasks.start_one("heartbeat", self._send_heartbeat())
 
-    def _send_heartbeat(self) -> None:
-        servers = self._store.send_heartbeat(self._dead_after)
-        if self._store.server_id not in servers:
-            self._rejoin()
+    async def _send_heartbeat(self) -> None:
+        queue = self._store_queue
+        servers = await queue.run(lambda store: store.send_heartbeat(self._dead_after))
+        if queue.store.server_id not in servers:
+            await self._rejoin()
             return
         for server in self.servers.keys() - servers.keys():
             log.warning("the server %s is dead", self.servers[server])
@@ -143,43 +157,64 @@ class Cluster:
             self.hosted_jobs.on_server_lost(server)
         self.servers = servers
         self._server.update_lost_after()
-        self._server.dispatch.take_over_jobs(self._store.take_over_jobs())
+        self._server.dispatch.take_over_jobs(await queue.run(lambda store: store.take_over_jobs()))
         self.board_directory.publish_changes()
         if self._loop.time() - self._reloaded_at > self._reload_interval():
-            self._reload()
+            await self._reload()
 
     def _reload_interval(self) -> float:
         """Return the seconds between two reloads: shorter while no changes can be received."""
         connected = self.peer_messages.pubsub.connected
         return RELOAD_SECONDS if connected else RELOAD_DISCONNECTED_SECONDS
 
-    def _rejoin(self) -> None:
+    async def _rejoin(self) -> None:
         """Start again with a new id: the other servers have removed this one and have its jobs."""
         log.error("this server was suspended and removed by the others: it rejoins")
-        self._store.change_server_id(new_server_id())
+        new_id = new_server_id()
+        await self._store_queue.run(lambda store: store.change_server_id(new_id))
         self._server.drop_links_and_jobs()
         self.board_directory.clear()
-        self.peer_messages.change_server_id(self._store.server_id)
-        self._store.register_server(self._server.address)
-        self._reload()
+        self.peer_messages.change_server_id(new_id)
+        await self._store_queue.run(lambda store: store.register_server(self._server.address))
+        await self._reload()
 
     def _poll_outcomes(self) -> None:
         self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
-        self._call_guarded(self.remote_jobs.poll_outcomes)
+        self._tasks.start_one("poll", self.remote_jobs.poll_outcomes())
 
     @property
     def refused_writes(self) -> int:
         """The number of writes that were refused because another server owned the job or board."""
-        return self._store.refused_writes
+        return self._store_queue.store.refused_writes
+
+    # Boards
+
+    def claim_board(self, board: Board, facts: dict[str, Any]) -> Operation[ClaimedBoard | None]:
+        """Acquire the lease of a board that has just authenticated, and the jobs sent to it."""
+        return self.board_directory.claim_board(board, facts)
+
+    def apply_claim(self, board: Board, claim: Operation[ClaimedBoard | None]) -> None:
+        """Know a board as one of this server, if its lease was acquired.
+
+        Raises:
+            ServerError: it is no longer enrolled, or the store is unavailable.
+        """
+        self.board_directory.apply_claim(board, claim)
+
+    def on_sample(self, board: Board, sample: Sample) -> None:
+        """Publish a sample of a board of this server."""
+        self.board_directory.on_sample(board, sample)
 
     # Requests of callers about other servers
 
-    def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
+    async def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
         """Look up open jobs that this server does not know: their numbers, boards and servers."""
         numbers = [number for number in jobs if 0 < number <= MAX_JOB_ID][
             : self._server.limits.reply_jobs
         ]
-        return self._store.locate_jobs(numbers) if numbers else []
+        if not numbers:
+            return []
+        return await self._store_queue.run(lambda store: store.locate_jobs(numbers))
 
     def interrupt_jobs(self, places: Iterable[tuple[int, str, str]]) -> None:
         """Ask other servers to interrupt jobs.
@@ -245,7 +280,7 @@ class Cluster:
         requests = [
             self.peer_messages.request(server, op, head)
             for server in self.servers
-            if server != self._store.server_id
+            if server != self._store_queue.store.server_id
         ]
         replies = await asyncio.gather(*requests, return_exceptions=True)
         return [reply[0] for reply in replies if not isinstance(reply, BaseException)]
@@ -262,8 +297,9 @@ class Cluster:
         """Unregister this server, so that the others take over without waiting."""
         for timer in self._timers.values():
             timer.cancel()
+        self._tasks.cancel()
         self.board_directory.close()
-        self._call_guarded(self._store.unregister_server)
+        self._store_queue.run(lambda store: store.unregister_server())
         self.peer_messages.flush()
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ happened to the other server or to the bus.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server.installs.transfers import BoardChannel
 from cm_server.jobs.jobs import Cell, Job, TimerHandle
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
@@ -23,10 +25,11 @@ from .peer_messages import ALL
 
 if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
-    from cm_server.jobs.job_results import JobResults
     from cm_server.jobs.registry import Board
     from cm_server.store.shared_store import SharedStore
+    from cm_server.store.store_queue import StoreQueue
 
+    from .background import BackgroundTasks
     from .peer_messages import PeerMessages
 
 log = logging.getLogger("cm_server")
@@ -42,22 +45,23 @@ class RemoteJobs:
 
     Args:
         dispatch: has the jobs.
-        job_results: ends them.
-        store: has the ownership of jobs.
+        store_queue: of the store, which has the ownership of jobs.
         peer_messages: to the other servers.
+        tasks: run what has to wait for the store.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
     """
 
     def __init__(
         self,
         dispatch: Dispatch,
-        job_results: JobResults,
-        store: SharedStore,
+        store_queue: StoreQueue[SharedStore],
         peer_messages: PeerMessages,
+        tasks: BackgroundTasks,
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
     ) -> None:
-        self._dispatch, self._job_results = dispatch, job_results
-        self._store, self._peer_messages, self._call_later = store, peer_messages, call_later
+        self._dispatch, self._job_results = dispatch, dispatch.job_results
+        self._store_queue, self._peer_messages = store_queue, peer_messages
+        self._tasks, self._call_later = tasks, call_later
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
@@ -67,6 +71,10 @@ class RemoteJobs:
             "refused": self._on_jobs_refused,
             "say": self._on_job_message,
         }
+
+    def epoch_for(self, board: Board) -> int | None:
+        """Return None; the board directory replaces this, since it knows the epochs."""
+        raise NotImplementedError(board.name)
 
     # Requests to other servers
 
@@ -132,7 +140,7 @@ class RemoteJobs:
         """Stop waiting for a confirmation: another server owns the job, or it has ended."""
         self._tries.pop(number, None)
         self._first_asked_at.pop(number, None)
-        self._store.release_job(number)
+        self._store_queue.store.release_job(number)
 
     def _find_job(self, number: int, sender: str) -> Job | None:
         """Return an open job if a message about it comes from its owner, else None."""
@@ -145,7 +153,11 @@ class RemoteJobs:
         job.stop_timer()
         job.state, job.started = "running", time.time()
         if job.cell.files is not None:
-            job.transfer = job.cell.files.start(job, lambda data: self._send_to_board(job, data))
+            channel = BoardChannel(
+                functools.partial(self._send_to_board, job),
+                functools.partial(self._dispatch.refuse_transfer, job),
+            )
+            job.transfer = job.cell.files.start(job, channel)
         if job.cell.options.timeout is not None:
             seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
             job.timer = self._call_later(seconds, lambda: self._on_result_timeout(job))
@@ -169,14 +181,23 @@ class RemoteJobs:
             for job in jobs:
                 self._job_results.end_job(job, "lost", head["why"])
             return
-        holders = self._read_holders()
-        for job in jobs:
-            self._retry(job, holders)
+        self._tasks.start(self._retry_refused(jobs))
 
-    def _read_holders(self) -> dict[str, tuple[str, int]]:
+    async def _retry_refused(self, jobs: Sequence[Job]) -> None:
+        owners = {job: job.owner for job in jobs}
+        holders = await self._read_holders()
+        for job in jobs:
+            if self._is_open(job) and job.owner == owners[job]:
+                self._retry(job, holders)
+
+    def _is_open(self, job: Job) -> bool:
+        """Return whether a job has not ended while the store was asked."""
+        return self._dispatch.jobs.get(job.id) is job
+
+    async def _read_holders(self) -> dict[str, tuple[str, int]]:
         """Return the server and epoch of each held board; empty if the store is unavailable."""
         try:
-            return self._store.board_holders()
+            return await self._store_queue.run(lambda store: store.board_holders())
         except ServerError:
             return {}
 
@@ -249,12 +270,18 @@ class RemoteJobs:
 
     def _on_ack_timeout(self, jobs: Sequence[Job]) -> None:
         """Request unconfirmed jobs again where that makes sense; withdraw the others."""
-        open_jobs = self._dispatch.jobs
-        waiting = [job for job in jobs if job.id in self._tries and open_jobs.get(job.id) is job]
-        holders = self._read_holders() if waiting else {}
-        waiting = [job for job in waiting if job.owner and not self._ask_again(job, holders)]
+        if any(self._is_unconfirmed(job) for job in jobs):
+            self._tasks.start(self._ask_again_or_withdraw(jobs))
+
+    def _is_unconfirmed(self, job: Job) -> bool:
+        return job.id in self._tries and self._is_open(job)
+
+    async def _ask_again_or_withdraw(self, jobs: Sequence[Job]) -> None:
+        holders = await self._read_holders()
+        waiting = [job for job in jobs if self._is_unconfirmed(job) and job.owner]
+        waiting = [job for job in waiting if not self._ask_again(job, holders)]
         if waiting:
-            self._withdraw_jobs(waiting)
+            await self._withdraw_jobs(waiting)
 
     def _ask_again(self, job: Job, holders: dict[str, tuple[str, int]]) -> bool:
         """Request a job again that no server has claimed.
@@ -275,22 +302,33 @@ class RemoteJobs:
             self._retry(job, holders)
         return True
 
-    def _withdraw_jobs(self, waiting: Sequence[Job]) -> None:
+    async def _withdraw_jobs(self, waiting: Sequence[Job]) -> None:
         """End jobs in the store, so that none can be claimed; follow those that were claimed."""
         why = "the server that has its link does not answer; it did not run"
+        numbers = [job.id for job in waiting]
         try:
-            ended = self._store.withdraw_jobs([job.id for job in waiting], "offline", why)
+            ended = await self._store_queue.run(
+                lambda store: store.withdraw_jobs(numbers, "offline", why)
+            )
         except ServerError:
-            self._call_later(ACK_SECONDS, lambda: self._withdraw_jobs(waiting))
+            retry = functools.partial(self._withdraw_later, waiting)
+            self._call_later(ACK_SECONDS, retry)
             return
         for job in waiting:
+            if not self._is_unconfirmed(job):
+                continue  # it was confirmed, or ended, meanwhile
             self._stop_tracking(job.id)
             if job.id in ended:
                 self._job_results.end_job(job, "offline", why)
             else:
                 self.follow_in_store(job)
 
-    def poll_outcomes(self) -> None:
+    def _withdraw_later(self, waiting: Sequence[Job]) -> None:
+        still_waiting = [job for job in waiting if self._is_unconfirmed(job)]
+        if still_waiting:
+            self._tasks.start(self._withdraw_jobs(still_waiting))
+
+    async def poll_outcomes(self) -> None:
         """End remote jobs that have ended in the store, if no message reported it.
 
         A job ends at the second poll that finds it ended, because its messages may be on their way
@@ -300,9 +338,13 @@ class RemoteJobs:
             ServerError: the store is unavailable.
         """
         numbers = [job.id for job in self._dispatch.jobs.values() if job.owner]
-        rows = self._store.ended_jobs(numbers) if numbers else []
+        if numbers:
+            rows = await self._store_queue.run(lambda store: store.ended_jobs(numbers))
+        else:
+            rows = []
         for row in rows:
-            if row.id in self._seen_ended and (job := self._dispatch.jobs.get(row.id)) is not None:
+            job = self._dispatch.jobs.get(row.id)
+            if row.id in self._seen_ended and job is not None and job.owner:
                 self._end_from_row(job, row)
         self._seen_ended = {row.id for row in rows}
 
@@ -315,10 +357,12 @@ class RemoteJobs:
         self._dispatch.hand_over_current(board)
         jobs = list(board.queue)
         board.queue.clear()
+        store = self._store_queue.store
         for job in jobs:
-            if job.resends:  # it was sent before: the board's new server has taken it over
-                self.follow_in_store(job)
-        self._dispatch.launch([job for job in jobs if not job.resends])
+            if job.resends or store.is_marked_sent(job.id):
+                self.follow_in_store(job)  # the board's new server has taken it over
+            else:
+                self._dispatch.launch([job])
 
 
 def _cell_fields(cell: Cell) -> dict[str, Any]:

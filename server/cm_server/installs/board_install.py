@@ -26,6 +26,7 @@ from .transfers import ack_bytes_for
 if TYPE_CHECKING:
     from cm_server.app import Server
     from cm_server.jobs.registry import Board
+    from cm_server.store.store_queue import Operation
 
 _SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal
 _BLOCK_BYTES: Final = 4096  # a block of littlefs on the common ports
@@ -114,37 +115,45 @@ def read_package_job(
         raise ServerError("a request about packages must be a JSON object")
     force = request.get("force") is True
     dry_run = request.get("dry_run") is True
-    installed = server.store.installed_packages
+    queue = server.store_queue
 
-    def server_side(board: Board) -> ServerSide:
-        return ServerSide(
-            installed.packages_of(board.id),
-            installed.confirmer_for(board.id),
-            server.content_store.add_bytes,
-        )
+    def read_store(board: Board) -> Operation[Manifest]:
+        board_id = board.id
+        return queue.run(lambda store: store.installed_packages.packages_of(board_id))
+
+    def server_side(board: Board, known_manifest: Manifest) -> ServerSide:
+        board_id = board.id
+
+        def store_confirmed(manifest: Manifest) -> None:
+            # The board's own record has precedence, so its job does not wait for the store.
+            queue.run(lambda store: store.installed_packages.store_manifest(board_id, manifest))
+
+        return ServerSide(known_manifest, store_confirmed, server.content_store.add_bytes)
 
     if "plan" in request:
         planned = server.plan_cache.get(connection, request["plan"])
 
-        def make_generator(board: Board) -> OpGenerator:
-            mpy, side = mpy_number(board), server_side(board)
+        def make_generator(board: Board, known_manifest: Manifest) -> OpGenerator:
+            mpy, side = mpy_number(board), server_side(board, known_manifest)
             return install(planned, mpy, side, force=force, dry_run=dry_run)
 
     elif "remove" in request:
         names = _read_package_names(request["remove"])
 
-        def make_generator(board: Board) -> OpGenerator:
-            return uninstall(names, server_side(board), force=force, dry_run=dry_run)
+        def make_generator(board: Board, known_manifest: Manifest) -> OpGenerator:
+            side = server_side(board, known_manifest)
+            return uninstall(names, side, force=force, dry_run=dry_run)
 
     else:
         dry_run = True
 
-        def make_generator(board: Board) -> OpGenerator:
-            return report_installed(installed.packages_of(board.id))
+        def make_generator(board: Board, known_manifest: Manifest) -> OpGenerator:
+            return report_installed(known_manifest)
 
     return SteppedJobSpec(
         _first_ops(dry_run),
         make_generator,
+        read_store,
         ack_bytes_for(boards, server.limits),
         server.limits.package_document_bytes,
     )

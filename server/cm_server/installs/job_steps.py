@@ -22,14 +22,15 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.errors import PackageError, PeerWireError
+from cloudmanager.protocol.errors import PackageError, PeerWireError, ServerError
 
 from .content_store import Content
-from .transfers import FileTransfer, FileTransferSpec
+from .transfers import BoardChannel, FileTransfer, FileTransferSpec
 
 if TYPE_CHECKING:
     from cm_server.jobs.jobs import Job
     from cm_server.jobs.registry import Board
+    from cm_server.store.store_queue import Operation
 
 #: A file operation as in a FILE message: its name, a path, its arguments. A `put` has a Content in
 #: place of the size and the SHA-256.
@@ -42,14 +43,14 @@ OpGenerator = Generator[Sequence[FileOp], list[Any], Any]
 class JobRefused(Exception):
     """The server ends a job with an error; ``error_text`` is the text that a board would send."""
 
-    def __init__(self, error: PackageError | OSError) -> None:
+    def __init__(self, error: PackageError | ServerError | OSError) -> None:
         if isinstance(error, OSError):
             number = error.errno or errno.EIO
             self.error_text = (
                 f"OSError: [Errno {number}] {errno.errorcode[number]}: {error.filename}"
             )
         else:
-            self.error_text = f"PackageError: {error.args[0]}"
+            self.error_text = f"{type(error).__name__}: {error.args[0]}"
         super().__init__(self.error_text)
 
 
@@ -58,7 +59,9 @@ class SteppedJobSpec:
 
     Args:
         first_ops: the first operations, the same for all boards.
-        make_generator: makes the generator for one board; it must yield ``first_ops`` first.
+        make_generator: makes the generator for one board, from the board and what was read from
+            the store; it must yield ``first_ops`` first.
+        read_store: starts to read from the store what the generator needs.
         ack_bytes: bytes of a `put` after which a board acknowledges them.
         max_read_bytes: more of a file is not read from a board into memory.
     """
@@ -68,46 +71,46 @@ class SteppedJobSpec:
     def __init__(
         self,
         first_ops: Sequence[FileOp],
-        make_generator: Callable[[Board], OpGenerator],
+        make_generator: Callable[[Board, Any], OpGenerator],
+        read_store: Callable[[Board], Operation[Any]],
         ack_bytes: int,
         max_read_bytes: int,
     ) -> None:
+        self.first_ops = first_ops
         self.code = wire.pack_file_ops(ack_bytes, first_ops, stepwise=True)
         self.ack_bytes = ack_bytes
         self.max_read_bytes = max_read_bytes
-        self._make_generator = make_generator
+        self.make_generator = make_generator
+        self.read_store = read_store
 
-    def start(self, job: Job, send: Callable[[bytes], object]) -> SteppedJob:
+    def start(self, job: Job, channel: BoardChannel) -> SteppedJob:
         """Start the job on one board.
 
         Args:
             job: the job on that board.
-            send: sends a message to the board.
+            channel: to the board.
         """
-        return SteppedJob(job, self._make_generator(job.board), send, self)
+        return SteppedJob(job, self, channel)
 
 
 class SteppedJob:
     """The state of a ``SteppedJobSpec`` on one board."""
 
-    def __init__(
-        self,
-        job: Job,
-        generator: OpGenerator,
-        send: Callable[[bytes], object],
-        spec: SteppedJobSpec,
-    ) -> None:
+    def __init__(self, job: Job, spec: SteppedJobSpec, channel: BoardChannel) -> None:
         self._job = job
-        self._generator = generator
-        self._send = send
+        self._spec = spec
+        self._generator: OpGenerator | None = None  # made when the first results are there
+        self._stored = spec.read_store(job.board)
+        self._send = channel.send
+        self._refuse = channel.refuse
         self._ack_bytes = spec.ack_bytes
         self._max_read_bytes = spec.max_read_bytes
         size = job.board.buffer_size
         self._payload_bytes = size - wire.HEADER.size
         self._transfer = FileTransfer(
-            job.id, FileTransferSpec(spec.ack_bytes, (), reads_files=False), send, size
+            job.id, FileTransferSpec(spec.ack_bytes, (), reads_files=False), channel.send, size
         )
-        self._ops = list(next(generator))
+        self._ops = list(spec.first_ops)
         self._ops_sent = len(self._ops)  # how many of them were sent to the board
         self._results: list[Any] = []
         self._received = bytearray()  # of the current `get`
@@ -159,14 +162,18 @@ class SteppedJob:
             JobRefused: the generator raised an error.
             PeerWireError: the generator could not use the results.
         """
-        results = self._results
-        self._results = []
-        self._ops_sent = 0
+        if not self._stored.done:
+            self._stored.when_done(lambda _: self._resume_later(error))
+            return
         try:
-            ops = self._generator.throw(error) if error else self._generator.send(results)
+            generator = self._generator or self._start_generator()
+            results = self._results
+            self._results = []
+            self._ops_sent = 0
+            ops = generator.throw(error) if error else generator.send(results)
         except StopIteration as end:
             self._finish(end.value)
-        except (PackageError, OSError) as refusal:
+        except (PackageError, ServerError, OSError) as refusal:
             self._send_no_more_ops()
             raise JobRefused(refusal) from refusal
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as wrong:
@@ -175,6 +182,29 @@ class SteppedJob:
             self._ops = list(ops)
             self._send_total()
             self._send_ops()
+
+    def _start_generator(self) -> OpGenerator:
+        """Make the generator; its first operations were sent already.
+
+        Raises:
+            ServerError: the store could not be read.
+        """
+        generator = self._generator = self._spec.make_generator(
+            self._job.board, self._stored.result()
+        )
+        next(generator)
+        return generator
+
+    def _resume_later(self, error: OSError | None) -> None:
+        """Continue when the store has answered, unless the job has ended meanwhile."""
+        if self._job.transfer is not self:
+            return
+        try:
+            self._resume_generator(error)
+        except JobRefused as refusal:
+            self._refuse(refusal.error_text)
+        except PeerWireError as wrong:
+            self._refuse(f"PackageError: {wrong}")
 
     def _send_total(self) -> None:
         """Send the caller the total number of bytes, for its progress bar."""

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 ACKS_PER_WINDOW = 4  # must equal the value in mpy_client/cm/files.py
 
 
+class BoardChannel(NamedTuple):
+    """How a transfer reaches its board, and ends its job.
+
+    Attributes:
+        send: sends a message to the board.
+        refuse: ends the job with an error, given as the text that a board would send.
+    """
+
+    send: Callable[[bytes], object]
+    refuse: Callable[[str], object]
+
+
 class FileTransferSpec(NamedTuple):
     """The transfers of a job, the same for all boards.
 
@@ -41,14 +53,14 @@ class FileTransferSpec(NamedTuple):
     reads_files: bool
     replaces_starter: bool = False
 
-    def start(self, job: Job, send: Callable[[bytes], object]) -> FileTransfer:
+    def start(self, job: Job, channel: BoardChannel) -> FileTransfer:
         """Start the transfers on one board.
 
         Args:
             job: the job on that board.
-            send: sends a message to the board.
+            channel: to the board.
         """
-        return FileTransfer(job.id, self, send, job.board.buffer_size)
+        return FileTransfer(job.id, self, channel.send, job.board.buffer_size)
 
 
 def ack_bytes_for(boards: int, limits: Limits) -> int:
@@ -164,7 +176,7 @@ class RelayedTransfer(NamedTuple):
     reads_files: bool
     replaces_starter: bool
 
-    def start(self, _job: Job, _send: Callable[[bytes], object]) -> RelayedTransfer:
+    def start(self, _job: Job, _channel: BoardChannel) -> RelayedTransfer:
         """Return itself, since it has no state."""
         return self
 

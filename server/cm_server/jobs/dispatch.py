@@ -18,37 +18,62 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
 from cm_server import cleanup
-from cm_server.cluster.remote_jobs import RemoteJobs
 from cm_server.installs.job_steps import JobRefused
 from cm_server.limits import MIB, Limits
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
+from cm_server.store.store_queue import Operation, StoreQueue
 
 from .job_results import JobResults
 from .jobs import Cell, Job, JobObserver, ReportedResult, TimerHandle, read_last_result
 from .registry import Board, BoardLinkProtocol, Registry
+from .remote import NoRemote, Remote
 from .scheduler import Scheduler
-
-if TYPE_CHECKING:
-    from cm_server.cluster.peer_messages import PeerMessages
-    from cm_server.store.shared_store import SharedStore
 
 log = logging.getLogger("cm_server")
 
 #: The cell of a job that another server, or an earlier run of this one, has sent: it is not stored.
 EMPTY_CELL = Cell(b"")
+ROW_BYTES = 256  # of one job in memory until it is committed
+
+
+class Submission(NamedTuple):
+    """A cell that a caller submits.
+
+    Attributes:
+        boards: where it runs.
+        cell: what runs.
+        caller: the name of the caller's token.
+        observer: receives the messages of its jobs.
+        token: the hash of the caller's token; whether it permits a job is checked at the start.
+        address: the caller's, for the audit log.
+        target: as the caller wrote it, for the audit log.
+        detail: what runs, for the audit log.
+        verb: for the audit log.
+    """
+
+    boards: Sequence[Board]
+    cell: Cell
+    caller: str
+    observer: JobObserver
+    token: str = ""
+    address: str = ""
+    target: str = ""
+    detail: str = ""
+    verb: str = "submit"
 
 
 class Dispatch:
     """The jobs of all boards.
 
     Args:
-        store: where jobs and their results are written.
+        store_queue: where jobs and their results are written.
         registry: the boards.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
         limits: how much is queued for a board, and kept of a job.
@@ -58,33 +83,37 @@ class Dispatch:
         on_emit: called with a board and its EMIT message.
         on_stray: called when a board sends a message about a job that is not its current one, with
             the job's number.
-        remote_jobs: jobs on boards of other servers; None if there is only one server.
+        remote: other servers, which run jobs on their boards.
     """
 
     def __init__(
         self,
-        store: Store,
+        store_queue: StoreQueue[Store],
         registry: Registry,
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         limits: Limits,
         *,
         lost_after: float,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
         self._limits = limits
         self._registry = registry
         self._call_later = call_later
-        self._job_results = JobResults(store, call_later, limits)
-        self._scheduler = Scheduler(store, self._job_results, call_later, lost_after=lost_after)
+        self._committing: Counter[Board] = Counter()  # boards of cells that are not committed yet
+        self.job_results = JobResults(store_queue, call_later, limits)
+        self._scheduler = Scheduler(
+            store_queue, self.job_results, call_later, lost_after=lost_after
+        )
+        self._scheduler.on_transfer_refused = self.refuse_transfer
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
-        self.jobs = self._job_results.jobs
-        self.recent_jobs = self._job_results.recent_jobs
-        self.counters = self._job_results.counters
-        self.flush_later = self._job_results.flush_later
+        self.jobs = self.job_results.jobs
+        self.recent_jobs = self.job_results.recent_jobs
+        self.counters = self.job_results.counters
+        self.flush_later = self.job_results.flush_later
         self.send_rekey = self._scheduler.send_rekey
         self.end_board_jobs = self._scheduler.end_board_jobs
-        self.remote_jobs: RemoteJobs | None = None
+        self.remote: Remote = NoRemote()
         self._permission_check: Callable[[Job], str] = lambda _job: ""
         self._restore_jobs()
 
@@ -96,13 +125,10 @@ class Dispatch:
         """
         self._permission_check = self._scheduler.permission_check = check
 
-    def enable_remote_jobs(self, store: SharedStore, peer_messages: PeerMessages) -> RemoteJobs:
+    def set_remote(self, remote: Remote) -> None:
         """Let other servers run jobs of callers of this server, on their boards."""
-        self.remote_jobs = RemoteJobs(
-            self, self._job_results, store, peer_messages, self._call_later
-        )
-        self._scheduler.on_not_owned = self.remote_jobs.follow_in_store
-        return self.remote_jobs
+        self.remote = remote
+        self._scheduler.on_not_owned = remote.follow_in_store
 
     @property
     def lost_after(self) -> float:
@@ -115,33 +141,70 @@ class Dispatch:
 
     # Requests of callers
 
-    def submit(
-        self,
-        boards: Sequence[Board],
-        cell: Cell,
-        caller: str,
-        observer: JobObserver,
-        *,
-        token: str = "",
-        **audit_fields: str,
-    ) -> list[Job]:
-        """Create and commit one job per board; ``launch`` starts them.
+    def submit(self, submission: Submission) -> Operation[range]:
+        """Commit one job per board, and the row in the audit log; ``create_jobs`` follows.
+
+        Nothing is sent before: while the store does not answer, the cell waits.
+
+        Returns:
+            The numbers of the jobs.
+        """
+        boards = list(submission.boards)
+        epochs = self._launch_epochs(boards)
+        size = len(submission.cell.code) + ROW_BYTES * len(boards)
+        operation = self._store_queue.run(
+            lambda store: store.insert_jobs(
+                [board.id for board in boards],
+                submission.caller,
+                address=submission.address,
+                target=submission.target,
+                detail=submission.detail,
+                verb=submission.verb,
+                epochs=epochs,
+            ),
+            size=size,
+            refusable=True,
+        )
+        if not operation.done:
+            self._committing.update(boards)
+            operation.when_done(lambda _: self._on_committed(boards))
+        return operation
+
+    def _on_committed(self, boards: Sequence[Board]) -> None:
+        self._committing.subtract(boards)
+        for board in boards:
+            if not self._committing[board]:
+                del self._committing[board]
+
+    def _launch_epochs(self, boards: Sequence[Board]) -> dict[str, int]:
+        """Return the epochs of the boards to which the jobs will be sent as soon as they exist."""
+        epochs = {}
+        for board in boards:
+            epoch = self.remote.epoch_for(board)
+            if epoch is not None and not self._committing[board]:
+                epochs[board.id] = epoch
+        return epochs
+
+    def create_jobs(self, submission: Submission, numbers: Sequence[int]) -> list[Job]:
+        """Return the jobs of a cell that was committed; ``launch`` starts them.
 
         Args:
-            boards: where the cell runs.
-            cell: what runs.
-            caller: the name of the caller's token.
-            observer: receives the messages of the jobs.
-            token: the hash of the caller's token; whether it permits a job is checked at the start.
-            audit_fields: more fields of the row in the audit log (``address``, ``target``, …).
+            submission: the cell.
+            numbers: as ``submit`` returned them.
         """
-        numbers = self._insert_jobs(boards, caller, **audit_fields)
         jobs = [
-            self.new_job(number, board, cell, caller, observer, token=token)
-            for number, board in zip(numbers, boards, strict=True)
+            self.new_job(
+                number,
+                board,
+                submission.cell,
+                submission.caller,
+                submission.observer,
+                token=submission.token,
+            )
+            for number, board in zip(numbers, submission.boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
-        self.counters.on_submitted(jobs, caller, audit_fields.get("target", ""))
+        self.counters.on_submitted(jobs, submission.caller, submission.target)
         return jobs
 
     def new_job(
@@ -157,18 +220,14 @@ class Dispatch:
         tail_bytes = self._limits.tail_bytes
         return Job(number, board, cell, caller, observer, tail_bytes=tail_bytes, **more)
 
-    def _insert_jobs(
-        self, boards: Sequence[Board], caller: str, **audit_fields: str
-    ) -> Sequence[int]:
-        """Commit one row per board to the store; return the numbers of the jobs."""
-        return self._store.insert_jobs([board.id for board in boards], caller, **audit_fields)
-
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
         for job in jobs:
             board = job.board
-            if board.queue and (why := self._queue_full_reason(board.queue, job)):
-                self._job_results.end_job(job, "error", why)
+            if self._registry.by_id.get(board.id) is not board:
+                self.job_results.end_job(job, "offline", "it was removed from the fleet")
+            elif board.queue and (why := self._queue_full_reason(board.queue, job)):
+                self.job_results.end_job(job, "error", why)
             elif board.link is None and not board.is_restarting:
                 self._launch_not_connected(job)
             else:
@@ -188,18 +247,18 @@ class Dispatch:
 
     def _launch_not_connected(self, job: Job) -> None:
         """Launch a job whose board is connected to another server, or offline."""
-        if self.remote_jobs is not None and job.board.online:
+        if job.board.online:
             if why := self._permission_check(job):
-                self._job_results.end_job(job, "error", f"{why}; it did not run")
+                self.job_results.end_job(job, "error", f"{why}; it did not run")
             else:
-                self.remote_jobs.launch(job)
+                self.remote.launch(job)
         else:
             self._await_board(job)
 
     def _await_board(self, job: Job) -> None:
         """Queue the job of an offline board for the time that its caller allows (``wait``)."""
         if job.cell.options.wait <= 0:
-            self._job_results.end_job(job, "offline", job.board.last_seen_text)
+            self.job_results.end_job(job, "offline", job.board.last_seen_text)
             return
         job.board.queue.append(job)
         job.timer = self._call_later(job.cell.options.wait, lambda: self._on_wait_expired(job))
@@ -211,17 +270,17 @@ class Dispatch:
             why = (
                 f"it did not connect within {job.cell.options.wait:g} s; {job.board.last_seen_text}"
             )
-            self._job_results.end_job(job, "offline", why)
+            self.job_results.end_job(job, "offline", why)
 
     def interrupt(self, job: Job) -> None:
         """End a job that was not sent; interrupt one that was, on its board (sends INTERRUPT)."""
-        if job.owner and self.remote_jobs is not None:
-            self.remote_jobs.interrupt_job(job)
+        if job.owner:
+            self.remote.interrupt_job(job)
         elif job.state == "running" and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
         elif job.state in ("queued", "resetting"):
             self._remove_from_queue(job)
-            self._job_results.end_job(job, "interrupted", "it was not sent yet and did not run")
+            self.job_results.end_job(job, "interrupted", "it was not sent yet and did not run")
 
     def _remove_from_queue(self, job: Job) -> None:
         """Remove a waiting job from its board's queue; interrupt it if it was sent before."""
@@ -237,7 +296,7 @@ class Dispatch:
         """
         if not job.owner:
             self._remove_from_queue(job)
-            self._job_results.end_job(job, "error", f"{why}; it did not run")
+            self.job_results.end_job(job, "error", f"{why}; it did not run")
 
     def stop_following(self, job: Job, why: str) -> None:
         """Report a job as lost to its caller, who may not follow it any more; it runs on."""
@@ -254,9 +313,9 @@ class Dispatch:
             text: the answer.
             nobody: whether there is nobody to answer; the board raises EOFError.
         """
-        if job.awaiting_input and job.owner and self.remote_jobs is not None:
+        if job.awaiting_input and job.owner:
             job.awaiting_input = False
-            self.remote_jobs.answer_input(job, text, nobody=nobody)
+            self.remote.answer_input(job, text, nobody=nobody)
         elif job.awaiting_input and job.board.link is not None:
             job.awaiting_input = False
             flags = wire.INPUT_EOF if nobody else 0
@@ -331,9 +390,9 @@ class Dispatch:
         else:
             error = result.value_or_traceback.decode("utf-8", "replace")
         if has_ended:
-            self._job_results.amend_result(job.board, ReportedResult(job.id, result.status, error))
+            self.job_results.amend_result(job.board, ReportedResult(job.id, result.status, error))
         else:
-            self._job_results.record_end(job, result.status, error)
+            self.job_results.record_end(job, result.status, error)
 
     def _on_program(self, board: Board, message: wire.Message) -> None:
         """Record the state of a board's own program; while it blocks the board, cells wait."""
@@ -365,10 +424,14 @@ class Dispatch:
             if job.transfer.on_chunk(message):
                 job.deliver(data)
         except JobRefused as error:
-            if job.owner and self.remote_jobs is not None:
-                self.remote_jobs.fail_job(job, error.error_text)
-            else:
-                self._job_results.end_job(job, "error", error.error_text)
+            self.refuse_transfer(job, error.error_text)
+
+    def refuse_transfer(self, job: Job, error: str) -> None:
+        """End a job whose transfer cannot be continued, at the server that owns it."""
+        if job.owner:
+            self.remote.fail_job(job, error)
+        else:
+            self.job_results.end_job(job, "error", error)
 
     def handle_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
@@ -413,13 +476,13 @@ class Dispatch:
             if board.current_job is None and board.link is None:
                 board.current_job = job
             else:
-                self._job_results.end_job(job, "lost", "it never reached the board")
+                self.job_results.end_job(job, "lost", "it never reached the board")
 
     def hand_over_current(self, board: Board) -> None:
         """Leave a board's current job to another server, and read its result from the store."""
         job, board.current_job = board.current_job, None
-        if job is not None and job.state != "ended" and self.remote_jobs is not None:
-            self.remote_jobs.follow_in_store(job)
+        if job is not None and job.state != "ended":
+            self.remote.follow_in_store(job)
 
     def drop_all_jobs(self) -> None:
         """Remove all jobs from memory: other servers have taken them over."""
@@ -435,14 +498,16 @@ class Dispatch:
 
     def fail_job(self, job: Job, why: str) -> None:
         """End a hosted job that its caller's server cannot continue."""
-        self._job_results.end_job(job, "error", why)
+        self.job_results.end_job(job, "error", why)
 
     def take_over_jobs(self, rows: Sequence[JobRow]) -> None:
         """Take over the jobs that a dead server sent: their boards may still report results."""
         for row in rows:
             board = self._registry.by_id.get(row.board)
             if board is None:
-                self._store.end_job(row.id, "lost", "its board was removed from the fleet")
+                self._store_queue.store.end_job(
+                    row.id, "lost", "its board was removed from the fleet"
+                )
             else:
                 self.adopt_jobs(board, [row])
                 self._scheduler.start_grace_period(board)
@@ -460,14 +525,13 @@ class Dispatch:
         job, board.current_job = board.current_job, None
         reported = read_last_result(last)
         if job is not None and job.state == "resetting" and not same_boot:
-            if not self._scheduler.start_job(job, send_started=True):
-                self._scheduler.start_next(board)
+            self._scheduler.start_after_reset(job)
             return
         was_resent = self._end_resent_job(board, reported, same_boot=same_boot)
         if job is not None and job.state != "ended":
             self._end_returned_job(job, reported, same_boot=same_boot)
         elif reported is not None and not was_resent:
-            self._job_results.amend_result(board, reported)
+            self.job_results.amend_result(board, reported)
         self._scheduler.start_next(board)
 
     def _end_resent_job(
@@ -491,13 +555,13 @@ class Dispatch:
         """End the job of a board that has reconnected."""
         if job.state == "resetting":
             why = "the board did not restart; the cell did not run"
-            self._job_results.end_job(job, "error", why)
+            self.job_results.end_job(job, "error", why)
         elif reported is not None and reported.job == job.id:
-            self._job_results.end_job(job, reported.status, reported.error, output_lost=True)
+            self.job_results.end_job(job, reported.status, reported.error, output_lost=True)
         elif same_boot:
-            self._job_results.end_job(job, "lost", "it never reached the board")
+            self.job_results.end_job(job, "lost", "it never reached the board")
         else:
-            self._job_results.end_job(job, "lost", "the board restarted while it ran")
+            self.job_results.end_job(job, "lost", "the board restarted while it ran")
 
     def on_link_closed(self, board: Board, link: BoardLinkProtocol) -> None:
         """Start the grace period of a board whose link broke; ignore links that were replaced."""
@@ -506,6 +570,10 @@ class Dispatch:
         board.disconnect()
         if board.current_job is not None and board.current_job.state == "running":
             board.current_job.state = "adrift"
+        self.start_grace_period(board)
+
+    def start_grace_period(self, board: Board) -> None:
+        """Give up the jobs of a board without link after a while, unless it connects."""
         if board.current_job is not None or board.queue:
             self._scheduler.start_grace_period(board)
 
@@ -517,21 +585,24 @@ class Dispatch:
         for job in list(self.jobs.values()):
             if job.state in ("queued", "resetting") and not (job.owner or job.resends):
                 why = "the server stopped before it was sent; it did not run"
-                self._job_results.end_job(job, "lost", why)
-        self._store.flush()
+                self.job_results.end_job(job, "lost", why)
+        self._store_queue.flush()
 
     def _restore_jobs(self) -> None:
         """Take over the open jobs of an earlier run of the server: each board's oldest may run."""
-        for row in self._store.open_jobs():
+        store = self._store_queue.store  # the server does not serve yet
+        for row in store.open_jobs():
             board = self._registry.by_id.get(row.board)
             if board is None or board.current_job is not None:
-                self._store.end_job(row.id, "lost", "the server restarted before it was sent")
+                self._store_queue.store.end_job(
+                    row.id, "lost", "the server restarted before it was sent"
+                )
                 continue
             job = self.new_job(row.id, board, EMPTY_CELL, row.caller, None)
             job.state, job.started = "adrift", row.created
             board.current_job = self.jobs[job.id] = job
             self._scheduler.start_grace_period(board)
-        self._store.flush()
+        store.flush()
 
 
 def _is_job_number(job: Job, number: int) -> bool:

@@ -14,7 +14,8 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
 from cm_server.store.rows import JobRow
-from cm_server.store.store import Store
+from cm_server.store.store import EndedJob, Store
+from cm_server.store.store_queue import Operation, StoreQueue
 
 from .counters import Counters
 from .jobs import Job, RecentJobs, ReportedResult, TimerHandle
@@ -36,7 +37,7 @@ class JobResults:
     """The jobs that have not ended, and the results of those that have.
 
     Args:
-        store: where results are written.
+        store_queue: where results are written.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
         limits: how many jobs that ended are kept in memory.
 
@@ -47,11 +48,11 @@ class JobResults:
 
     def __init__(
         self,
-        store: Store,
+        store_queue: StoreQueue[Store],
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         limits: Limits,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
         self._call_later = call_later
         self._flush_scheduled = False
         self.jobs: dict[int, Job] = {}
@@ -85,9 +86,9 @@ class JobResults:
         self.counters.on_ended(job)
         self.recent_jobs.add(job)
         job.board.notify_changed()
-        self._store.end_job(job.id, status, _last_line(error))
+        job.board.last_result = self._store_queue.store.end_job(job.id, status, _last_line(error))
         if not self.jobs:
-            self._store.flush()  # no job is open: the commit delays nothing
+            self._store_queue.flush()  # no job is open: the commit delays nothing
         else:
             self.flush_later()
 
@@ -99,19 +100,28 @@ class JobResults:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        self._store.flush()
+        self._store_queue.flush()
 
     def amend_result(self, board: Board, reported: ReportedResult) -> None:
         """Correct a result in the store that the server had to assume, by its board's report.
 
         Reports about other boards' jobs and about certain results are ignored.
         """
+        now, error = time.time(), _last_line(reported.error)
+        ended = EndedJob(now, reported.status, error, reported.job)
+        operation = self._store_queue.run(
+            lambda store: store.amend_job(ended, board.id, _is_uncertain)
+        )
+        operation.when_done(lambda _: self._on_amended(board, reported, operation))
+
+    def _on_amended(
+        self, board: Board, reported: ReportedResult, operation: Operation[bool]
+    ) -> None:
         try:
-            row = self._store.job(reported.job)
+            if not operation.result():
+                return
         except ServerError:
             return  # the store is unavailable: the assumed result stays
-        if row is None or not _is_job_of(row, board) or not _is_uncertain(row):
-            return
         extra = {
             "event": "amended",
             "job": reported.job,
@@ -124,12 +134,6 @@ class JobResults:
         if recent is not None:
             recent.status = reported.status
             recent.error = reported.error
-        self._store.amend_job(reported.job, board.id, reported.status, _last_line(reported.error))
-
-
-def _is_job_of(row: JobRow, board: Board) -> bool:
-    """Return whether a job in the store is one of this board."""
-    return row.board == board.id
 
 
 def _is_uncertain(row: JobRow) -> bool:

@@ -12,11 +12,9 @@ from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cm_server.installs.job_steps import SteppedJob, SteppedJobSpec
 from cm_server.installs.transfers import FileTransfer, FileTransferSpec, RelayedTransfer
 from cm_server.limits import Limits
-from cm_server.store.rows import MAX_JOB_ID
+from cm_server.store.rows import MAX_JOB_ID, JobRow
 
 if TYPE_CHECKING:
-    from cm_server.store.rows import JobRow
-
     from .registry import Board
 
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPython ports

@@ -71,6 +71,7 @@ class Board:
         link_count: links since the server started.
         consecutive_takeovers: how often in a row a new link replaced one that still worked.
         client_parts: the optional parts of the client that the board has, such as ``files``.
+        last_result: the number of its last job's result, see ``Store.end_job``.
         strays: rate of messages about jobs that are not its current one; made when needed.
         blocked: whether its own program keeps it busy, so that cells wait.
         epoch: with several servers: how often the board connected to any of them.
@@ -102,6 +103,7 @@ class Board:
         self.client_parts: frozenset[str] = frozenset()
         self._current_job: Job | None = None
         self.queue: deque[Job] = deque()
+        self.last_result = 0
         self.sample_buffer = SampleBuffer()
         self.strays: TokenBucket | None = None
         self.blocked = False

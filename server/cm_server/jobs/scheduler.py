@@ -5,13 +5,16 @@ No sockets, no SQL. Call from the thread of the event loop only.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server.installs.transfers import BoardChannel
 from cm_server.store.store import Store
+from cm_server.store.store_queue import Operation, StoreQueue
 
 from .job_results import UNCONFIRMED_STOP, JobResults
 from .jobs import Job, TimerHandle
@@ -29,7 +32,7 @@ class Scheduler:
     """Starts jobs, one at a time on each board.
 
     Args:
-        store: where a result is written before the same board's next job starts.
+        store_queue: where a result is written before the same board's next job starts.
         job_results: ends jobs.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
         lost_after: seconds that a board has to reconnect after its link broke.
@@ -37,60 +40,132 @@ class Scheduler:
     Attributes:
         permission_check: returns why a job may not start, "" if it may.
         on_not_owned: called with a job that was not sent because another server owns it.
+        on_transfer_refused: called with a job and the error with which its transfer ends it.
     """
 
     def __init__(
         self,
-        store: Store,
+        store_queue: StoreQueue[Store],
         job_results: JobResults,
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         *,
         lost_after: float,
     ) -> None:
-        self._store = store
+        self._store_queue = store_queue
+        self._marking: dict[Board, Job] = {}  # jobs that wait for the store to know them as sent
         self._job_results = job_results
         self._call_later = call_later
         self.lost_after = lost_after
         self.on_not_owned: Callable[[Job], None] = lambda _job: None
+        self.on_transfer_refused: Callable[[Job, str], None] = lambda _job, _error: None
         self.permission_check: Callable[[Job], str] = lambda _job: ""
 
-    def start_job(self, job: Job, *, send_started: bool = False) -> bool:
-        """Send a job to its board; for a fresh job, reset the board first.
+    def start_next(self, board: Board) -> None:
+        """Continue with a board that may be free: first a pending key rotation, then its queue."""
+        self.send_rekey(board)
+        self.start_queued_jobs(board)
+
+    def start_queued_jobs(self, board: Board, *, submitted: Job | None = None) -> None:
+        """Start the next job of a board's queue if the board is free.
+
+        Jobs that cannot start end, and the next one is tried. A job waits in the queue until the
+        store has the results of earlier ones, and knows that this one is sent.
 
         Args:
-            job: its board is connected to this server and runs no other job.
-            send_started: whether the caller gets STARTED; not needed if it has just submitted the
-                job, because ACCEPTED reports that it starts.
-
-        Returns:
-            False if the job has ended instead or is owned by another server, so that the next one
-            may start.
+            board: free or busy, connected or not.
+            submitted: a job that its caller has just submitted. It needs no STARTED, because
+                ACCEPTED reports that it starts.
         """
-        board, cell = job.board, job.cell
-        assert board.link is not None
-        why = self._not_permitted_reason(job) or _unsupported_reason(job)
-        if why:
+        while board not in self._marking and (job := _startable(board)) is not None:
+            if why := self._refusal_reason(job):
+                board.queue.remove(job)
+                self._job_results.end_job(job, "error", why)
+            elif self._is_marked_sent(job):
+                self._send(job, send_started=job is not submitted)
+            else:
+                operation = self._mark_sent(job)
+                if not operation.done:
+                    self._marking[board] = job
+                    operation.when_done(functools.partial(self._on_marked, job, submitted))
+                    return
+                self._send_marked(job, operation, submitted)
+
+    def _is_marked_sent(self, job: Job) -> bool:
+        """Return whether a job can be sent without another commit."""
+        store = self._store_queue.store
+        is_written = store.written_results >= job.board.last_result
+        return is_written and store.is_marked_sent(job.id)
+
+    def _mark_sent(self, job: Job) -> Operation[bool]:
+        """Commit that a job is being sent, so that it is never sent again by another server."""
+        number = job.id
+        return self._store_queue.run(lambda store: store.mark_sent(number))
+
+    def _on_marked(self, job: Job, submitted: Job | None, operation: Operation[bool]) -> None:
+        """Continue after a commit that took a while: everything may have changed meanwhile."""
+        del self._marking[job.board]
+        self._send_marked(job, operation, submitted)
+        self.start_queued_jobs(job.board, submitted=submitted)
+
+    def _send_marked(self, job: Job, operation: Operation[bool], submitted: Job | None) -> None:
+        """Send a job that is in the store as sent; end it if that is not possible."""
+        board = job.board
+        try:
+            is_marked = operation.result()
+        except ServerError as error:
+            if job in board.queue:
+                board.queue.remove(job)
+                self._job_results.end_job(job, "lost", f"{error.reason}; it did not run")
+            return
+        if not is_marked:  # another server owns it
+            if job in board.queue:
+                board.queue.remove(job)
+                self.on_not_owned(job)
+        elif _startable(board) is job and not self._refusal_reason(job):
+            self._send(job, send_started=job is not submitted)
+
+    def start_after_reset(self, job: Job) -> None:
+        """Send a job whose board has restarted for it; it is in the store as sent."""
+        board = job.board
+        if why := self._refusal_reason(job):
             self._job_results.end_job(job, "error", why)
-            return False
-        if not self._mark_sent(job):
-            return False
+            self.start_next(board)
+        else:
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
+            self._send_code(job)
+
+    def _send(self, job: Job, *, send_started: bool) -> None:
+        """Send a job to its board; for a fresh job, reset the board first."""
+        board = job.board
+        board.queue.remove(job)
         if send_started:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
-        board.current_job = job
         job.stop_timer()
         if _resets(job):
+            board.current_job = job
             self._reset_board(job)
-            return True
+        else:
+            self._send_code(job)
+
+    def _send_code(self, job: Job) -> None:
+        """Send what a job runs, and start its timeout."""
+        board, cell = job.board, job.cell
+        assert board.link is not None
+        board.current_job = job
         job.state, job.started = "running", time.time()
         if cell.files is not None:
-            job.transfer = cell.files.start(job, board.link.send)
+            refuse = functools.partial(self.on_transfer_refused, job)
+            job.transfer = cell.files.start(job, BoardChannel(board.link.send, refuse))
         for message in job.exec_messages():
             board.link.send(message)
         self._job_results.counters.on_started(job)
         if cell.options.timeout is not None:
             seconds = cell.options.timeout + CONFIRM_SECONDS
             job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
-        return True
+
+    def _refusal_reason(self, job: Job) -> str:
+        """Return why a job may not start; "" if it may."""
+        return self._not_permitted_reason(job) or _unsupported_reason(job)
 
     def _not_permitted_reason(self, job: Job) -> str:
         """Return why the caller's token does not permit the job any more; "" if it does."""
@@ -132,21 +207,6 @@ class Scheduler:
                 f"within {RESET_SECONDS:g} s"
             )
             self._job_results.end_job(job, "lost", why)
-
-    def _mark_sent(self, job: Job) -> bool:
-        """Commit that a job is being sent, so that it is never sent again by another server.
-
-        Returns:
-            False if it must not be sent: the store failed, or another server owns it.
-        """
-        try:
-            if self._store.mark_sent(job.id):
-                return True
-        except ServerError as error:
-            self._job_results.end_job(job, "lost", f"{error.reason}; it did not run")
-            return False
-        self.on_not_owned(job)
-        return False
 
     def _reset_board(self, job: Job) -> None:
         """Ask the board to restart, whatever its own program does; its next link starts the job."""
@@ -193,25 +253,6 @@ class Scheduler:
         """Mark a board as free, and start its next job."""
         board.current_job = None
         self.start_next(board)
-
-    def start_next(self, board: Board) -> None:
-        """Continue with a board that may be free: first a pending key rotation, then its queue."""
-        self.send_rekey(board)
-        self.start_queued_jobs(board)
-
-    def start_queued_jobs(self, board: Board, *, submitted: Job | None = None) -> None:
-        """Start the next job of a board's queue if the board is free.
-
-        Jobs that cannot start end, and the next one is tried.
-
-        Args:
-            board: free or busy, connected or not.
-            submitted: a job that its caller has just submitted, and that needs no STARTED.
-        """
-        while (job := _startable(board)) is not None:
-            board.queue.remove(job)
-            if self.start_job(job, send_started=job is not submitted):
-                return
 
     def send_rekey(self, board: Board) -> None:
         """Send REKEY to a board with a pending key rotation, if it is connected and idle.

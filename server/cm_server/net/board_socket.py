@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, proofs, wire
-from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, ServerError
 from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
@@ -20,6 +20,8 @@ from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:
     from cm_server.app import Server
+    from cm_server.store.rows import ClaimedBoard
+    from cm_server.store.store_queue import Operation
 
 log = logging.getLogger("cm_server")
 
@@ -66,6 +68,8 @@ class BoardConnection:
         self._nonce = b""
         self._key = b""
         self._unauthenticated_entry: UnauthenticatedEntry | None = None
+        self._enrol_task: asyncio.Task[None] | None = None
+        self._closed = False
         self._last_heard = time.monotonic()
         self._deadline: asyncio.TimerHandle | None = None  # for the authentication
         self._heartbeat_timer: asyncio.TimerHandle | None = None
@@ -98,6 +102,7 @@ class BoardConnection:
             self._server.peer_log.write_of_stranger(self._address, level, text, *args)
 
     def _on_close(self) -> None:
+        self._closed = True
         cleanup.run_all(
             "a board's link", self._leave_unauthenticated, self._stop_timers, self._detach_board
         )
@@ -137,7 +142,7 @@ class BoardConnection:
         message = wire.unpack(data)
         wire.check_op("new", message)
         if message.op == wire.ENROL:
-            self._enrol(wire.read_json(message.payload))
+            self._enrol_task = asyncio.ensure_future(self._enrol(wire.read_json(message.payload)))
             return
         hello = proofs.read_hello(message)
         if hello.version != wire.PROTOCOL:
@@ -151,11 +156,11 @@ class BoardConnection:
         self._link.send(proofs.pack_challenge(self._key, hello, self._nonce))
         self._link.on_message = self._on_proof
 
-    def _enrol(self, body: dict[str, Any]) -> None:
+    async def _enrol(self, body: dict[str, Any]) -> None:
         """Enrol a board that has a token; it sends HELLO next, on the same link."""
         try:
             self._require_tls_to_enrol()
-            row = self._server.enrolment.enrol_with_token(body, self._address)
+            row = await self._server.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
         else:
@@ -195,8 +200,25 @@ class BoardConnection:
         return self._secure or (hello.mac and board.plain)
 
     def _accept_board(self, board: Board, body: dict[str, Any]) -> None:
-        """Attach an authenticated board to this link; its newest link replaces an older one."""
+        """Claim an authenticated board for this server; then ``_attach_board`` follows."""
+        facts, boot = read_facts(body.get("facts")), str(body.get("boot", ""))[:64]
+        same_boot = bool(boot) and boot == board.reported_facts.get("boot")
+        booted = board.reported_facts.get("booted") if same_boot else time.time()
+        facts |= {"boot": boot, "booted": booted}
+        self._link.on_message = _refuse_early_message
+        claim = self._server.cluster.claim_board(board, facts)
+        claim.when_done(lambda _: self._attach_board(board, body, facts, claim))
+
+    def _attach_board(
+        self,
+        board: Board,
+        body: dict[str, Any],
+        facts: dict[str, Any],
+        claim: Operation[ClaimedBoard | None],
+    ) -> None:
+        """Attach a board to this link; its newest link replaces an older one."""
         server, dispatch = self._server, self._server.dispatch
+        same_boot = bool(facts["boot"]) and facts["boot"] == board.reported_facts.get("boot")
         if board.link is not None:
             text = "%s connected again: its older link is closed"
             server.peer_log.write(board.name, logging.WARNING, text, board.name)
@@ -206,16 +228,18 @@ class BoardConnection:
             board.consecutive_takeovers += 1
         else:
             board.consecutive_takeovers = 0
-        facts, boot = read_facts(body.get("facts")), str(body.get("boot", ""))[:64]
-        same_boot = bool(boot) and boot == board.reported_facts.get("boot")
-        booted = board.reported_facts.get("booted") if same_boot else time.time()
-        facts |= {"boot": boot, "booted": booted}
         try:
-            server.on_board_authenticated(board, facts)
+            server.cluster.apply_claim(board, claim)
         except ServerError as error:
             text = "%s cannot be accepted now: %s"
             server.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
             self._link.close(frames.CLOSE_GOING_AWAY, "the server cannot accept the board now")
+            return
+        is_valid = server.registry.by_id.get(board.id) is board and not self._key_is_outdated()
+        if self._closed or not is_valid:  # it changed while the store was asked
+            board.notify_changed()
+            dispatch.start_grace_period(board)
+            self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
             return
         dispatch.counters.board_links += 1
         buffer_size = _read_buffer_size(body, self._server.limits.board_buffer_bytes)
@@ -244,6 +268,10 @@ class BoardConnection:
             server.options.beat, self._send_heartbeat
         )
         self._write_log(logging.INFO, "%s is connected, from %s", board.name, self._link.peer)
+
+    def _key_is_outdated(self) -> bool:
+        """Return whether the board has another key than when it proved this one."""
+        return self._hello is not None and self._find_key(self._hello) != self._key
 
     def _reconnect_spread(self, board: Board) -> float:
         """Return the seconds over which the board spreads its reconnects.
@@ -290,6 +318,11 @@ class BoardConnection:
         self._link.ping()
         loop = asyncio.get_running_loop()
         self._heartbeat_timer = loop.call_later(self._server.options.beat, self._send_heartbeat)
+
+
+def _refuse_early_message(_data: bytes) -> None:
+    """Refuse a message of a board that has not received WELCOME."""
+    raise PeerWireError("a board may not send messages before WELCOME")
 
 
 def _close_replaced_link(link: BoardLinkProtocol) -> None:

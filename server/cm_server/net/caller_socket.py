@@ -17,9 +17,11 @@ from cm_server.api import job_requests, verbs
 from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
+from cm_server.jobs.dispatch import Submission
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
+from cm_server.store.store_queue import Operation
 
 from .caller_outbox import CallerOutbox
 from .handlers import BaseHandler
@@ -137,6 +139,7 @@ class CallerConnection:
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
         self._token_timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._closed = False
         self._subscriptions: dict[int, Subscription] = {}  # by the number that the caller chose
         self._reply_tasks: set[asyncio.Task[None]] = set()  # of requests that are answered later
 
@@ -173,6 +176,7 @@ class CallerConnection:
         return not why
 
     def _on_close(self) -> None:
+        self._closed = True
         cleanup.run_all(
             "a caller's link",
             lambda: self._server.callers.discard(self),
@@ -231,7 +235,10 @@ class CallerConnection:
             raise
         except CloudmanagerError as error:
             self._link.charge(self._server.limits.rare_messages)
-            self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
+            self._send_error(message.job, error)
+
+    def _send_error(self, ref: int, error: CloudmanagerError) -> None:
+        self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=ref))
 
     def _on_request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
@@ -314,20 +321,55 @@ class CallerConnection:
         head, code = wire.read_submit(message)
         target = str(head.get("target", ""))
         try:
-            jobs, left_out = self._create_jobs(head, target, code)
+            submission, left_out = self._read_submission(head, target, code)
         except CloudmanagerError as error:
-            entry = self._new_audit_entry("submit", target)
-            self._server.audit_log.log_refusal(entry, error)
+            self._log_refused_cell(target, error)
+            raise
+        operation = self._server.dispatch.submit(submission)
+        if operation.done:
+            self._launch(message.job, submission, left_out, operation)
+            return
+
+        def launch_later(_: object) -> None:
+            try:
+                self._launch(message.job, submission, left_out, operation)
+            except CloudmanagerError as error:
+                self._send_error(message.job, error)
+
+        operation.when_done(launch_later)
+
+    def _log_refused_cell(self, target: str, error: CloudmanagerError) -> None:
+        entry = self._new_audit_entry("submit", target)
+        self._server.audit_log.log_refusal(entry, error)
+
+    def _launch(
+        self,
+        ref: int,
+        submission: Submission,
+        left_out: tuple[str, ...],
+        operation: Operation[range],
+    ) -> None:
+        """Start a cell's jobs, which are committed; reply before any message about them.
+
+        If the caller has disconnected meanwhile, they run without it.
+        """
+        dispatch = self._server.dispatch
+        try:
+            jobs = dispatch.create_jobs(submission, operation.result())
+        except ServerError as error:
+            self._log_refused_cell(submission.target, error)
             raise
         place = self._outbox.announce(len(jobs))
-        self._server.dispatch.launch(jobs)
+        dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": left_out,
             "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
         }
-        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
-        if self._outbox.is_complete:
+        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=ref))
+        if self._closed:
+            dispatch.detach_observer(self)
+        elif self._outbox.is_complete:
             self._flush()
         elif self._flush_timer is None:
             loop = asyncio.get_running_loop()
@@ -336,14 +378,13 @@ class CallerConnection:
     def _was_submitted_before(self, ref: int) -> bool:
         return ref in self._recent_refs
 
-    def _create_jobs(
+    def _read_submission(
         self, head: dict[str, Any], target: str, code: bytes
-    ) -> tuple[list[Job], tuple[str, ...]]:
-        """Create a cell's jobs on those boards of its target that the token reaches.
+    ) -> tuple[Submission, tuple[str, ...]]:
+        """Return a cell for those boards of its target that the token reaches.
 
         Returns:
-            The jobs, which are in the store but not started, and the names of boards of the target
-            that were left out.
+            The cell, and the names of boards of the target that were left out.
         """
         verbs.check_role(self.token, "submit")
         reachable = access.reachable_boards(self.token, self._server.registry.by_name)
@@ -356,18 +397,18 @@ class CallerConnection:
             boards = [board for board in boards if board.state == "idle"]
         request = job_requests.read_job_request(self._server, self, head, code, len(boards))
         cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
-        jobs = self._server.dispatch.submit(
+        submission = Submission(
             boards,
             cell,
             self.token.name,
             self,
-            token=self.token.hash,
-            address=self._link.peer,
-            target=target[: self._server.limits.audit_chars],
-            detail=shorten(request.detail, self._server.limits.audit_chars),
-            verb=request.verb,
+            self.token.hash,
+            self._link.peer,
+            target[: self._server.limits.audit_chars],
+            shorten(request.detail, self._server.limits.audit_chars),
+            request.verb,
         )
-        return jobs, left_out
+        return submission, left_out
 
     # To the caller
 

@@ -141,12 +141,16 @@ class HealthHandler(BaseHandler):
     """``/healthz``: whether the server works; needs no credentials."""
 
     def get(self) -> None:
-        """Answer with 200 and warnings, or with 503 and the problems."""
-        problems = self._server.problems()
+        """Answer with 200 and warnings, or with 503 and the problems.
+
+        If only a part of the server works, it is degraded: a restart would not help.
+        """
+        problems, degradations = self._server.problems(), self._server.degradations()
         self.set_status(503 if problems else 200)
-        body: dict[str, Any] = {"status": "failing" if problems else "ok"}
-        if problems:
-            body["problems"] = problems
+        status = "failing" if problems else "degraded" if degradations else "ok"
+        body: dict[str, Any] = {"status": status}
+        if problems or degradations:
+            body["problems"] = [*problems, *degradations]
         if warnings := self._server.warnings():
             body["warnings"] = warnings  # the server works, but needs attention
         self.finish(body)

@@ -1,13 +1,14 @@
 """Open the store's database, SQLite or PostgreSQL; write to it and make writes durable. SQL.
 
 SQLite is for one server: a file in its folder. Several servers can share a PostgreSQL. Either is
-used over one connection, from the server's one thread, which blocks meanwhile: so statements to a
-PostgreSQL that does not answer time out after seconds, and for a second no new one is tried.
+used over one connection, by one thread at a time (store_queue.py). Statements to a PostgreSQL that
+does not answer time out after seconds, and for a second no new one is tried.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,11 +22,18 @@ from cloudmanager.protocol.errors import ServerError
 
 from . import schema, tables
 
+log = logging.getLogger("cm_server")
+
 CONNECT_SECONDS = 3  # timeout of a connection to PostgreSQL
-ANSWER_SECONDS = 5.0  # timeout of a statement
+ANSWER_SECONDS = 10.0  # timeout of a statement
 IDLE_SECONDS = 3  # then PostgreSQL rolls back a transaction of a stalled server: others wait for it
 RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable PostgreSQL
+LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
+
+
+class DatabaseLocked(Exception):
+    """Another program holds a lock on SQLite's file; nothing was done."""
 
 
 class Sqlite:
@@ -37,17 +45,23 @@ class Sqlite:
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error, *_SQLALCHEMY_ERRORS)
     insert: Any = staticmethod(sqlite.insert)  # SQLAlchemy's own insert lacks ON CONFLICT
+    #: Whether statements are so fast that they may be executed in the event loop.
+    answers_at_once = True
 
     def __init__(self, path: Path | None) -> None:
         self.name = str(path)
+        self._path = path
+        self._waits_for_locks = True
         if path is not None:
             schema.make_private(path)
         self._engine = sa.create_engine(
-            f"sqlite:///{path}" if path else "sqlite://", poolclass=sa.StaticPool
+            f"sqlite:///{path}" if path else "sqlite://",
+            poolclass=sa.StaticPool,
+            connect_args={"check_same_thread": False},  # but only one at a time uses it
         )
         try:
             self.connection = self._engine.connect()
-            self._pragma("busy_timeout=5000")
+            self._pragma(f"busy_timeout={LOCK_SECONDS * 1000:.0f}")
             schema.prepare_tables(self.connection, tables.metadata)
             self._pragma("journal_mode=WAL")
             self._pragma("synchronous=NORMAL")
@@ -62,6 +76,37 @@ class Sqlite:
     def _pragma(self, text: str) -> None:
         self.connection.exec_driver_sql(f"PRAGMA {text}")
         self.connection.commit()
+
+    def enter_queue(self) -> None:
+        """Raise DatabaseLocked instead of waiting for locks, and leave checkpoints to others."""
+        self._waits_for_locks = False
+        self._pragma("busy_timeout=0")
+        if self._path is not None:
+            self._pragma("wal_autocheckpoint=0")
+
+    def is_locked(self, error: BaseException) -> bool:
+        """Return whether a statement failed since the file is locked, and may be tried again."""
+        cause = getattr(error, "orig", error)
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+        return not self._waits_for_locks and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    @property
+    def changed_rows(self) -> int:
+        """The number of rows that this connection has changed."""
+        return int(self.driver.total_changes)
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file, as far as nobody reads it (any thread).
+
+        It waits for the disk, over a connection of its own: the writer goes on meanwhile.
+        """
+        if self._path is None:
+            return
+        with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as connection:
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                log.warning("the store's log could not be moved into its file: %s", error)
 
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver accepts it, with positional parameters."""
@@ -107,6 +152,9 @@ class Postgres:
     """
 
     insert: Any = staticmethod(postgresql.insert)
+    #: Whether statements are so fast that they may be executed in the event loop.
+    answers_at_once = False
+    changed_rows = 0  # PostgreSQL makes its checkpoints itself
 
     def __init__(self, url: str) -> None:
         import psycopg
@@ -150,6 +198,16 @@ class Postgres:
             raise
         connection.prepare_threshold = 1
         return connection
+
+    def enter_queue(self) -> None:
+        """Do nothing: PostgreSQL is always used by the queue's thread."""
+
+    def is_locked(self, _error: BaseException) -> bool:
+        """Return False: a statement that waited for a lock in vain is not repeated."""
+        return False
+
+    def checkpoint(self) -> None:
+        """Do nothing: PostgreSQL makes its checkpoints itself."""
 
     @property
     def driver(self) -> Any:

@@ -7,9 +7,9 @@ lost their record.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -34,6 +34,18 @@ _OPTIONAL_KEYS: Final = ("wanted", "how", "local")
 Manifest = dict[str, dict[str, Any]]
 
 
+class InstalledOnBoard(NamedTuple):
+    """What is installed on one board.
+
+    Attributes:
+        confirmed: when the board last confirmed it, in seconds since 1970; None if it has nothing.
+        packages: the packages, by name.
+    """
+
+    confirmed: float | None
+    packages: Manifest
+
+
 class InstalledPackages:
     """The table of installed packages.
 
@@ -50,42 +62,35 @@ class InstalledPackages:
         self._connection = connection
         self._rollback_on_error = rollback_on_error
 
-    def packages_of(self, board_id: str) -> Manifest:
-        """Return the packages that a board last confirmed."""
-        query = sa.select(_packages).where(_packages.c.board == board_id)
-        rows = self._connection.execute(query).mappings().all()
-        self._connection.commit()
-        return {
-            row["name"]: {**{name: row[name] for name in _COLUMNS}, **row["options"]}
-            for row in rows
-        }
-
-    def confirmed_at(self, board_id: str) -> float | None:
-        """Return when a board last confirmed its packages; None if it has none."""
-        column = sa.func.max(_packages.c.confirmed)
-        found: float | None = self._connection.scalar(
-            sa.select(column).where(_packages.c.board == board_id)
-        )
+    def of_boards(self, board_ids: Sequence[str]) -> dict[str, InstalledOnBoard]:
+        """Return what boards last confirmed, by board id."""
+        found = {board_id: InstalledOnBoard(None, {}) for board_id in board_ids}
+        query = sa.select(_packages).where(_packages.c.board.in_(board_ids))
+        for row in self._connection.execute(query.order_by(_packages.c.name)).mappings():
+            confirmed, packages = found[row["board"]]
+            package = {**{name: row[name] for name in _COLUMNS}, **row["options"]}
+            found[row["board"]] = InstalledOnBoard(
+                max(row["confirmed"], confirmed or 0.0), {**packages, row["name"]: package}
+            )
         self._connection.commit()
         return found
 
-    def confirmer_for(self, board_id: str) -> Callable[[Manifest], None]:
-        """Return a function that stores the packages that a board confirms."""
+    def packages_of(self, board_id: str) -> Manifest:
+        """Return the packages that a board last confirmed."""
+        return self.of_boards([board_id])[board_id].packages
 
-        def store_manifest(manifest: Manifest) -> None:
-            """Replace the board's packages by these.
+    def store_manifest(self, board_id: str, manifest: Manifest) -> None:
+        """Replace a board's packages by those that it has confirmed.
 
-            Raises:
-                ServerError: they cannot be written.
-            """
-            rows = [_package_row(board_id, name, package) for name, package in manifest.items()]
-            with self._rollback_on_error():
-                self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
-                if rows:
-                    self._connection.execute(sa.insert(_packages), rows)
-                self._connection.commit()
-
-        return store_manifest
+        Raises:
+            ServerError: they cannot be written.
+        """
+        rows = [_package_row(board_id, name, package) for name, package in manifest.items()]
+        with self._rollback_on_error():
+            self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
+            if rows:
+                self._connection.execute(sa.insert(_packages), rows)
+            self._connection.commit()
 
     def delete_board(self, board_id: str) -> None:
         """Delete a board's packages, in a transaction that the calling code commits."""

@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,8 +27,9 @@ from cm_server.times import EARLIEST
 
 from . import tables
 from .change_notifier import NotifyingStore
+from .databases import DatabaseLocked
 from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobRow
-from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALUES
+from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALUES, EndedJob
 
 log = logging.getLogger("cm_server")
 
@@ -58,14 +59,12 @@ class SharedStore(NotifyingStore):
         server_id: the server's id, 16 hex digits; new at each start.
 
     Attributes:
-        epoch_for: returns the epoch in which this server holds a board; None if it does not.
         refused_writes: how many writes had no effect, since another server owned the job or board.
     """
 
     def __init__(self, location: Any, server_id: str = "") -> None:
         super().__init__(location)
         self.server_id = server_id or secrets.token_hex(8)
-        self.epoch_for: Callable[[str], int | None] = lambda _board_id: None
         # Pruning may delete the newest job: the counter in the database allocates numbers.
         self._next_job_id = MAX_JOB_ID + 2
         self.refused_writes = 0
@@ -121,16 +120,14 @@ class SharedStore(NotifyingStore):
         allocated, self._free_job_ids = self._free_job_ids[:count], self._free_job_ids[count:]
         return allocated
 
-    def _job_values(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
-        epoch = self._own_jobs[number] = self.epoch_for(board_id)
-        return number, board_id, caller, now, self.server_id, epoch
+    def _return_job_ids(self, numbers: range) -> None:
+        self._free_job_ids = range(numbers.start, self._free_job_ids.stop)
 
-    def end_job(self, job: int, status: str, error: str | None = None) -> None:
-        """Record how a job ended if this server owns it; ignore other servers' jobs."""
-        if job in self._own_jobs:
-            epoch = self._own_jobs.pop(job)
-            result = (time.time(), status, error, job, self.server_id, epoch)
-            self._pending_ended_jobs.append(result)
+    def _job_values(
+        self, number: int, board_id: str, caller: str, now: float, epoch: int | None
+    ) -> tuple[Any, ...]:
+        self._own_jobs[number] = epoch
+        return number, board_id, caller, now, self.server_id, epoch
 
     def _check_membership(self) -> None:
         """Raise ServerError if other servers have removed this one since they took it for dead."""
@@ -150,7 +147,7 @@ class SharedStore(NotifyingStore):
         """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
             super()._write_all(jobs, audit_row)
-        except ServerError:
+        except (ServerError, DatabaseLocked):
             for number, *_ in jobs:
                 self._own_jobs.pop(number, None)
             raise
@@ -164,18 +161,41 @@ class SharedStore(NotifyingStore):
         if self._pending_ended_jobs:
             self._write_all([])
 
-    def _write_ended_jobs(self) -> None:
-        changed = self.database.execute_many(self._end_job, self._pending_ended_jobs)
-        refused = len(self._pending_ended_jobs) - changed
+    def _write_ended_jobs(self, ended_jobs: list[EndedJob]) -> None:
+        """Write the results of jobs that this server owns; ignore those of other servers' jobs."""
+        own = [
+            (*ended, self.server_id, self._own_jobs[ended.job])
+            for ended in ended_jobs
+            if ended.job in self._own_jobs
+        ]
+        if not own:
+            return
+        changed = self.database.execute_many(self._end_job, own)
+        refused = len(own) - changed
         if refused > 0:
             self.refused_writes += refused
             log.warning("%d results were not stored: other servers own the jobs", refused)
 
-    def amend_job(self, job: int, board_id: str, status: str, error: str | None) -> None:
-        """Write how a job ended, as reported by its board, if this server holds the board."""
+    @contextlib.contextmanager
+    def _pending_changes(self) -> Iterator[tuple[list[tuple[str, float, str]], list[EndedJob]]]:
+        """Take the pending changes as ``Store`` does; jobs whose end was written are disowned."""
+        with super()._pending_changes() as (seen_boards, ended_jobs):
+            yield seen_boards, ended_jobs
+        for ended in ended_jobs:
+            self._own_jobs.pop(ended.job, None)
+
+    def _amend_row(self, reported: EndedJob, board_id: str) -> None:
+        """Write a job's result, if this server holds the board that reports it."""
         held = sa.exists().where(*self._is_holder(board_id))
-        statement = sa.update(_jobs).where(_jobs.c.id == job, _jobs.c.board == board_id, held)
-        values = {"ended": time.time(), "status": status, "error": error, "server": self.server_id}
+        statement = sa.update(_jobs).where(
+            _jobs.c.id == reported.job, _jobs.c.board == board_id, held
+        )
+        values = {
+            "ended": reported.at,
+            "status": reported.status,
+            "error": reported.error,
+            "server": self.server_id,
+        }
         with contextlib.suppress(ServerError), self._rollback_on_error():
             self._connection.execute(statement.values(values))
             self._connection.commit()
@@ -194,13 +214,13 @@ class SharedStore(NotifyingStore):
         Raises:
             ServerError: it cannot be written.
         """
+        self._write_pending_first()
         if self._own_jobs.get(job) is not None:
             return True  # it was inserted as sent
         board_id = sa.select(_jobs.c.board).where(_jobs.c.id == job).scalar_subquery()
         epoch = sa.select(_boards.c.epoch).where(*self._is_holder(board_id)).scalar_subquery()
         unsent = _unsent_jobs_of(self.server_id)
         statement = sa.update(_jobs).where(_jobs.c.id == job, *unsent).values(epoch=epoch)
-        self._write_pending_first()
         with self._rollback_on_error():
             self._check_membership()
             new_epoch = self._connection.execute(statement.returning(_jobs.c.epoch)).scalar()
@@ -212,6 +232,10 @@ class SharedStore(NotifyingStore):
             return False
         self._own_jobs[job] = int(new_epoch)
         return True
+
+    def is_marked_sent(self, job: int) -> bool:
+        """Return whether a job is stored as sent."""
+        return self._own_jobs.get(job) is not None
 
     def claim_jobs(self, server: str, sent_now: Iterable[int], queued: Iterable[int]) -> set[int]:
         """Become the owner of another server's jobs that were not sent.
@@ -447,10 +471,15 @@ class SharedStore(NotifyingStore):
             The jobs that were sent, and that this server owns now.
         """
         orphans = self._orphan_jobs()
-        rows = self._take_over(_jobs.c.server.not_in(sa.select(_servers.c.id)), NEVER_SENT_ERROR)
-        if orphans:
-            rows += self._take_over(_jobs.c.id.in_(orphans), ORPHAN_ERROR)
-        return rows
+        with self._rollback_on_error():
+            rows = self._take_over(
+                _jobs.c.server.not_in(sa.select(_servers.c.id)), NEVER_SENT_ERROR
+            )
+            if orphans:
+                rows += self._take_over(_jobs.c.id.in_(orphans), ORPHAN_ERROR)
+            self._connection.commit()
+        self._own_jobs.update((row[0], row[-1]) for row in rows)
+        return [JobRow(*row[:-1]) for row in rows]
 
     def _orphan_jobs(self) -> list[int]:
         if self._uncertain_since is None or self._pending_ended_jobs:
@@ -462,18 +491,14 @@ class SharedStore(NotifyingStore):
             self._uncertain_since = None
         return [row[0] for row in stored if row[0] not in self._own_jobs]
 
-    def _take_over(self, condition: Any, error: str) -> list[JobRow]:
-        """End the open jobs under a condition that were not sent; own and return the others."""
+    def _take_over(self, condition: Any, error: str) -> list[Any]:
+        """End the open jobs under a condition that were not sent; return the rows of the others."""
         ended = {"ended": time.time(), "status": "lost", "error": error}
         update = sa.update(_jobs).where(condition, _OPEN)
-        with self._rollback_on_error():
-            never_sent = update.where(_jobs.c.epoch.is_(None))
-            self._connection.execute(never_sent.values(server=self.server_id, **ended))
-            sent = update.values(server=self.server_id).returning(*JOB_COLUMNS, _jobs.c.epoch)
-            rows = self._connection.execute(sent).all()
-            self._connection.commit()
-        self._own_jobs.update((row[0], row[-1]) for row in rows)
-        return [JobRow(*row[:-1]) for row in rows]
+        never_sent = update.where(_jobs.c.epoch.is_(None))
+        self._connection.execute(never_sent.values(server=self.server_id, **ended))
+        sent = update.values(server=self.server_id).returning(*JOB_COLUMNS, _jobs.c.epoch)
+        return list(self._connection.execute(sent).all())
 
     # Secrets
 

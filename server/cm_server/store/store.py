@@ -8,7 +8,8 @@ job, which the board remembers. Changes of identities and tokens, and privileged
 fsynced (databases.py). An operation and its row in the audit log are one transaction; triggers
 prevent changes and deletions of such a row.
 
-Call from the server's one thread.
+Call from one thread at a time; ``end_job`` and ``mark_board_seen`` from any, at any time. The
+server uses it through a queue (store_queue.py).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -29,7 +32,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.times import DAY, EARLIEST
 
 from . import tables
-from .databases import open_database
+from .databases import DatabaseLocked, open_database
 from .installed_packages import InstalledPackages
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
@@ -61,6 +64,19 @@ _INSERT_AUDIT = sa.insert(tables.audit).values(
 _HAS_USES_LEFT = tables.tokens.c.uses > 0
 
 
+#: Returns whether a job's result in the store was assumed, so that its board may correct it.
+IsUncertain = Callable[[JobRow], bool]
+
+
+class EndedJob(NamedTuple):
+    """How a job ended, until it is written."""
+
+    at: float
+    status: str
+    error: str | None
+    job: int
+
+
 class Store:
     """The store of one server; its tables are created if they are missing.
 
@@ -77,7 +93,11 @@ class Store:
         self._connection = self.database.connection
         self.write_error = ""  # why the last write failed; "" if it succeeded
         self._next_job_id = (self._fetch_value(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
-        self._pending_ended_jobs: list[tuple[Any, ...]] = []  # parameters of END_JOB
+        # What the next transaction writes. Another thread may write it while the event loop adds
+        # to it: each step of either is atomic.
+        self._pending_ended_jobs: deque[EndedJob] = deque()
+        self._ended_count = 0
+        self.written_results = 0  # how many results are in the database, in their order
         #: Board's id -> parameters of _UPDATE_BOARD_SEEN.
         self._pending_seen_boards: dict[str, tuple[str, float, str]] = {}
         # Each cell waits for these statements. Compiled once and executed by the driver, they
@@ -109,6 +129,7 @@ class Store:
 
         Raises:
             ServerError: they cannot be written: the disk is full, for example.
+            DatabaseLocked: another program uses the database (only in a queue).
         """
         try:
             yield
@@ -116,6 +137,8 @@ class Store:
             self.database.rollback()
             cause = getattr(error, "orig", error)
             reason = str(cause).strip()
+            if self.database.is_locked(error):
+                raise DatabaseLocked(reason) from error
             why = f"its store cannot be written: {reason}"
             if type(cause).__name__ not in _DATA_ERRORS:
                 self.write_error = why
@@ -142,6 +165,8 @@ class Store:
         except self.database.errors as error:
             self.database.rollback()
             reason = str(getattr(error, "orig", error)).strip()
+            if self.database.is_locked(error):
+                raise DatabaseLocked(reason) from error
             raise ServerError(f"its store cannot be read: {reason}") from error
         return found
 
@@ -275,11 +300,22 @@ class Store:
         target: str = "",
         detail: str = "",
         verb: str = "submit",
+        epochs: Mapping[str, int] = MappingProxyType({}),
     ) -> range:
         """Insert one open job per board, and return their numbers.
 
         The results of earlier jobs are written before: see the module's docstring. All this and
         the row in the audit log are one transaction.
+
+        Args:
+            board_ids: where they run.
+            caller: the name of the caller's token.
+            address: the caller's, for the audit log.
+            target: as the caller wrote it, for the audit log.
+            detail: what runs, for the audit log.
+            verb: for the audit log.
+            epochs: with several servers, the epochs of those boards to which this server will send
+                the job at once.
 
         Raises:
             ServerError: they cannot be written.
@@ -288,12 +324,16 @@ class Store:
             return range(0)
         numbers, now = self._allocate_job_ids(len(board_ids)), time.time()
         rows = [
-            self._job_values(number, board_id, caller, now)
+            self._job_values(number, board_id, caller, now, epochs.get(board_id))
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         count, last = len(rows), numbers[-1]
         cell = AuditRow(now, caller, address, verb, target, detail, count, numbers[0], last, "done")
-        self._write_all(rows, cell)
+        try:
+            self._write_all(rows, cell)
+        except DatabaseLocked:
+            self._return_job_ids(numbers)  # for the next attempt
+            raise
         return numbers
 
     def _allocate_job_ids(self, count: int) -> range:
@@ -302,17 +342,49 @@ class Store:
         self._next_job_id += count
         return range(first, self._next_job_id)
 
-    def _job_values(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
+    def _return_job_ids(self, numbers: range) -> None:
+        """Take back the numbers that were allocated last, and not used."""
+        self._next_job_id = numbers.start
+
+    def _job_values(
+        self, number: int, board_id: str, caller: str, now: float, _epoch: int | None
+    ) -> tuple[Any, ...]:
         return number, board_id, caller, now
 
-    def end_job(self, job: int, status: str, error: str | None = None) -> None:
-        """Record how a job ended; ``flush`` or the next ``insert_jobs`` writes it."""
-        self._pending_ended_jobs.append((time.time(), status, error, job))
+    def end_job(self, job: int, status: str, error: str | None = None) -> int:
+        """Record how a job ended; ``flush`` or the next ``insert_jobs`` writes it.
 
-    def amend_job(self, job: int, board_id: str, status: str, error: str | None) -> None:
-        """Write how a job really ended, if its board reports it after the job was given up."""
-        self.end_job(job, status, error)
-        self.flush()
+        Call from one thread only.
+
+        Returns:
+            The number of results until now: once ``written_results`` is as large, this one is in
+            the database.
+        """
+        self._pending_ended_jobs.append(EndedJob(time.time(), status, error, job))
+        self._ended_count += 1
+        return self._ended_count
+
+    def amend_job(self, reported: EndedJob, board_id: str, is_uncertain: IsUncertain) -> bool:
+        """Write how a job really ended, if its board reports it after the job was given up.
+
+        Args:
+            reported: the result.
+            board_id: the board that reports it; other boards' jobs are ignored.
+            is_uncertain: returns whether the result in the store, or its absence, may be wrong.
+
+        Returns:
+            Whether it was written.
+        """
+        row = self.job(reported.job)
+        if row is None or row.board != board_id or not is_uncertain(row):
+            return False
+        self._amend_row(reported, board_id)
+        return True
+
+    def _amend_row(self, reported: EndedJob, _board_id: str) -> None:
+        with contextlib.suppress(ServerError), self._rollback_on_error():
+            self.database.execute_many(self._end_job, [reported])
+            self.database.driver.commit()
 
     def mark_sent(self, job: int) -> bool:
         """Write the results of earlier jobs before a job is sent; return whether it may be sent.
@@ -324,33 +396,58 @@ class Store:
             self.flush()
         return True
 
+    def is_marked_sent(self, _job: int) -> bool:
+        """Return whether ``mark_sent`` has nothing to do for a job but to write results."""
+        return True
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether results or facts wait to be written."""
+        return bool(self._pending_ended_jobs or self._pending_seen_boards)
+
     def flush(self) -> None:
         """Write pending results and facts; what cannot be written stays pending."""
-        if self._pending_ended_jobs or self._pending_seen_boards:
+        if self.has_pending:
             with contextlib.suppress(ServerError):
                 self._write_all([])
 
     def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
         """Write pending changes, then new jobs and their audit row, in one transaction."""
         execute_many = self.database.execute_many
-        with self._rollback_on_error():
-            if self._pending_seen_boards:
-                execute_many(self._update_board_seen, list(self._pending_seen_boards.values()))
-            if self._pending_ended_jobs:
-                self._write_ended_jobs()
+        with self._pending_changes() as (seen_boards, ended_jobs), self._rollback_on_error():
+            if seen_boards:
+                execute_many(self._update_board_seen, seen_boards)
+            if ended_jobs:
+                self._write_ended_jobs(ended_jobs)
             if jobs:
                 self._check_membership()
                 execute_many(self._insert_job, jobs)
             if audit_row is not None:
                 execute_many(self._insert_audit, [audit_row])
             self.database.driver.commit()
-            self._pending_ended_jobs, self._pending_seen_boards = [], {}
+
+    @contextlib.contextmanager
+    def _pending_changes(self) -> Iterator[tuple[list[tuple[str, float, str]], list[EndedJob]]]:
+        """Take the pending facts and results; if they cannot be written, they stay pending."""
+        seen_boards, ended_jobs = [], []
+        while self._pending_seen_boards:
+            seen_boards.append(self._pending_seen_boards.popitem()[1])
+        while self._pending_ended_jobs:
+            ended_jobs.append(self._pending_ended_jobs.popleft())
+        try:
+            yield seen_boards, ended_jobs
+        except BaseException:
+            for row in seen_boards:
+                self._pending_seen_boards.setdefault(row[2], row)
+            self._pending_ended_jobs.extendleft(reversed(ended_jobs))
+            raise
+        self.written_results += len(ended_jobs)
 
     def _check_membership(self) -> None:
         """Raise ServerError if this server may not start jobs; a single server always may."""
 
-    def _write_ended_jobs(self) -> None:
-        self.database.execute_many(self._end_job, self._pending_ended_jobs)
+    def _write_ended_jobs(self, ended_jobs: list[EndedJob]) -> None:
+        self.database.execute_many(self._end_job, ended_jobs)
 
     def job(self, number: int) -> JobRow | None:
         """Return a job's row; None if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from dataclasses import dataclass
@@ -26,13 +27,16 @@ from cm_server.auth.audit import AuditLog
 from cm_server.auth.credentials import ROLES
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
-from cm_server.jobs.dispatch import Dispatch
-from cm_server.jobs.jobs import Cell
+from cm_server.cluster.single_server import SingleServer
+from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.net.certificates import Certificates
 from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
+from tests.cm_server.waiting import finish
 
 NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
 ADMIN = TokenRow("a" * 64, "ann", "admin")
@@ -67,6 +71,7 @@ class FakeServer:
     """The part of app.Server that the verbs use."""
 
     store: Store
+    store_queue: StoreQueue[Store]
     registry: Registry
     dispatch: Dispatch
     audit_log: AuditLog
@@ -76,12 +81,12 @@ class FakeServer:
     uptime: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
-    cluster: None = None
     limits: Limits = LIMITS
     certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         self.enrolment = Enrolment(self)  # type: ignore[arg-type]
+        self.cluster = SingleServer(self.store_queue, self.dispatch)
 
     def update_lost_after(self) -> None:
         pass
@@ -99,16 +104,29 @@ class FakeServer:
         """Return the reply as a caller receives it: through JSON."""
         body = {"verb": verb, **body}
         reply = verbs.handle_request(self, caller, body, "here")  # type: ignore[arg-type]
+        if asyncio.iscoroutine(reply):
+            reply = finish(self.store_queue, reply)
+        assert self.store_queue.drain()
         return json.loads(json.dumps(reply))
+
+    def run(self, name: str, cell: Cell, caller: str = "ann") -> Job:
+        """Run a cell on one board, as net/caller_socket.py does it."""
+        submission = Submission([self.registry.by_name[name]], cell, caller, NullObserver())
+        numbers = self.dispatch.submit(submission).result()
+        (job,) = self.dispatch.create_jobs(submission, numbers)
+        self.dispatch.launch([job])
+        return job
 
 
 @pytest.fixture
 def server() -> FakeServer:
     store = Store(None)
     store.enrol_boards([new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
+    store.add_token(ADMIN)
     registry = Registry(store.boards())
-    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer(), LIMITS, lost_after=10)
-    tools = (store, registry, dispatch, AuditLog(store, LIMITS), Tokens(store, LIMITS))
+    queue = StoreQueue(store)
+    dispatch = Dispatch(queue, registry, lambda _seconds, _act: Timer(), LIMITS, lost_after=10)
+    tools = (store, queue, registry, dispatch, AuditLog(queue, LIMITS), Tokens(queue, LIMITS))
     server = FakeServer(*tools, uptime=5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
@@ -232,9 +250,8 @@ def test_invalid_labels_are_refused_and_change_nothing(server: FakeServer, label
 def test_interrupt_returns_how_many_jobs_it_found(server: FakeServer):
     board = server.registry.by_name["lab-1"]
     cell = Cell(b"1")
-    jobs = server.dispatch.submit([board], cell, "ann", NullObserver())
-    server.dispatch.launch(jobs)
-    assert server.ask("interrupt", jobs=[jobs[0].id, 999, -1, 10**30]) == 1
+    job = server.run("lab-1", cell)
+    assert server.ask("interrupt", jobs=[job.id, 999, -1, 10**30]) == 1
     link = board.link
     assert isinstance(link, Link)
     assert link.ops == [wire.EXEC, wire.INTERRUPT]
@@ -292,7 +309,7 @@ def test_enrol_of_a_connected_board_is_refused(server: FakeServer):
 def test_revoke_removes_boards_and_ends_their_jobs(server: FakeServer):
     board = server.registry.by_name["lab-10"]
     cell = Cell(b"1", RunOptions(wait=60))
-    server.dispatch.launch(server.dispatch.submit([board], cell, "ann", NullObserver()))
+    server.run("lab-10", cell)
     assert server.ask("revoke", target="lab-10") == ["lab-10"]
     assert "lab-10" not in server.registry.by_name
     assert board.id not in server.registry.by_id
@@ -322,8 +339,7 @@ def test_reused_name_inherits_nothing(server: FakeServer):
 def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
     board = server.registry.by_name["lab-1"]
     cell = Cell(b"1")
-    (job,) = server.dispatch.submit([board], cell, "ann", NullObserver())
-    server.dispatch.launch([job])
+    job = server.run("lab-1", cell)
     payload = len(output).to_bytes(2, "big") + output + b"42"
     server.dispatch.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
     return job.id
@@ -332,17 +348,14 @@ def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
 def test_jobs_lists_running_then_ended_jobs(server: FakeServer):
     first, second = ended_job(server), ended_job(server)
     cell = Cell(b"1")
-    running = server.dispatch.submit(
-        [server.registry.by_name["lab-2"]], cell, "bob", NullObserver()
-    )
-    server.dispatch.launch(running)
+    running = server.run("lab-2", cell, "bob")
     listed = server.ask("jobs")
     assert [(job["job"], job["state"]) for job in listed] == [
-        (running[0].id, "running"),
+        (running.id, "running"),
         (second, "ended"),
         (first, "ended"),
     ]
-    assert [job["job"] for job in server.ask("jobs", target="lab-2")] == [running[0].id]
+    assert [job["job"] for job in server.ask("jobs", target="lab-2")] == [running.id]
 
 
 def test_job_shows_the_end_of_its_output(server: FakeServer):
@@ -409,7 +422,7 @@ def test_audit_returns_a_bounded_number_of_rows(server: FakeServer, count):
 def test_token_has_default_role_target_and_expiry(server: FakeServer):
     made = server.ask("token-create", name="lab-notebook", role=None, target=None, expires=None)
     assert made.pop("token").startswith("cm_")
-    (listed,) = server.ask("token-list")
+    _, listed = server.ask("token-list")
     assert made == listed
     assert (listed["role"], listed["target"], listed["expires"]) == ("operator", "all", None)
 

@@ -12,6 +12,7 @@ from cloudmanager.protocol import frames, proofs, wire
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
+from tests.cm_server.waiting import finish
 
 KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
 
@@ -19,9 +20,10 @@ KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
 def token_for(service: Service, target: str, uses: int = 1, seconds: float = 60.0) -> str:
     entry = AuditEntry("local", "here", "enrol-token")
     name = f"enrol-{len(service.server.tokens.describe())}"
-    return service.server.tokens.create(
+    creating = service.server.tokens.create(
         name, credentials.BOARD_ROLE, target, seconds, entry, uses=uses
     )
+    return finish(service.server.store_queue, creating)
 
 
 async def enrol(service: Service, token: str, *, tls: bool = True, **more: Any) -> Any:
@@ -140,7 +142,7 @@ async def test_expired_and_revoked_enrolment_tokens_are_refused(service: Service
     old = token_for(service, "lab-1", seconds=1e-6)
     assert "expired on" in (await enrol(service, old))[1]
     dead = token_for(service, "lab-1")
-    service.server.tokens.revoke("enrol-2", AuditEntry("local", "here", "token-revoke"))
+    service.revoke_token("enrol-2")
     assert "was revoked on" in (await enrol(service, dead))[1]
 
 
@@ -312,7 +314,7 @@ async def test_renamed_board_keeps_its_labels_and_jobs(service: Service):
         assert (await caller.ask("job", job=job))["reply"]["board"] == "kit-1"
         refused = await caller.ask("boards", target="lab-1")
         assert refused["error"] == "NoSuchBoard"
-    assert [row.name for row in service.server.store.boards()] == ["kit-1"]
+    assert [row.name for row in service.store.boards()] == ["kit-1"]
 
 
 async def test_rename_to_the_name_of_another_board_is_refused(service: Service):
@@ -350,7 +352,7 @@ async def test_idle_board_gets_a_new_key_and_proves_it(service: Service):
         await board.send(wire.REKEYED, proofs.rekey_proof(new.key, 1, asked.payload[4:]))
         await service.until(lambda: service.server.registry.by_name["lab-1"].gen == 1)
     assert new.key.hex() not in str(service.audited())
-    (row,) = service.server.store.boards()
+    (row,) = service.store.boards()
     assert (row.key, row.gen, row.nonce) == (new.key, 1, None)
     async with await FakeBoard.dial(
         service, "/board"

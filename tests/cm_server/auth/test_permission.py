@@ -61,7 +61,7 @@ async def test_waiting_jobs_of_a_revoked_token_never_start(lab: Lab, fresh: bool
         assert (await caller.closed())[0] == frames.CLOSE_REVOKED
     await lab.board.end(running, rest=b"1")
     await nothing_more(lab.board)
-    row = lab.service.server.store.job(running)
+    row = lab.service.store.job(running)
     assert row is not None
     assert row.status == "ok", "the running job continued to its end"
     (_, identity) = lab.service.enrol("lab-1", "lab-2")
@@ -144,7 +144,7 @@ async def test_caller_is_detached_from_a_cell_on_an_unreachable_board(lab: Lab):
         ] != []  # this reply is the next message: there is no output
         await lab.board.end(job, rest=b"1")
         await lab.service.until(lambda: job not in lab.service.server.dispatch.jobs)
-        row = lab.service.server.store.job(job)
+        row = lab.service.store.job(job)
         assert row is not None
         assert row.status == "ok"
 
@@ -208,7 +208,7 @@ async def test_job_queued_at_another_server_does_not_start_after_a_revocation(pa
         await pair.b.until(lambda: queued not in pair.b.server.dispatch.jobs)
         await board.end(running, rest=b"1")
         await nothing_more(board)
-        row = pair.b.server.store.job(queued)
+        row = pair.b.store.job(queued)
         assert row is not None
         assert (row.status, "was revoked" in (row.error or "")) == ("error", True)
 

@@ -14,6 +14,8 @@ from cm_server.auth.tokens import Tokens
 from cm_server.limits import Limits
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
+from tests.cm_server.waiting import finish
 
 DAY = 86400
 
@@ -31,13 +33,15 @@ class Desk:
     def __init__(self, path: Path | None = None, **limits: int) -> None:
         self.clock = Clock()
         self.store = Store(path)
-        self.tokens = Tokens(self.store, Limits(**limits), self.clock)
+        self.queue = StoreQueue(self.store)
+        self.tokens = Tokens(self.queue, Limits(**limits), self.clock)
 
     def create(self, name: Any, role: Any = "operator", target: Any = "all", span: Any = None):
-        return self.tokens.create(name, role, target, span, entry("token-create"))
+        creating = self.tokens.create(name, role, target, span, entry("token-create"))
+        return finish(self.queue, creating)
 
     def revoke(self, name: Any):
-        return self.tokens.revoke(name, entry("token-revoke"))
+        return finish(self.queue, self.tokens.revoke(name, entry("token-revoke")))
 
     def refusal(self, token: str) -> str | None:
         row = self.tokens.find_caller_token(f"Bearer {token}")
@@ -187,7 +191,7 @@ def test_clock_that_is_ahead_forgets_no_valid_token(tmp_path):
         )
     right = desk.clock.now
     desk.clock.now += 450 * DAY
-    desk.tokens.reload()
+    desk.tokens.apply_rows(desk.store.tokens())
     assert all("expired" in str(desk.refusal(token)) for token in valid)
     desk.clock.now = right
     assert [desk.refusal(token) for token in valid] == ["", ""]
@@ -238,7 +242,7 @@ def test_unknown_token_has_a_refusal_reason(desk):
     token = desk.create("lab-notebook")
     row = desk.tokens.find_caller_token(f"Bearer {token}")
     assert (
-        Tokens(Store(None), Limits()).refusal_reason(row)
+        Tokens(StoreQueue(Store(None)), Limits()).refusal_reason(row)
         == "the token 'lab-notebook' is not known here"
     )
 

@@ -48,10 +48,10 @@ async def test_server_requests_what_it_missed(pair: Two):
         a = pair.a.server.registry.by_name["lab-1"]
         a.epoch, a.remote_state, a.reported_facts = 0, None, {}
         others_of(pair.a)._on_pubsub_change(True)
-        assert a.online  # according to the store
+        await pair.a.until(lambda: a.online)  # according to the store
         await pair.a.until(lambda: a.reported_facts)
     store_of(pair.b).delete_boards([identity.id])
-    others_of(pair.b)._reload()
+    await others_of(pair.b)._reload()
     await pair.a.until(lambda: not pair.a.server.registry.by_id)
     assert not pair.b.server.registry.by_id
 
@@ -73,7 +73,7 @@ async def test_board_is_refused_while_the_store_is_unavailable(pair: Two):
 async def test_revoked_board_is_refused_by_a_server_that_missed_the_message(pair: Two):
     (identity,) = await pair.enrol("lab-1")
     others_of(pair.a).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
-    pair.a.server.store.delete_boards([identity.id])
+    pair.a.store.delete_boards([identity.id])
     board: FakeBoard = await FakeBoard.dial(pair.b, "/board")
     async with board:
         await board.greet(identity.id)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cm_server.store.shared_store import NEVER_SENT_ERROR
-from tests.cm_server.pairs import Two, run
+from tests.cm_server.pairs import Two, others_of, run, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
 
@@ -33,8 +33,8 @@ async def test_cell_runs_on_a_board_of_another_server(two: Two):
         async with await FakeCaller.join(two.b) as other:  # the token is valid at both servers
             assert (await other.ask("job", job=job))["reply"]["stdout"] == "6\n"
             assert [line["job"] for line in (await other.ask("jobs"))["reply"]] == [job]
-    two.b.server.store.flush()
-    row = two.a.server.store.job(job)
+    two.b.store.flush()
+    row = two.a.store.job(job)
     assert row is not None
     assert row.status == "ok"
 
@@ -170,8 +170,7 @@ async def test_jobs_end_through_the_store_while_the_bus_is_down(two: Two):
         (job,) = await caller.submit("lab-1")
         await run(board)
         for service in (two.a, two.b):
-            assert service.server.cluster is not None
-            service.server.cluster.peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
+            others_of(service).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
         await board.end(job, rest=b"1")
         status, _ = await caller.ending(job)
         assert status == "ok"
@@ -191,11 +190,10 @@ async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
         async with await FakeCaller.join(two.b) as b:
             (waits,) = await b.submit("lab-2", wait=600)
         b_server = two.b.server
-        assert b_server.cluster is not None
-        for timer in b_server.cluster._timers.values():
+        for timer in others_of(two.b)._timers.values():
             timer.cancel()  # for the others it is suspended
         await two.a.until(lambda: two.a.state("lab-1") == "lost")
-        row = two.a.server.store.job(waits)
+        row = two.a.store.job(waits)
         assert row is not None
         assert (row.status, row.error) == ("lost", NEVER_SENT_ERROR)
         status, why = await a.ending(sent)
@@ -206,12 +204,13 @@ async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
         await board_result  # it resumes: its writes are refused
         await asyncio.sleep(0)
         await two.b.until(lambda: sent not in b_server.dispatch.jobs)
-        b_server.store.flush()
-        assert b_server.store.refused_writes  # type: ignore[attr-defined]
-        old = b_server.store.server_id  # type: ignore[attr-defined]
-        b_server.cluster._on_heartbeat_due()
-        assert b_server.store.server_id != old  # type: ignore[attr-defined]
+        store = store_of(two.b)
+        store.flush()
+        assert store.refused_writes
+        old = store.server_id
+        others_of(two.b)._on_heartbeat_due()
+        await two.b.until(lambda: store.server_id != old)
         assert (await board.closed())[0] == 1001
-    row = two.a.server.store.job(sent)
+    row = two.a.store.job(sent)
     assert row is not None
     assert row.status == "lost"

@@ -105,7 +105,7 @@ async def test_withdrawal_is_retried_while_the_store_is_unavailable(pair: Two, m
         db = store_of(pair.a)._connection
         db.exec_driver_sql("PRAGMA query_only=ON")
         db.commit()
-        await pair.a.until(lambda: pair.a.server.store.write_error)
+        await pair.a.until(lambda: pair.a.store.write_error)
         db.exec_driver_sql("PRAGMA query_only=OFF")
         db.commit()
         assert (await caller.ending(job))[0] == "offline"

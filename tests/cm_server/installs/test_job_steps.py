@@ -15,10 +15,12 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import JobRefused, OpGenerator, SteppedJob, SteppedJobSpec
+from cm_server.installs.transfers import BoardChannel
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
+from cm_server.store.store_queue import Operation
 
 FIRST = [["statvfs", "/"]]
 STEP = 1000
@@ -28,18 +30,34 @@ class StepsRecorder:
     """One board with a stepped job: records the messages to the board and to the caller."""
 
     def __init__(
-        self, make_generator: Callable[[Board], OpGenerator], buffer_size: int = 400
+        self,
+        make_generator: Callable[[Board, Any], OpGenerator],
+        buffer_size: int = 400,
+        *,
+        slow_store: bool = False,
     ) -> None:
         board = Board(new_board_row("b1", "lab-1", b"k" * 32))
         board.buffer_size = buffer_size
         self.sent: list[wire.Message] = []
         self.delivered: list[wire.Message] = []
         self.job = Job(7, board, Cell(b""), "ann", self)
-        spec = SteppedJobSpec(FIRST, make_generator, STEP, Limits.package_document_bytes)
-        assert json.loads(spec.code) == [STEP, FIRST, 1]
-        self.steps: SteppedJob = spec.start(
-            self.job, lambda data: self.sent.append(wire.unpack(data))
+        self.refused: list[str] = []
+        self.stored: Operation[str] = Operation(lambda _store: "stored")
+        spec = SteppedJobSpec(
+            FIRST,
+            make_generator,
+            lambda _board: self.stored,
+            STEP,
+            Limits.package_document_bytes,
         )
+        assert json.loads(spec.code) == [STEP, FIRST, 1]
+        channel = BoardChannel(
+            lambda data: self.sent.append(wire.unpack(data)), self.refused.append
+        )
+        self.steps: SteppedJob = spec.start(self.job, channel)
+        self.job.transfer = self.steps
+        if not slow_store:
+            self.stored.complete("stored")
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         self.delivered.append(wire.unpack(message))
@@ -64,10 +82,10 @@ class StepsRecorder:
         return ast.literal_eval(self.delivered[-1].payload.decode())
 
 
-def yielding(*op_lists: Any) -> Callable[[Board], OpGenerator]:
+def yielding(*op_lists: Any) -> Callable[[Board, Any], OpGenerator]:
     """Return a generator function that yields lists of operations and returns all results."""
 
-    def make_generator(_: Board) -> OpGenerator:
+    def make_generator(_: Board, _stored: Any) -> OpGenerator:
         results = [(yield FIRST)]
         for ops in op_lists:
             results.append((yield ops))
@@ -129,7 +147,7 @@ def test_put_sends_content_and_reports_progress(tmp_path: Path):
 
 
 def test_failed_operation_is_raised_in_the_generator():
-    def make_generator(_: Board) -> OpGenerator:
+    def make_generator(_: Board, _stored: Any) -> OpGenerator:
         yield FIRST
         try:
             yield [["rename", "/a", "/b"], ["rm", "/c", False]]
@@ -146,7 +164,7 @@ def test_failed_operation_is_raised_in_the_generator():
 
 
 def test_refused_job_ends_on_the_board():
-    def make_generator(_: Board) -> OpGenerator:
+    def make_generator(_: Board, _stored: Any) -> OpGenerator:
         yield FIRST
         raise PackageError("not allowed")
 
@@ -170,7 +188,7 @@ def test_malformed_result_is_a_wire_error(result: bytes):
 
 
 def test_result_of_wrong_type_is_a_wire_error():
-    def make_generator(_: Board) -> OpGenerator:
+    def make_generator(_: Board, _stored: Any) -> OpGenerator:
         ((size, _),) = yield FIRST
         return size
 

@@ -55,7 +55,7 @@ async def test_authenticated_board_is_online_with_its_facts(service: Service, la
 async def test_facts_of_an_offline_board_are_kept(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab, boot="b7"):
         pass
-    (row,) = service.server.store.boards()
+    (row,) = service.store.boards()
     assert (row.facts["platform"], row.facts["boot"]) == ("unix", "b7")
     assert row.last_seen is not None
 

@@ -13,7 +13,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager.protocol import frames, wire
 from cm_server.auth import credentials
-from cm_server.auth.audit import AuditEntry
 from cm_server.limits import Limits
 from cm_server.net import caller_socket, websocket
 from tests.cm_server.peers import (
@@ -157,10 +156,10 @@ async def test_running_job_of_a_revoked_token_continues_and_new_ones_are_refused
         await caller.closed()
         await board.end(job, rest=b"1")
         await service.until(lambda: service.state("lab-1") == "idle")
-        row = service.server.store.job(job)
+        row = service.store.job(job)
         assert row is not None
         assert row.status == "ok"
-        assert service.server.store.job(job + 1) is None
+        assert service.store.job(job + 1) is None
 
 
 async def test_token_revoked_during_the_handshake_opens_no_link(service: Service, monkeypatch):
@@ -168,7 +167,7 @@ async def test_token_revoked_during_the_handshake_opens_no_link(service: Service
     real = websocket.accept_websocket
 
     async def accept(handler, link):
-        service.server.tokens.revoke("lab-notebook", AuditEntry("test", "", "token-revoke"))
+        service.revoke_token("lab-notebook")
         return await real(handler, link)
 
     monkeypatch.setattr(caller_socket, "accept_websocket", accept)
@@ -277,7 +276,7 @@ async def test_callers_are_bounded_in_total_and_per_token(service: Service):
 async def test_job_is_stored_with_its_callers_name(service: Service, lab: Identity):
     async with await FakeCaller.join(service, service.add_token("operator")) as caller:
         (job,) = await caller.submit("lab-1")
-        row = service.server.store.job(job)
+        row = service.store.job(job)
         assert row is not None
         assert row.caller == "operator"
 
@@ -349,7 +348,7 @@ async def test_target_without_boards_is_refused_and_nothing_runs(service, lab, t
         reply = await caller.next()
         assert (reply.op, reply.job) == (wire.REPLY, 9)
         assert wire.read_json(reply.payload)["error"] in ("TargetError", "NoSuchBoard")
-    assert service.server.store.job(1) is None
+    assert service.store.job(1) is None
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "2", [2], float("nan"), float("inf"), 10**9], ids=str)
@@ -463,7 +462,7 @@ async def test_job_continues_when_its_caller_disconnects(service: Service, lab: 
         assert service.state("lab-1") == "busy"
         await board.end(job, rest=b"1")
         await service.until(lambda: service.state("lab-1") == "idle")
-    row = service.server.store.job(job)
+    row = service.store.job(job)
     assert row is not None
     assert row.status == "ok"
 

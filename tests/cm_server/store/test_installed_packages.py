@@ -25,17 +25,17 @@ MANIFEST: dict[str, dict[str, Any]] = {
 def test_manifest_is_stored_and_replaced():
     store = Store(None)
     before = time.time()
-    store.installed_packages.confirmer_for("b1")(MANIFEST)
+    store.installed_packages.store_manifest("b1", MANIFEST)
     assert store.installed_packages.packages_of("b1") == MANIFEST
-    at = store.installed_packages.confirmed_at("b1")
+    at = store.installed_packages.of_boards(["b1"])["b1"].confirmed
     assert at is not None
     assert before <= at <= time.time()
-    store.installed_packages.confirmer_for("b1")({"mine": MANIFEST["mine"]})
+    store.installed_packages.store_manifest("b1", {"mine": MANIFEST["mine"]})
     assert store.installed_packages.packages_of("b1") == {"mine": MANIFEST["mine"]}
-    store.installed_packages.confirmer_for("b1")({})
+    store.installed_packages.store_manifest("b1", {})
     assert (
         store.installed_packages.packages_of("b1"),
-        store.installed_packages.confirmed_at("b1"),
+        store.installed_packages.of_boards(["b1"])["b1"].confirmed,
     ) == ({}, None)
     store.close()
 
@@ -46,7 +46,7 @@ def test_deleting_a_board_deletes_its_manifest():
         [new_board_row("b1", "lab-1", b"k" * 32), new_board_row("b2", "lab-2", b"k" * 32)]
     )
     for board in ("b1", "b2"):
-        store.installed_packages.confirmer_for(board)(MANIFEST)
+        store.installed_packages.store_manifest(board, MANIFEST)
     store.delete_boards(["b1"])
     assert (
         store.installed_packages.packages_of("b1"),
@@ -57,7 +57,7 @@ def test_deleting_a_board_deletes_its_manifest():
 
 def test_manifest_survives_a_restart(tmp_path):
     store = Store(tmp_path / "server.db")
-    store.installed_packages.confirmer_for("b1")(MANIFEST)
+    store.installed_packages.store_manifest("b1", MANIFEST)
     store.close()
     store = Store(tmp_path / "server.db")
     assert store.installed_packages.packages_of("b1") == MANIFEST

@@ -12,8 +12,9 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import tables
-from cm_server.store.rows import AuditRow, TokenRow, new_board_row
+from cm_server.store.rows import AuditRow, JobRow, TokenRow, new_board_row
 from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
+from cm_server.store.store import EndedJob
 from tests.engines import Postgres
 
 KEY = bytes(range(32))
@@ -45,12 +46,15 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         view.close()
 
 
+def is_lost(row: JobRow) -> bool:
+    return row.status == "lost"
+
+
 def send_job(view: SharedStore, board_id: str = "id1") -> int:
     """Claim the board and insert a sent job; return the job's number."""
     held = view.claim_board(board_id, FACTS)
     assert held is not None
-    view.epoch_for = {board_id: held.epoch}.get
-    (number,) = view.insert_jobs([board_id], "ann")
+    (number,) = view.insert_jobs([board_id], "ann", epochs={board_id: held.epoch})
     return number
 
 
@@ -108,7 +112,6 @@ def test_result_of_own_job_is_written(server: Make):
 def test_sent_job_follows_its_board_to_another_server(server: Make):
     a, b = server("A"), server("B")
     job = send_job(a)
-    a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id1"], "ann")
     held = b.claim_board("id1", FACTS)
     assert held is not None
@@ -205,18 +208,17 @@ def test_result_is_corrected_by_the_holder_of_the_board(server: Make):
     a.end_job(job, "lost", "its link broke")
     a.flush()
     assert b.claim_board("id1", FACTS)
-    a.amend_job(job, "id1", "error", "stale")
+    assert a.amend_job(EndedJob(1.0, "error", "stale", job), "id1", is_lost)
     assert result_of(a, job) == ("lost", "its link broke")
-    b.amend_job(job, "id2", "error", "another board's")
+    assert not b.amend_job(EndedJob(1.0, "error", "another board's", job), "id2", is_lost)
     assert result_of(a, job) == ("lost", "its link broke")
-    b.amend_job(job, "id1", "ok", None)
+    assert b.amend_job(EndedJob(1.0, "ok", None, job), "id1", is_lost)
     assert result_of(a, job) == ("ok", None)
 
 
 def test_suspended_server_is_removed_and_its_jobs_end_or_continue(server: Make):
     a, b = server("A"), server("B")
     sent = send_job(a)
-    a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id2"], "ann")
     assert b.send_heartbeat(10) == {"A": "http://A", "B": "http://B"}
     assert b.take_over_jobs() == []
@@ -361,7 +363,6 @@ def test_server_that_died_before_the_clock_was_set_back_is_removed(server: Make)
 def test_results_are_written_before_other_jobs_start(server: Make):
     a = server("A")
     job = send_job(a)
-    a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id1"], "ann")
     a.end_job(job, "ok")
     a._end_job = "nonsense"

@@ -1,0 +1,422 @@
+"""The queue of a store's operations: a database that does not answer blocks only who waits for it.
+
+The event loop hands each use of the store to this queue, which carries them out one at a time and
+in order. SQLite answers within a tenth of a millisecond: an operation on it is carried out at once,
+in the loop, unless another program holds a lock on the file, or others wait already. Then, and for
+PostgreSQL always, a thread does it, and the loop goes on. So an operation that follows another one
+sees its effects, and what was written later is stored later.
+
+Call from the thread of the event loop, except where noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from cloudmanager.protocol.errors import ServerError
+
+from .databases import DatabaseLocked
+from .store import Store
+
+log = logging.getLogger("cm_server")
+
+S = TypeVar("S", bound=Store)
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.01  # between two attempts to use an SQLite file that another program locked
+SLOW_SECONDS = 1.0  # after which /healthz reports that the store does not answer
+CLOSE_SECONDS = 10.0  # that a server that stops waits for its last writes
+#: Rows changed between two checkpoints of SQLite's write-ahead log: about 4 MiB of it.
+CHECKPOINT_ROWS = 1000
+
+
+class QueueLimits(NamedTuple):
+    """The limits of what may wait for a database that does not answer.
+
+    Attributes:
+        operations: how many; beyond it, requests of peers are refused.
+        size: bytes of what they hold, such as the code of cells.
+        seconds: that a request of a peer may wait for a locked SQLite file; PostgreSQL has its own
+            timeouts (databases.py).
+    """
+
+    operations: int = 1000
+    size: int = 64 * 1024 * 1024
+    seconds: float = 60.0
+
+
+class Operation(Generic[T]):
+    """One use of the store: done already, or waiting for the database.
+
+    Args:
+        use: what is done; called with the store.
+        size: bytes that are held in memory meanwhile.
+        refusable: whether a peer requested it, and hears of it if it cannot be done.
+
+    Attributes:
+        done: whether it has ended; then ``result`` returns at once.
+    """
+
+    __slots__ = ("_callbacks", "_error", "_result", "_use", "created", "done", "refusable", "size")
+
+    def __init__(self, use: Callable[[Any], T], size: int = 0, *, refusable: bool = False) -> None:
+        self._use = use
+        self.size = size
+        self.refusable = refusable
+        self.created = time.monotonic()
+        self.done = False
+        self._result: T | None = None
+        self._error: Exception | None = None
+        self._callbacks: list[Callable[[Operation[T]], object]] = []
+
+    def execute(self, store: Store) -> None:
+        """Use the store, in whichever thread; the result is kept until ``finish``.
+
+        Raises:
+            DatabaseLocked: another program uses the database; nothing was done.
+        """
+        try:
+            self._result = self._use(store)
+        except DatabaseLocked:
+            raise
+        except store.database.errors as error:
+            store.database.rollback()
+            reason = str(getattr(error, "orig", error)).strip()
+            self._error = ServerError(f"its store cannot be used: {reason}")
+        except Exception as error:
+            self._error = error
+
+    def refuse(self, error: Exception) -> None:
+        """Let the operation fail without trying it."""
+        self._error = error
+
+    def complete(self, result: T) -> None:
+        """Set the result of an operation that needs no database."""
+        self._result = result
+        self.finish()
+
+    def finish(self) -> None:
+        """Mark the operation as done, and call those who wait for it."""
+        self.done = True
+        self._use = _nothing
+        for callback in self._callbacks:
+            try:
+                callback(self)
+            except Exception:  # those after it must not wait for ever
+                log.exception("what follows an operation of the store failed")
+        self._callbacks.clear()
+
+    def when_done(self, callback: Callable[[Operation[T]], object]) -> None:
+        """Call a function with this operation once it is done: at once, if it is."""
+        if self.done:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it failed; None if it succeeded, or is not done."""
+        return self._error
+
+    def result(self) -> T:
+        """Return the result of an operation that is done.
+
+        Raises:
+            ServerError: the database could not be used.
+        """
+        assert self.done
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]  # None is one of the values of T then
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait until it is done; if it is, go on without a break."""
+        if not self.done:
+            future = asyncio.get_running_loop().create_future()
+            self._callbacks.append(lambda _: None if future.done() else future.set_result(None))
+            yield from future
+        return self.result()
+
+
+class StoreQueue(Generic[S]):
+    """Carries out the operations of one store, one at a time and in order.
+
+    Args:
+        store: used by nobody else until ``close``.
+        limits: of what may wait.
+
+    Attributes:
+        store: for use before the event loop serves anybody.
+        change_lock: held while a change of boards or tokens is checked, written and applied, so
+            that two of them do not overlap.
+    """
+
+    def __init__(self, store: S, limits: QueueLimits | None = None) -> None:
+        self.store = store
+        self.change_lock = asyncio.Lock()
+        self._limits = limits or QueueLimits()
+        self._is_immediate = store.database.answers_at_once
+        self._waiting: deque[Operation[Any]] = deque()
+        self._waiting_size = 0
+        self._running: Operation[Any] | None = None
+        self._running_future: Future[None] | None = None
+        self._flush: Operation[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._checkpoint_thread: ThreadPoolExecutor | None = None
+        self._checkpoint: Future[None] | None = None
+        self._checkpointed_rows = 0
+        self._closing = False
+        self._give_up_at = math.inf  # by the monotonic clock
+        store.database.enter_queue()
+
+    # Use
+
+    def run(
+        self,
+        use: Callable[[S], T],
+        *,
+        size: int = 0,
+        refusable: bool = False,
+        durable: bool = False,
+    ) -> Operation[T]:
+        """Use the store: now if possible, else when all earlier operations are done.
+
+        Args:
+            use: what is done, called with the store in this thread or another one. If the database
+                is locked, it is called again, so it must not change anything else before.
+            size: bytes that it holds in memory.
+            refusable: whether it may be refused because too much waits; its result is an error
+                then.
+            durable: whether it waits for the disk, and is therefore not done in the loop.
+        """
+        operation: Operation[T] = Operation(use, size, refusable=refusable)
+        if refusable and (why := self._refusal_reason(size)):
+            operation.refuse(ServerError(why))
+            operation.finish()
+        elif durable or not self._is_idle() or not self._execute_now(operation):
+            self._waiting.append(operation)
+            self._waiting_size += size
+            self._start_next()
+        return operation
+
+    def run_later(self, use: Callable[[S], object], *, durable: bool = False) -> Operation[Any]:
+        """Use the store for something that nobody waits for; it is dropped if too much waits.
+
+        What the store cannot write, it logs itself.
+        """
+        if self._refusal_reason(0):
+            operation: Operation[Any] = Operation(_nothing)
+            operation.finish()
+            return operation
+        operation = self.run(use, durable=durable)
+        operation.when_done(_log_failure)
+        return operation
+
+    def flush(self) -> None:
+        """Write pending results and facts; those that cannot be written stay pending."""
+        if self._flush is None and self.store.has_pending:
+            operation = self.run(lambda store: store.flush())
+            if not operation.done:
+                self._flush = operation
+                operation.when_done(self._on_flushed)
+
+    def _on_flushed(self, _operation: Operation[None]) -> None:
+        self._flush = None
+
+    def _is_idle(self) -> bool:
+        """Return whether an operation can be carried out in the loop."""
+        return self._is_immediate and self._running is None and not self._waiting
+
+    def _execute_now(self, operation: Operation[T]) -> bool:
+        """Carry out an operation in the loop; return False if the database is locked."""
+        try:
+            operation.execute(self.store)
+        except DatabaseLocked:
+            return False
+        operation.finish()
+        self._schedule_checkpoint()
+        return True
+
+    def _refusal_reason(self, size: int) -> str:
+        """Return why no more may wait; "" if more may."""
+        if self._closing:
+            return "the server stops"
+        is_full = (
+            len(self._waiting) >= self._limits.operations
+            or self._waiting_size + size > self._limits.size
+        )
+        if self._waiting and is_full:
+            return (
+                f"its store has not answered for {self.waiting_seconds:.0f} s and too many "
+                "requests wait for it; try again later"
+            )
+        return ""
+
+    # In the thread
+
+    def _start_next(self) -> None:
+        if self._running is not None or not self._waiting:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the server does not serve yet, or no more: ``drain`` follows
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "store")
+        operation = self._running = self._waiting.popleft()
+        self._running_future = self._thread.submit(self._execute_patiently, operation)
+        self._running_future.add_done_callback(
+            lambda _: _call_in_loop(loop, self._on_executed, operation)
+        )
+
+    def _execute_patiently(self, operation: Operation[Any]) -> None:
+        """Carry out an operation; while the database is locked, try again (any thread)."""
+        while True:
+            try:
+                operation.execute(self.store)
+            except DatabaseLocked as error:
+                now = time.monotonic()
+                waited_too_long = now - operation.created > self._limits.seconds
+                if now > self._give_up_at or (operation.refusable and waited_too_long):
+                    why = f"its store is locked by another program: {error}"
+                    operation.refuse(ServerError(why))
+                    self.store.write_error = why
+                    return
+                time.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    def _on_executed(self, operation: Operation[Any]) -> None:
+        """Report that the thread has carried out an operation, and give it the next one."""
+        if operation is not self._running:
+            return  # ``drain`` was faster
+        self._running = None
+        self._waiting_size -= operation.size
+        operation.finish()
+        self._schedule_checkpoint()
+        self._start_next()
+
+    # Checkpoints
+
+    def _schedule_checkpoint(self) -> None:
+        """Let another thread move SQLite's write-ahead log into its file, if it has grown."""
+        changed = self.store.database.changed_rows
+        if changed - self._checkpointed_rows < CHECKPOINT_ROWS:
+            return
+        if self._checkpoint is None or self._checkpoint.done():
+            self._checkpointed_rows = changed
+            if self._checkpoint_thread is None:
+                self._checkpoint_thread = ThreadPoolExecutor(1, "checkpoint")
+            self._checkpoint = self._checkpoint_thread.submit(self.store.database.checkpoint)
+
+    # State
+
+    @property
+    def waiting_seconds(self) -> float:
+        """The seconds that the oldest operation has waited; 0 if none waits."""
+        oldest = self._running or (self._waiting[0] if self._waiting else None)
+        return time.monotonic() - oldest.created if oldest is not None else 0.0
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether requests are refused because too much waits."""
+        return bool(self._refusal_reason(0))
+
+    @property
+    def slow_reason(self) -> str:
+        """A sentence if the database does not answer; "" if it does."""
+        seconds = self.waiting_seconds
+        if seconds < SLOW_SECONDS:
+            return ""
+        return f"its store has not answered for {seconds:.0f} s: new cells wait for it"
+
+    # The end
+
+    def drain(self, seconds: float = CLOSE_SECONDS) -> bool:
+        """Carry out everything that waits, in this thread; return whether it was done in time."""
+        deadline = self._give_up_at = time.monotonic() + seconds
+        try:
+            while self._running is not None or self._waiting:
+                if not self._drain_one(deadline):
+                    return False
+        finally:
+            self._give_up_at = math.inf
+        return True
+
+    def _drain_one(self, deadline: float) -> bool:
+        """Wait for the operation in the thread, or carry out the next one here."""
+        left = deadline - time.monotonic()
+        if self._running is not None:
+            assert self._running_future is not None
+            try:
+                self._running_future.result(max(left, 0) + 2 * RETRY_SECONDS)
+            except TimeoutError:
+                return False
+            operation, self._running = self._running, None
+        elif left < 0:
+            return False
+        else:
+            operation = self._waiting.popleft()
+            self._execute_patiently(operation)
+        self._finish_drained(operation)
+        return True
+
+    def _finish_drained(self, operation: Operation[Any]) -> None:
+        self._waiting_size -= operation.size
+        operation.finish()
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Refuse requests that wait, carry out everything else, and close the store.
+
+        Args:
+            seconds: to wait for a database that does not answer; then what was not written is
+                lost, and logged.
+        """
+        for operation in [operation for operation in self._waiting if operation.refusable]:
+            self._waiting.remove(operation)
+            operation.refuse(ServerError("the server stops"))
+            self._finish_drained(operation)
+        self._closing = True
+        self.flush()
+        answered = self.drain(seconds)
+        for thread in (self._thread, self._checkpoint_thread):
+            if thread is not None:
+                thread.shutdown(wait=answered)
+        if answered:
+            self.store.close()
+        else:
+            log.error(
+                "the store did not answer for %.0f s: %d writes are lost",
+                seconds,
+                len(self._waiting) + 1,
+            )
+
+
+def completed(result: T) -> Operation[T]:
+    """Return an operation that needed no database."""
+    operation: Operation[T] = Operation(lambda _: result)
+    operation.complete(result)
+    return operation
+
+
+def _nothing(_store: Any) -> Any:
+    """Take the place of what an operation did, so that its parts can be freed."""
+
+
+def _log_failure(operation: Operation[Any]) -> None:
+    if operation.error is not None and not isinstance(operation.error, ServerError):
+        log.error("an operation of the store failed", exc_info=operation.error)
+
+
+def _call_in_loop(loop: asyncio.AbstractEventLoop, act: Callable[[T], object], value: T) -> None:
+    """Call a function in the thread of the event loop, unless the loop has ended (any thread)."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act, value)
