@@ -1,5 +1,5 @@
 """``python -m cm_server``: run the server in the foreground."""
 
-from .app import main
+from .process import main
 
 main()

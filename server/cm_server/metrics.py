@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -30,7 +31,15 @@ from .cluster.membership import Cluster
 from .jobs.counters import DURATION_BOUNDS, Counters
 
 if TYPE_CHECKING:
-    from .app import Server
+    from .api.subscriptions import Subscriptions
+    from .auth.caller_links import CallerLinks
+    from .cluster.single_server import SingleServer
+    from .housekeeping import Housekeeper
+    from .jobs.dispatch import Dispatch
+    from .jobs.registry import Registry
+    from .loop_lag import LoopLagMonitor
+    from .rate_limits import UnauthenticatedConnections
+    from .status import ServerStatus
 
 _LabelledFamily = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -38,40 +47,56 @@ BOARD_STATES = ("offline", "idle", "busy", "lost")
 JOB_STATES = ("queued", "resetting", "running", "adrift")
 
 
-def render(server: Server) -> bytes:
+@dataclass(frozen=True)
+class MetricSources:
+    """The parts of the server that the metrics are read from."""
+
+    status: ServerStatus
+    loop_lag_monitor: LoopLagMonitor
+    registry: Registry
+    dispatch: Dispatch
+    callers: CallerLinks
+    subscriptions: Subscriptions
+    unauthenticated: UnauthenticatedConnections
+    housekeeper: Housekeeper
+    cluster: Cluster | SingleServer
+
+
+def render(sources: MetricSources) -> bytes:
     """Return all metrics as text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(server))
+    registry.register(_Collector(sources))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
 class _Collector:
-    """Reads the values from the server for each request."""
+    """Reads the values for each request."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, sources: MetricSources) -> None:
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric."""
-        server, counters = self._server, self._server.dispatch.counters
+        sources, counters = self._sources, self._sources.dispatch.counters
+        status = sources.status
         boards = dict.fromkeys(BOARD_STATES, 0) | Counter(
-            board.state for board in server.registry.by_id.values()
+            board.state for board in sources.registry.by_id.values()
         )
         jobs = dict.fromkeys(JOB_STATES, 0) | Counter(
-            job.state for job in server.dispatch.jobs.values()
+            job.state for job in sources.dispatch.jobs.values()
         )
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        yield InfoMetricFamily("cm", "the server's version", {"version": server.version})
-        yield gauge("cm_start_seconds", "time of the start, since 1970", server.started_at)
-        yield gauge("cm_healthy", "1 while /healthz reports no fault", not server.problems())
-        yield gauge("cm_loop_lag_seconds", "event loop lag", server.loop_lag_monitor.lag)
+        yield InfoMetricFamily("cm", "the server's version", {"version": status.version})
+        yield gauge("cm_start_seconds", "time of the start, since 1970", status.started_at)
+        yield gauge("cm_healthy", "1 while /healthz reports no fault", not status.problems())
+        yield gauge("cm_loop_lag_seconds", "event loop lag", sources.loop_lag_monitor.lag)
         yield _labelled_metric(gauge, "cm_boards", "enrolled boards", "state", boards)
         yield counter("cm_board_links", "authenticated links of boards", counters.board_links)
         yield counter("cm_boards_silent", "boards' links that timed out", counters.silent_links)
-        yield gauge("cm_callers", "links of callers", len(server.callers))
-        yield gauge("cm_watches", "subscriptions of callers", len(server.subscriptions))
-        unauthenticated = server.unauthenticated
+        yield gauge("cm_callers", "links of callers", len(sources.callers))
+        yield gauge("cm_watches", "subscriptions of callers", len(sources.subscriptions))
+        unauthenticated = sources.unauthenticated
         yield gauge("cm_unproven", "unauthenticated connections", unauthenticated.count)
         yield counter(
             "cm_unproven_cut", "those closed since there were too many", unauthenticated.dropped
@@ -83,16 +108,16 @@ class _Collector:
         yield _labelled_metric(
             counter, "cm_jobs_ended", "jobs that ended", "status", counters.jobs_ended
         )
-        pruned = server.housekeeper.pruned
+        pruned = sources.housekeeper.pruned
         yield _labelled_metric(counter, "cm_pruned", "old rows that were deleted", "what", pruned)
         yield _duration_histogram("cm_job_seconds", "running times of jobs", counters)
-        if isinstance(server.cluster, Cluster):
-            yield from self._collect_cluster(server.cluster)
+        if isinstance(sources.cluster, Cluster):
+            yield from self._collect_cluster(sources.cluster)
 
     def _collect_cluster(self, cluster: Cluster) -> Iterator[Metric]:
         """Yield the metrics of a server that shares its store with others."""
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        remote_jobs = sum(bool(job.owner) for job in self._server.dispatch.jobs.values())
+        remote_jobs = sum(bool(job.owner) for job in self._sources.dispatch.jobs.values())
         held_boards = cluster.board_directory.held_count
         pubsub = cluster.peer_messages.pubsub
         yield gauge("cm_servers", "live servers of this fleet", len(cluster.servers))

@@ -18,16 +18,16 @@ class SampleCollector:
 
     Args:
         max_per_board: how many samples are kept of one board.
-        on_sample: called with each sample that was added, and its board.
         limits: the size and the rate of samples, and how many are kept of all boards.
+
+    Attributes:
+        listeners: called with each sample that was added, and its board.
     """
 
-    def __init__(
-        self, max_per_board: int, on_sample: Callable[[Board, Sample], None], limits: Limits
-    ) -> None:
+    def __init__(self, max_per_board: int, limits: Limits) -> None:
         self._limits = limits
+        self.listeners: list[Callable[[Board, Sample], None]] = []
         self._max_per_board = max_per_board
-        self._on_sample = on_sample
         self._emitting_boards = 0  # boards with at least one sample
 
     def add_message(self, board: Board, message: wire.Message) -> None:
@@ -54,4 +54,5 @@ class SampleCollector:
         share = self._limits.total_samples // self._emitting_boards or 1
         while len(buffer.samples) > min(self._max_per_board, share):
             buffer.samples.popleft()
-        self._on_sample(board, sample)
+        for listener in self.listeners:
+            listener(board, sample)

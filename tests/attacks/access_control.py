@@ -66,7 +66,7 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
     defence(
         "two boards with one key do not close each other's links all day",
         SERVER + "net/board_socket.py",
-        "BoardConnection._reconnect_spread = lambda self, board: self._server.reconnect_spread",
+        "BoardConnection._reconnect_spread = lambda self, board: self._services.reconnects.spread",
         "cm_server/net/test_board_socket.py::"
         "test_two_boards_with_one_key_replace_each_other_more_and_more_slowly",
     ),
@@ -98,8 +98,8 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
     ),
     defence(
         "the links of a revoked token are closed",
-        SERVER + "app.py",
-        "Server._close_revoked = lambda self, caller: None",
+        SERVER + "auth/caller_links.py",
+        "CallerLinks._close_invalid = lambda self, link: None",
         "cm_server/net/test_caller_socket.py::"
         "test_links_of_a_revoked_token_are_closed_within_two_seconds",
     ),

@@ -163,8 +163,8 @@ BOUNDS: Final = [
     ),
     defence(
         "callers are bounded per token",
-        SERVER + "net/caller_socket.py",
-        "CallerSocket._callers_of = lambda self, token: 0",
+        SERVER + "auth/caller_links.py",
+        "CallerLinks.count_of = lambda self, token: 0",
         "cm_server/net/test_caller_socket.py::test_callers_are_bounded_in_total_and_per_token",
     ),
     defence(
@@ -217,8 +217,8 @@ BOUNDS: Final = [
     ),
     defence(
         "the link of a board that sends many messages about others' jobs is closed",
-        SERVER + "app.py",
-        "Server._has_too_many_strays = lambda self, board: False",
+        SERVER + "jobs/strays.py",
+        "StrayMessages._has_too_many = lambda self, board: False",
         "cm_server/net/test_board_socket.py::test_board_with_many_messages_about_foreign_jobs_is_closed",
     ),
     defence(
@@ -245,7 +245,7 @@ BOUNDS: Final = [
         """_IncomingConnection._stop_waiting = lambda self: self._stopped or (
     setattr(self, "_stopped", True),
     self._loop.remove_reader(self._sock.fileno()),
-    self._server.unauthenticated.remove(self._entry),
+    self._parts.unauthenticated.remove(self._entry),
     self._timer.cancel(),
 )""",
         "cm_server/net/test_listener.py::test_socket_that_tls_cannot_wrap_is_not_counted",

@@ -107,7 +107,7 @@ KEEPING: Final[list[Defence]] = [
     # Crashes
     defence(
         "replacement: the next start finishes an interrupted replacement",
-        SERVER + "app.py",
+        SERVER + "process.py",
         "_finish_replacement = lambda home: []",
         REPLACED + "start_finishes_a_killed_restore_and_reports_it",
     ),

@@ -54,7 +54,11 @@ class HostileBoards(NamedTuple):
     async def mbm(self, *words: str, script: bytes = b"") -> tuple[int, str, str]:
         """Run `mbm` with arguments; the first board answers its cell with ``script``, if given."""
         token = self.service.token
-        environment = {**os.environ, "CM_URL": self.service.server.address, "CM_TOKEN": token}
+        environment = {
+            **os.environ,
+            "CM_URL": self.service.server.status.address,
+            "CM_TOKEN": token,
+        }
         mbm = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cloudmanager", *words),
             stdout=asyncio.subprocess.PIPE,

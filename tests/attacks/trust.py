@@ -55,7 +55,7 @@ TRUST: Final = [
         "a connection in its TLS handshake counts as unauthenticated",
         SERVER + "net/listener.py",
         """_IncomingConnection._count_as_unauthenticated = lambda self, address: (
-    self._server.unauthenticated.add(address, lambda: None)
+    self._parts.unauthenticated.add(address, lambda: None)
 )""",
         "cm_server/net/test_listener.py::test_new_connection_counts_as_unauthenticated_and_the_oldest_is_closed",
     ),

@@ -104,7 +104,7 @@ class Rig:
         self.registry = Registry(self.store.boards())
         self.queue = StoreQueue(self.store)
         self.dispatch = Dispatch(
-            self.queue, self.registry, self.clock.later, limits, lost_after=GRACE
+            self.queue, self.registry, self.clock.later, limits, lost_after=lambda: GRACE
         )
         self.caller = RecordingObserver()
 

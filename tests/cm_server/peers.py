@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tornado.netutil import bind_sockets
 from websockets.asyncio.client import ClientConnection, connect
@@ -28,6 +28,7 @@ from cloudmanager.server_options import ServerOptions
 from cm_server import app
 from cm_server.auth.audit import AuditEntry
 from cm_server.limits import Limits
+from cm_server.net.caller_socket import CallerConnection
 from cm_server.net.listener import Listener
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
@@ -67,6 +68,11 @@ class Service:
         """The server's store, when its queue has done everything."""
         assert self.server.store_queue.drain()
         return self.server.store
+
+    @property
+    def callers(self) -> list[CallerConnection]:
+        """The open links of callers."""
+        return cast("list[CallerConnection]", list(self.server.callers))
 
     def enrol(self, *names: str, plain: bool = False) -> list[Identity]:
         enrolling = self.server.enrolment.enrol(list(names), plain=plain)
@@ -113,22 +119,21 @@ class Service:
 async def running_service(
     home: Path, limits: Limits = DEFAULT_LIMITS, **settings: Any
 ) -> AsyncIterator[Service]:
-    """Run a server as `app.serve` does, on a free TCP port.
+    """Run a server as `process.serve` does, on a free TCP port.
 
     Args:
         home: its folder.
         limits: of the server.
-        settings: fields of `ServerOptions`, and other arguments of `Server`.
+        settings: fields of `ServerOptions` and of `Environment`.
     """
     names = {field.name for field in dataclasses.fields(ServerOptions)} & settings.keys()
     options = ServerOptions(**{name: settings.pop(name) for name in names})
-    server = app.Server(home, options, limits, **settings)
-    listener = Listener(server, app.make_app(server))
+    server = app.Server(home, options, limits, app.Environment(**settings))
+    listener = server.make_listener()
     sockets = bind_sockets(0, "127.0.0.1")
     listener.start_accepting(sockets)
     service = Service(server, listener, sockets[0].getsockname()[1])
-    server.address = f"http://127.0.0.1:{service.tcp_port}"
-    server.start()
+    server.start(f"http://127.0.0.1:{service.tcp_port}")
     try:
         yield service
     finally:

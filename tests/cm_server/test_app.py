@@ -22,7 +22,7 @@ from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
 from cloudmanager.server_options import ServerOptions
-from cm_server import app
+from cm_server import process
 from cm_server.limits import Limits
 from cm_server.net import certificates
 from tests.conftest import RunningServer, running_server
@@ -272,7 +272,7 @@ def test_folder_is_usable_after_kill_9(tmp_path):
 async def test_serve_returns_after_sigterm(tmp_path):
     ready = asyncio.Event()
     serving = asyncio.create_task(
-        app.serve(tmp_path, ServerOptions(port=0), Limits(), lambda *_: ready.set())
+        process.serve(tmp_path, ServerOptions(port=0), Limits(), lambda *_: ready.set())
     )
     await asyncio.wait_for(ready.wait(), WAIT)
     assert config.read_server_state(tmp_path) is not None
@@ -450,14 +450,14 @@ async def test_lost_after_is_not_below_the_reconnect_spread(tmp_path, lost_after
     async with running_service(tmp_path) as service:
         service.enrol(*([f"lab-{n}" for n in range(boards)] or ["lab-1"]))
     async with running_service(tmp_path, lost_after=lost_after) as service:
-        assert service.server.reconnect_spread == max(2.0, boards / 150)
+        assert service.server.reconnects.spread == max(2.0, boards / 150)
         assert lost_after_of(service) == grace
 
 
 async def test_lost_after_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
         service.enrol(*(f"lab-{n}" for n in range(600)))
-        assert lost_after_of(service) == service.server.reconnect_spread == 4.0
+        assert lost_after_of(service) == service.server.reconnects.spread == 4.0
 
 
 def lost_after_of(service: Service) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from cm_server.app import Server
-from cm_server.metrics import render
 
 from .pairs import Two
 from .peers import FakeBoard, FakeCaller, Service
@@ -20,7 +19,7 @@ ROW = r"^\| `(cm_\w+|process_\w+)` \| (\w+) \| (?:`(\w+)`: ([^|]+))?\| [^|]+ \|$
 
 def families(server: Server) -> dict[str, Any]:
     """Return all metrics by their names in Prometheus."""
-    read = text_string_to_metric_families(render(server).decode())
+    read = text_string_to_metric_families(server.render_metrics()[1].decode())
     ends = {"counter": "_total", "info": "_info"}
     return {metric.name + ends.get(metric.type, ""): metric for metric in read}
 
@@ -48,7 +47,7 @@ async def test_metrics_equal_the_documented_ones(pair: Two):
 
 
 async def test_peers_choose_no_labels(service: Service):
-    before = render(service.server).count(b"\n")
+    before = service.server.render_metrics()[1].count(b"\n")
     (identity,) = service.enrol("a-name-to-look-for")
     token = service.add_token("operator", name="somebody-to-look-for")
     async with (
@@ -59,7 +58,7 @@ async def test_peers_choose_no_labels(service: Service):
         await board.next()
         await board.end(job)
         await caller.ending(job)
-        text = render(service.server)
+        text = service.server.render_metrics()[1]
     assert text.count(b"\n") == before
     assert b"to-look-for" not in text
     assert b"evil" not in text

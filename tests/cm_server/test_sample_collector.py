@@ -24,7 +24,7 @@ def emitted(text: str = '{"t":1}', *, ticks: int = 5, missed: int = 0) -> wire.M
 
 
 def collector(max_per_board: int, **limits: int) -> SampleCollector:
-    return SampleCollector(max_per_board, lambda *_: None, Limits(**limits))
+    return SampleCollector(max_per_board, Limits(**limits))
 
 
 FAST = 1_000_000_000  # samples a second
@@ -33,7 +33,8 @@ FAST = 1_000_000_000  # samples a second
 def test_sample_gets_a_timestamp_and_is_reported():
     reported: list[tuple[Board, Sample]] = []
     lab, before = board(), time.time()
-    samples = SampleCollector(10, lambda *each: reported.append(each), Limits())
+    samples = collector(10)
+    samples.listeners.append(lambda *each: reported.append(each))
     samples.add_message(lab, emitted(ticks=77))
     (sample,) = lab.sample_buffer.samples
     assert reported == [(lab, sample)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
@@ -10,10 +10,8 @@ from cloudmanager.protocol.file_ops import STARTER_MARK
 from cm_server.installs import board_install
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
+from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
-
-if TYPE_CHECKING:
-    from cm_server.app import Server
 
 #: The bytes at the start of a new /main.py in which the call that starts the client is looked for.
 _STARTER_SCAN_BYTES = 4096
@@ -37,12 +35,12 @@ class JobRequest(NamedTuple):
 
 
 def read_job_request(
-    server: Server, connection: object, head: dict[str, Any], code: bytes, boards: int
+    services: InstallServices, connection: object, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
     """Check a SUBMIT: a cell, a list of file operations, or an install.
 
     Args:
-        server: with the contents and plans that the request refers to.
+        services: with the contents and plans that the request refers to.
         connection: the caller's; plans belong to a connection.
         head: the JSON head of the message.
         code: the rest of the message: a cell, or nothing.
@@ -52,21 +50,23 @@ def read_job_request(
         ServerError: it is invalid, or refers to a content or plan that is not on the server.
     """
     if "acts" in head:
-        packed, files = read_file_ops(server, head["acts"], boards)
+        packed, files = read_file_ops(services, head["acts"], boards)
         return JobRequest(packed, files, detail=describe_file_ops(head["acts"]))
     if "packages" in head:
         request = head["packages"]
-        spec = board_install.read_package_job(server, connection, request, boards)
-        plan = server.plan_cache.get(connection, request["plan"]) if "plan" in request else None
+        spec = board_install.read_package_job(services, connection, request, boards)
+        plan = services.plan_cache.get(connection, request["plan"]) if "plan" in request else None
         return JobRequest(spec.code, spec, *board_install.describe_for_audit(request, plan))
     return JobRequest(code)
 
 
-def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, FileTransferSpec]:
+def read_file_ops(
+    services: InstallServices, ops: object, boards: int
+) -> tuple[bytes, FileTransferSpec]:
     """Check a list of file operations.
 
     Args:
-        server: with the uploaded contents.
+        services: with the uploaded contents.
         ops: the operations in the caller's form, not checked yet.
         boards: the number of boards.
 
@@ -77,14 +77,14 @@ def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, File
         ServerError: an operation is invalid, or a content was not uploaded.
     """
     checked = file_ops.check_file_ops(
-        ops, max_ops=server.limits.file_ops, path_bytes=server.limits.path_bytes
+        ops, max_ops=services.limits.file_ops, path_bytes=services.limits.path_bytes
     )
     contents: list[Content] = []
     replaces_starter = False
     board_ops = []
     for op in checked:
         if op[0] == "put":
-            content = server.content_store.get(op[2])
+            content = services.content_store.get(op[2])
             if content is None:
                 raise ServerError(f"the content for {op[1]} was not uploaded")
             contents.append(content)
@@ -98,12 +98,11 @@ def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, File
     names = {op[0] for op in checked}
     if {"put", "get"} <= names:
         raise ServerError("one job can either put or get files, not both")
-    ack_bytes = ack_bytes_for(boards, server.limits)
+    ack_bytes = ack_bytes_for(boards, services.limits)
     code = wire.pack_file_ops(ack_bytes, board_ops)
-    if len(code) > server.limits.file_ops_bytes:
-        raise ServerError(
-            f"the file operations of one job may have at most {server.limits.file_ops_bytes} bytes"
-        )
+    max_bytes = services.limits.file_ops_bytes
+    if len(code) > max_bytes:
+        raise ServerError(f"the file operations of one job may have at most {max_bytes} bytes")
     return code, FileTransferSpec(ack_bytes, tuple(contents), "get" in names, replaces_starter)
 
 

@@ -19,18 +19,18 @@ def interrupt_jobs(context: RequestContext) -> Any:
 
     If other servers may know some of them, the return value is a coroutine.
     """
-    server = context.server
+    services = context.services
     numbers = _read_numbers(context.body)
-    valid = [str(n) for n in numbers[: context.server.limits.reply_jobs] if 0 < n <= MAX_JOB_ID]
+    valid = [str(n) for n in numbers[: context.services.limits.reply_jobs] if 0 < n <= MAX_JOB_ID]
     context.audit_entry.detail = fold_names(valid)
-    jobs = server.dispatch.jobs
+    jobs = services.dispatch.jobs
     found = [jobs[n] for n in numbers if n in jobs and _may_access_job(context, jobs[n])]
     boards = {job.board.id for job in found}
     for job in found:
-        server.dispatch.interrupt(job)
+        services.dispatch.interrupt(job)
     context.audit_entry.boards = len(boards)
     unknown = set(numbers) - jobs.keys()
-    if server.cluster.is_shared and unknown:
+    if services.cluster.is_shared and unknown:
         return _interrupt_remote_jobs(context, unknown, boards, len(found))
     return len(found)
 
@@ -39,7 +39,7 @@ async def _interrupt_remote_jobs(
     context: RequestContext, numbers: set[int], boards: set[str], count: int
 ) -> int:
     """Interrupt jobs that this server does not know; return the number of all that were found."""
-    cluster = context.server.cluster
+    cluster = context.services.cluster
     remote = [
         (number, board_id, server_id)
         for number, board_id, server_id in await cluster.locate_jobs(numbers)
@@ -60,7 +60,7 @@ def _may_access_job(context: RequestContext, job: Job) -> bool:
 
 def _may_access_board(context: RequestContext, board_id: str) -> bool:
     """Return whether the token covers a board; one that was removed, only if it covers all."""
-    board = context.server.registry.by_id.get(board_id)
+    board = context.services.registry.by_id.get(board_id)
     return access.reaches_all(context.token) or (
         board is not None and context.boards.get(board.name) is board
     )
@@ -69,7 +69,7 @@ def _may_access_board(context: RequestContext, board_id: str) -> bool:
 async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
     """Return open jobs, then recently ended ones, newest first."""
     boards = resolve_boards(context) if context.body.get("target") is not None else None
-    return _visible_jobs(context, await context.server.cluster.describe_jobs(), boards)
+    return _visible_jobs(context, await context.services.cluster.describe_jobs(), boards)
 
 
 def _visible_jobs(
@@ -88,7 +88,7 @@ def _visible_jobs(
         for board_id, job in jobs
         if _may_access_board(context, board_id) and (ids is None or board_id in ids)
     ]
-    return visible[: context.server.limits.reply_jobs]
+    return visible[: context.services.limits.reply_jobs]
 
 
 async def show_job(context: RequestContext) -> dict[str, Any]:
@@ -97,18 +97,18 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
     Raises:
         ServerError: no job on the boards that the token covers has this number.
     """
-    server, number = context.server, context.body.get("job")
+    services, number = context.services, context.body.get("job")
     if not isinstance(number, int) or not 0 < number < 2**63:  # what the database can hold
         raise ServerError("a job is named by its number")
     context.audit_entry.detail = str(number)
-    job = server.dispatch.jobs.get(number) or server.dispatch.recent_jobs.get(number)
+    job = services.dispatch.jobs.get(number) or services.dispatch.recent_jobs.get(number)
     if job is not None and _may_access_job(context, job):
         return job.describe_with_output()
     if job is not None:
         raise _no_job_error(number)
-    row = await server.store_queue.run(lambda store: store.job(number), refusable=True)
+    row = await services.store_queue.run(lambda store: store.job(number), refusable=True)
     stored = _describe_stored_job(context, number, row)  # before others are asked
-    shown = await server.cluster.describe_job(number)
+    shown = await services.cluster.describe_job(number)
     _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile
     return shown or stored
 
@@ -123,7 +123,7 @@ def _describe_stored_job(
     """
     if row is None:
         raise _no_job_error(number)
-    board = context.server.registry.by_id.get(row.board)
+    board = context.services.registry.by_id.get(row.board)
     if board is not None:
         visible = context.boards.get(board.name) is board
     else:  # the board was removed

@@ -3,21 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol.targets import natural_key, parse_target
-from cm_server.auth.audit import AuditEntry
-from cm_server.jobs.registry import Board
+from cm_server.auth.audit import AuditEntry, AuditLog
+from cm_server.auth.caller_links import CallerLinks
+from cm_server.auth.enrolment import Enrolment
+from cm_server.auth.tokens import Tokens
+from cm_server.cluster.membership import Cluster
+from cm_server.cluster.single_server import SingleServer
+from cm_server.installs.services import InstallServices
+from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.registry import Board, Registry
+from cm_server.limits import Limits
+from cm_server.status import ServerStatus
 from cm_server.store.rows import TokenRow
+from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
 
-if TYPE_CHECKING:
-    from cm_server.app import Server
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of the server that requests use.
+
+    Attributes:
+        limits: of requests and replies.
+        status: what the server reports about itself.
+        store_queue: of the store.
+        registry: all boards.
+        dispatch: all jobs.
+        cluster: the other servers, if there are any.
+        tokens: all tokens.
+        callers: the open links of callers.
+        enrolment: changes boards.
+        audit_log: records the requests.
+        installs: what installs and file transfers need.
+        pin: the fingerprint of the server's certificate authority, which follows each token.
+    """
+
+    limits: Limits
+    status: ServerStatus
+    store_queue: StoreQueue[Store]
+    registry: Registry
+    dispatch: Dispatch
+    cluster: Cluster | SingleServer
+    tokens: Tokens
+    callers: CallerLinks
+    enrolment: Enrolment
+    audit_log: AuditLog
+    installs: InstallServices
+    pin: str
 
 
 class RequestContext(NamedTuple):
     """What a verb's function knows of the request.
 
     Attributes:
+        services: the parts of the server.
         token: the caller's token.
         boards: the boards that the token covers, by name; the function cannot see others.
         body: the request's JSON, not checked.
@@ -25,7 +68,7 @@ class RequestContext(NamedTuple):
         connection: the caller's; uploads and plans belong to it.
     """
 
-    server: Server
+    services: Services
     token: TokenRow
     boards: Mapping[str, Board]
     body: dict[str, Any]

@@ -8,24 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol import errors
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, ServerError, TargetError
 from cloudmanager.protocol.targets import check_label, check_name, fold_names, parse_target
 from cm_server.auth import access
 from cm_server.auth.credentials import BOARD_ROLE, ROLES
-from cm_server.installs import plan_cache
+from cm_server.installs import planning
 from cm_server.jobs.registry import Board
 from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 
 from . import job_verbs
-from .request_context import RequestContext, resolve_boards
-
-if TYPE_CHECKING:
-    from cm_server.app import Server
-
+from .request_context import RequestContext, Services, resolve_boards
 
 ENROL_TOKEN_SECONDS = 3600.0  # that a token for enrolment is valid by default
 
@@ -68,7 +64,7 @@ def _covers_all_boards(token: TokenRow) -> bool:
 
 
 def handle_request(
-    server: Server,
+    services: Services,
     token: TokenRow,
     body: dict[str, Any],
     address: str = "",
@@ -77,7 +73,7 @@ def handle_request(
     """Carry out a request, and record it in the audit log.
 
     Args:
-        server: with the boards and everything else.
+        services: the parts of the server.
         token: the caller's.
         body: the request's JSON, with its ``verb``.
         address: the caller's IP address, for the audit log.
@@ -90,13 +86,13 @@ def handle_request(
         CloudmanagerError: it was refused.
     """
     name = str(body.get("verb"))
-    boards = access.reachable_boards(token, server.registry.by_name)
+    boards = access.reachable_boards(token, services.registry.by_name)
     context = RequestContext(
-        server,
+        services,
         token,
         boards,
         body,
-        server.audit_log.new_entry(token.name, address, name, _audit_target(body)),
+        services.audit_log.new_entry(token.name, address, name, _audit_target(body)),
         connection,
     )
     try:
@@ -109,7 +105,7 @@ def handle_request(
         else:
             reply = VERBS[name].handler(context)
     except CloudmanagerError as error:
-        server.audit_log.log_refusal(context.audit_entry, error)
+        services.audit_log.log_refusal(context.audit_entry, error)
         raise
     if asyncio.iscoroutine(reply):
         return _log_when_done(context, reply)
@@ -119,8 +115,8 @@ def handle_request(
 
 async def _change_rows(context: RequestContext, verb: Verb) -> Any:
     """Check and carry out a change of boards or tokens while no other one is in progress."""
-    async with context.server.store_queue.change_lock:
-        if why := context.server.tokens.refusal_reason(context.token):
+    async with context.services.store_queue.change_lock:
+        if why := context.services.tokens.refusal_reason(context.token):
             raise ServerError(why)  # revoked while the request waited
         return await verb.handler(context)
 
@@ -130,7 +126,7 @@ async def _log_when_done(context: RequestContext, reply: Coroutine[Any, Any, Any
     try:
         result = await reply
     except CloudmanagerError as error:
-        context.server.audit_log.log_refusal(context.audit_entry, error)
+        context.services.audit_log.log_refusal(context.audit_entry, error)
         raise
     _log_request(context)
     return result
@@ -144,9 +140,9 @@ def _log_request(context: RequestContext) -> None:
     entry = context.audit_entry
     name = entry.verb
     if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # the job that follows gets a row
-        context.server.audit_log.log_read(entry)
+        context.services.audit_log.log_read(entry)
     elif not entry.written:
-        context.server.audit_log.log_action(entry)
+        context.services.audit_log.log_action(entry)
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
@@ -159,17 +155,17 @@ def pack_error(error: CloudmanagerError) -> dict[str, Any]:
 
 
 def _server_status(context: RequestContext) -> dict[str, Any]:
-    server, boards = context.server, context.boards.values()
+    services, boards = context.services, context.boards.values()
     return {
-        "version": server.version,
-        "address": server.address,
-        "uptime": server.uptime,
+        "version": services.status.version,
+        "address": services.status.address,
+        "uptime": services.status.uptime,
         "boards": len(boards),
         "online": sum(board.online for board in boards),
         "busy": sum(board.state == "busy" for board in boards),
-        "callers": len(server.callers),
-        "pid": server.pid,
-        "problems": [*server.problems(), *server.warnings()],
+        "callers": len(services.callers),
+        "pid": services.status.pid,
+        "problems": [*services.status.problems(), *services.status.warnings()],
     }
 
 
@@ -190,7 +186,7 @@ async def _set_labels(context: RequestContext) -> list[str]:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
         new_labels[board.id] = {key: value for key, value in merged.items() if value}
     audit_row = context.audit_entry.to_row()
-    await context.server.store_queue.run(
+    await context.services.store_queue.run(
         lambda store: store.set_labels(new_labels, audit_row), refusable=True, durable=True
     )
     context.audit_entry.written = True
@@ -201,14 +197,14 @@ async def _set_labels(context: RequestContext) -> list[str]:
 
 def _stop_programs(context: RequestContext) -> list[str]:
     """Interrupt the own programs of boards; return the names of the connected boards."""
-    server = context.server
-    return [board.name for board in resolve_boards(context) if server.cluster.stop_program(board)]
+    services = context.services
+    return [board.name for board in resolve_boards(context) if services.cluster.stop_program(board)]
 
 
 def _start_upload(context: RequestContext) -> int:
     """Start the upload of a content; return the upload's number, 0 if the server has it already."""
     context.audit_entry.detail = str(context.body.get("sha256"))
-    return context.server.content_store.start_upload(
+    return context.services.installs.content_store.start_upload(
         context.connection, context.body.get("sha256"), context.body.get("size")
     )
 
@@ -217,11 +213,11 @@ def _plan_install(context: RequestContext) -> Any:
     """Return a coroutine that makes the plan of an install."""
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(map(str, context.body.get("wanted") or ()))[
-        : context.server.limits.audit_chars
+        : context.services.limits.audit_chars
     ]
     trusted = context.token.role == ROLES[-1] and access.reaches_all(context.token)
-    return plan_cache.plan_install(
-        context.server, context.connection, boards, context.body, trusted=trusted
+    return planning.plan_install(
+        context.services.installs, context.connection, boards, context.body, trusted=trusted
     )
 
 
@@ -231,7 +227,7 @@ async def _list_installed(context: RequestContext) -> dict[str, Any]:
     context.audit_entry.boards = len(names)
     boards = {name: context.boards[name] for name in names}
     ids = [board.id for board in boards.values()]
-    found = await context.server.store_queue.run(
+    found = await context.services.store_queue.run(
         lambda store: store.installed_packages.of_boards(ids), refusable=True
     )
     return {name: _describe_installed(board, found[board.id]) for name, board in boards.items()}
@@ -248,10 +244,10 @@ def _describe_installed(board: Board, installed: InstalledOnBoard) -> dict[str, 
 
 def _list_samples(context: RequestContext) -> list[list[Any]]:
     """Return recent samples, also of offline boards, the newest last."""
-    count = context.body.get("count") or context.server.limits.reply_samples
-    if not isinstance(count, int) or not 0 < count <= context.server.limits.reply_samples:
+    count = context.body.get("count") or context.services.limits.reply_samples
+    if not isinstance(count, int) or not 0 < count <= context.services.limits.reply_samples:
         raise ServerError(
-            f"between 1 and {context.server.limits.reply_samples} values can be read at a time"
+            f"between 1 and {context.services.limits.reply_samples} values can be read at a time"
         )
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
@@ -265,10 +261,10 @@ def _list_samples(context: RequestContext) -> list[list[Any]]:
 
 async def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
     """Give each name an identity and a new key; an earlier key of the name is no longer valid."""
-    names, boards = context.body.get("names"), context.server.registry.by_name
-    if not isinstance(names, list) or not 0 < len(names) <= context.server.limits.enrol_names:
+    names, boards = context.body.get("names"), context.services.registry.by_name
+    if not isinstance(names, list) or not 0 < len(names) <= context.services.limits.enrol_names:
         raise ServerError(
-            f"1 to {context.server.limits.enrol_names} names can be enrolled at a time"
+            f"1 to {context.services.limits.enrol_names} names can be enrolled at a time"
         )
     for name in names:
         _check_new_name(context, name)
@@ -276,7 +272,7 @@ async def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
             raise ServerError(f"a board called {name} is connected already; choose another name")
     names = list(dict.fromkeys(names))
     context.audit_entry.target, context.audit_entry.boards = fold_names(names), len(names)
-    return await context.server.enrolment.enrol(
+    return await context.services.enrolment.enrol(
         names, context.audit_entry, plain=bool(context.body.get("plain"))
     )
 
@@ -285,7 +281,7 @@ def _check_new_name(context: RequestContext, name: Any) -> None:
     if not isinstance(name, str):
         raise ServerError("names must be text")
     check_name(name)
-    if not access.may_enrol(context.token, name, context.server.registry.by_name):
+    if not access.may_enrol(context.token, name, context.services.registry.by_name):
         raise NotAllowed(f"admin on {name}")
 
 
@@ -294,9 +290,9 @@ async def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
     options = _with_defaults(
         context.body, target=access.ALL_BOARDS, uses=1, expires=ENROL_TOKEN_SECONDS
     )
-    number = sum(row["role"] == BOARD_ROLE for row in context.server.tokens.describe()) + 1
+    number = sum(row["role"] == BOARD_ROLE for row in context.services.tokens.describe()) + 1
     name = f"enrol-{number}"
-    token = await context.server.tokens.create(
+    token = await context.services.tokens.create(
         name,
         BOARD_ROLE,
         options["target"],
@@ -304,14 +300,14 @@ async def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
         context.audit_entry,
         uses=options["uses"],
     )
-    made = context.server.tokens.describe()[-1]
-    return {**made, "token": token, "ca": context.server.enrolment.ca_base64}
+    made = context.services.tokens.describe()[-1]
+    return {**made, "token": token, "ca": context.services.enrolment.ca_base64}
 
 
 async def _revoke_boards(context: RequestContext) -> list[str]:
     """Remove boards from the fleet; their keys are no longer valid."""
     boards = resolve_boards(context)
-    await context.server.enrolment.revoke(boards, context.audit_entry)
+    await context.services.enrolment.revoke(boards, context.audit_entry)
     return [board.name for board in boards]
 
 
@@ -323,48 +319,48 @@ async def _rename_board(context: RequestContext) -> str:
         raise TargetError("One board is renamed at a time.", text, 0, hint)
     _check_new_name(context, name)
     context.audit_entry.detail = f"to {name}"
-    await context.server.enrolment.rename(boards[0], str(name), context.audit_entry)
+    await context.services.enrolment.rename(boards[0], str(name), context.audit_entry)
     return boards[0].name
 
 
 async def _rotate_keys(context: RequestContext) -> dict[str, str]:
     """Rotate the keys of boards; return for each whether it was asked already or has to wait."""
     boards = resolve_boards(context)
-    await context.server.enrolment.rotate(boards, context.audit_entry)
+    await context.services.enrolment.rotate(boards, context.audit_entry)
     return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
 
 async def _create_token(context: RequestContext) -> dict[str, Any]:
     """Create a token; it is shown in this reply only."""
     options = _with_defaults(context.body, role="operator", target=access.ALL_BOARDS)
-    token = await context.server.tokens.create(
+    token = await context.services.tokens.create(
         options.get("name"),
         options["role"],
         options["target"],
         options.get("expires"),
         context.audit_entry,
     )
-    pin = context.server.certificates.pin
-    return {**context.server.tokens.describe()[-1], "token": f"{token}.{pin}"}
+    pin = context.services.pin
+    return {**context.services.tokens.describe()[-1], "token": f"{token}.{pin}"}
 
 
 def _list_tokens(context: RequestContext) -> list[dict[str, Any]]:
-    return context.server.tokens.describe()
+    return context.services.tokens.describe()
 
 
 async def _revoke_token(context: RequestContext) -> dict[str, Any]:
     """Revoke a token and close its links; running jobs continue."""
-    row = await context.server.tokens.revoke(context.body.get("name"), context.audit_entry)
-    return {"name": row.name, "closed": context.server.close_token_links(row)}
+    row = await context.services.tokens.revoke(context.body.get("name"), context.audit_entry)
+    return {"name": row.name, "closed": context.services.callers.close_revoked(row)}
 
 
 async def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
-    count = context.body.get("count") or context.server.limits.reply_audit_rows
-    if not isinstance(count, int) or not 0 < count <= context.server.limits.reply_audit_rows:
+    count = context.body.get("count") or context.services.limits.reply_audit_rows
+    if not isinstance(count, int) or not 0 < count <= context.services.limits.reply_audit_rows:
         raise ServerError(
-            f"between 1 and {context.server.limits.reply_audit_rows} rows can be read at a time"
+            f"between 1 and {context.services.limits.reply_audit_rows} rows can be read at a time"
         )
-    rows = await context.server.store_queue.run(
+    rows = await context.services.store_queue.run(
         lambda store: store.audit_rows(count), refusable=True
     )
     return [row._asdict() for row in rows]

@@ -16,6 +16,7 @@ import hmac
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudmanager.protocol import frames, proofs
@@ -26,12 +27,15 @@ from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
 from . import credentials
 from .access import UnenrolledBoard
-from .audit import AuditEntry
+from .audit import AuditEntry, AuditLog
+from .tokens import Tokens
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
+    from cm_server.jobs.dispatch import Dispatch
+    from cm_server.jobs.registry import Registry
+    from cm_server.logs import PeerLog
     from cm_server.store.store import Store
-    from cm_server.store.store_queue import Operation
+    from cm_server.store.store_queue import Operation, StoreQueue
 
 T = TypeVar("T")
 
@@ -41,15 +45,40 @@ _UID = re.compile(r"[0-9a-zA-Z]{1,32}")  # a board's unique id, or its platform
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
+@dataclass(frozen=True)
+class EnrolmentServices:
+    """The parts of the server that enrolment uses.
+
+    Attributes:
+        store_queue: of the store.
+        registry: all boards.
+        dispatch: the jobs and links of boards.
+        tokens: boards may enrol themselves with one.
+        audit_log: records it.
+        peer_log: for lines about boards.
+        ca: the certificate of the server's authority, which boards verify (DER).
+    """
+
+    store_queue: StoreQueue[Store]
+    registry: Registry
+    dispatch: Dispatch
+    tokens: Tokens
+    audit_log: AuditLog
+    peer_log: PeerLog
+    ca: bytes
+
+
 class Enrolment:
     """Changes the enrolled boards; each change is in the store before it takes effect.
 
     Args:
-        server: the server that the boards belong to.
+        services: the parts of the server that it uses.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, services: EnrolmentServices) -> None:
+        self._services = services
+        self._registry = services.registry
+        self._dispatch = services.dispatch
 
     async def enrol(
         self, names: Iterable[str], audit_entry: AuditEntry | None = None, *, plain: bool = False
@@ -76,11 +105,11 @@ class Enrolment:
 
     def _write(self, use: Callable[[Store], T]) -> Operation[T]:
         """Write a change to the store, which has it on the disk when the operation is done."""
-        return self._server.store_queue.run(use, refusable=True, durable=True)
+        return self._services.store_queue.run(use, refusable=True, durable=True)
 
     def _new_row(self, name: str, *, plain: bool) -> BoardRow:
         """Return a new identity, or the identity of an existing board with a new key."""
-        board = self._server.registry.by_name.get(name)
+        board = self._registry.by_name.get(name)
         if board is None:
             return _new_identity(name, plain=plain)
         # The board may know the key after its current one, from a replacement in progress; so the
@@ -88,18 +117,17 @@ class Enrolment:
         return new_board_row(board.id, name, credentials.new_key(), gen=board.gen + 2, plain=plain)
 
     def _register_board(self, row: BoardRow) -> None:
-        board = self._server.registry.by_name.get(row.name)
+        board = self._registry.by_name.get(row.name)
         if board is None:
-            self._server.registry.add(row)
+            self._registry.add(row)
         else:
             self._apply_key(board, row)
-        self._server.update_lost_after()
 
     def _apply_key(self, board: Board, row: BoardRow) -> None:
         """Set a board's key; close a link that used an older one, except after a rotation."""
         link = board.link
         if link is not None and row.gen > board.gen + 1:
-            self._server.dispatch.on_link_closed(board, link)
+            self._dispatch.on_link_closed(board, link)
             link.close(frames.CLOSE_REVOKED, "enrolled again: this key is no longer valid")
         board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
         board.plain, board.token = row.plain, row.token
@@ -114,7 +142,7 @@ class Enrolment:
     @property
     def ca_base64(self) -> str:
         """The certificate of the server's authority, as in the configuration of boards."""
-        return base64.b64encode(self._server.certificates.ca).decode()
+        return base64.b64encode(self._services.ca).decode()
 
     async def enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
         """Enrol a board that has sent an enrolment token (ENROL).
@@ -133,35 +161,35 @@ class Enrolment:
             ServerError: the token is not valid, or not for this name, or the name is taken.
             TargetError: the name is not legal.
         """
-        async with self._server.store_queue.change_lock:
+        async with self._services.store_queue.change_lock:
             return await self._enrol_with_token(body, address)
 
     async def _enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
-        server, key = self._server, str(body.get("key"))
-        token = server.tokens.find_enrolment_token(str(body.get("token")))
+        services, key = self._services, str(body.get("key"))
+        token = services.tokens.find_enrolment_token(str(body.get("token")))
         if token is None or not _KEY.fullmatch(key):
             raise ServerError("the server does not know this token")
         enrolled = self._find_enrolled(token, bytes.fromhex(key))
         if enrolled is not None:
             return enrolled
-        if reason := server.tokens.refusal_reason(token):
+        if reason := services.tokens.refusal_reason(token):
             raise ServerError(reason)
         if _is_used_up(token):
             raise ServerError(f"the token {token.name!r} was used already")
         name = self._choose_name(token.target, body)
         row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key), token=token.hash)
-        entry = server.audit_log.new_entry(token.name, address, "enrol", name)
+        entry = services.audit_log.new_entry(token.name, address, "enrol", name)
         entry.boards = 1
         audit_row = entry.to_row()
         await self._write(lambda store: store.enrol_with_token(token, row, audit_row))
-        server.tokens.count_use(token)
+        services.tokens.count_use(token)
         self._register_board(row)
         log.info("%s enrolled itself with the token %s", name, token.name)
         return row
 
     def _find_enrolled(self, token: TokenRow, key: bytes) -> BoardRow | None:
         """Return the row of a board that has enrolled itself with this token and key."""
-        for board in self._server.registry.by_id.values():
+        for board in self._registry.by_id.values():
             if board.token == token.hash and hmac.compare_digest(board.key, key):
                 return new_board_row(board.id, board.name, key)
         return None
@@ -178,13 +206,13 @@ class Enrolment:
         if not (_UID.fullmatch(uid) and _UID.fullmatch(platform)):
             raise ServerError("a board has to send its name, or its platform and unique id")
         for name in parse_target(target).candidate_names(uid, f"{platform}-{uid}"):
-            is_free = name not in self._server.registry.by_name
+            is_free = name not in self._registry.by_name
             if is_free and _is_name_allowed(name, target):
                 return name
         raise ServerError(f"the names of {target} are taken")
 
     def _require_free_name(self, name: str) -> None:
-        if name in self._server.registry.by_name:
+        if name in self._registry.by_name:
             raise ServerError(f"there is a board called {name} already")
 
     async def revoke(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
@@ -198,28 +226,27 @@ class Enrolment:
 
     def remove_board(self, board: Board) -> None:
         """End the jobs and the link of a board that is not enrolled any more."""
-        if self._server.registry.by_id.get(board.id) is not board:
+        if self._registry.by_id.get(board.id) is not board:
             return  # another server has removed it meanwhile
-        self._server.dispatch.end_board_jobs(board)
-        self._server.registry.remove(board)
+        self._dispatch.end_board_jobs(board)
+        self._registry.remove(board)
         _close_link(board)
 
     def apply_row(self, row: BoardRow) -> None:
         """Apply a board's row that another server has written."""
-        board = self._server.registry.by_id.get(row.id)
+        board = self._registry.by_id.get(row.id)
         if board is None:
-            self._server.registry.add(row)
-            self._server.update_lost_after()
+            self._registry.add(row)
             return
         if board.name != row.name:
-            self._server.registry.rename(board, row.name)
+            self._registry.rename(board, row.name)
         if board.labels != row.labels:
             board.labels = row.labels
         new_nonce = row.nonce != board.nonce
         self._apply_key(board, row)
         board.last_seen = row.last_seen
         if new_nonce:
-            self._server.dispatch.send_rekey(board)
+            self._dispatch.send_rekey(board)
 
     async def rename(self, board: Board, name: str, audit_entry: AuditEntry) -> None:
         """Rename a board, which keeps its identity, labels and jobs.
@@ -231,7 +258,7 @@ class Enrolment:
         audit_row = audit_entry.to_row()
         await self._write(lambda store: store.update_board(board.id, audit_row, name=name))
         audit_entry.written = True
-        self._server.registry.rename(board, name)
+        self._registry.rename(board, name)
 
     async def rotate(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
         """Replace boards' keys: now, or when a board is idle, or when it connects."""
@@ -242,20 +269,20 @@ class Enrolment:
         audit_entry.written = True
         for board in boards:
             board.nonce = nonces[board.id]
-            self._server.dispatch.send_rekey(board)
+            self._dispatch.send_rekey(board)
 
     def on_key_used(self, board: Board, gen: int) -> None:
         """Finish a key's replacement when a board has authenticated with its next key."""
         key = board.next_key
         if gen != board.gen + 1 or key is None:
             return
-        entry = self._server.audit_log.new_entry("", "", "board-rotate", board.name)
+        entry = self._services.audit_log.new_entry("", "", "board-rotate", board.name)
         entry.detail = f"key {gen} is in use; the key before it is no longer valid"
         entry.boards = 1
         # The board does not wait for the store: if this is never written, the next start of the
         # server finds the rotation pending, and accepts the new key again.
         board_id, audit_row = board.id, entry.to_row()
-        self._server.store_queue.run(
+        self._services.store_queue.run(
             lambda store: store.update_board(board_id, audit_row, key=key, gen=gen, nonce=None),
             durable=True,
         )
@@ -270,7 +297,7 @@ class Enrolment:
             self.on_key_used(board, gen)
         else:
             text = "%s did not prove its new key; the old key stays valid"
-            self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
+            self._services.peer_log.write(board.name, logging.WARNING, text, board.name)
 
 
 def _new_identity(name: str, *, plain: bool) -> BoardRow:

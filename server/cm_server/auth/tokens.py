@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.limits import Limits
@@ -240,6 +242,16 @@ class Tokens:
             }
             for row in self._rows.values()
         ]
+
+
+def read_local_token(home: Path) -> str:
+    """Return the local user's token; create it, in a file that only the user can read."""
+    path = config.token_file(home)
+    token = config.read_token(path)
+    if token is None:
+        token = credentials.new_token()
+        config.write_private(path, token + "\n")
+    return token
 
 
 def _end_time(row: TokenRow) -> float:

@@ -22,7 +22,6 @@ from cm_server.sample_buffer import Sample
 from .peer_messages import ALL
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
     from cm_server.store.rows import BoardRow, ClaimedBoard
     from cm_server.store.shared_store import SharedStore
     from cm_server.store.store_queue import Operation, StoreQueue
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from .background import BackgroundTasks
     from .peer_messages import PeerMessages
     from .remote_jobs import RemoteJobs
+    from .services import ClusterServices
 
 log = logging.getLogger("cm_server")
 
@@ -41,7 +41,7 @@ class BoardDirectory:
     """Keeps the registry up to date about boards of other servers, and publishes this one's.
 
     Args:
-        server: this server, with the registry.
+        services: the parts of this server.
         store_queue: of the store, which has the leases of boards.
         peer_messages: to the other servers.
         remote_jobs: takes the jobs of boards that move to another server.
@@ -50,18 +50,22 @@ class BoardDirectory:
 
     def __init__(
         self,
-        server: Server,
+        services: ClusterServices,
         store_queue: StoreQueue[SharedStore],
         peer_messages: PeerMessages,
         remote_jobs: RemoteJobs,
         tasks: BackgroundTasks,
     ) -> None:
-        self._server, self._store_queue, self._peer_messages = server, store_queue, peer_messages
+        self._services, self._store_queue, self._peer_messages = (
+            services,
+            store_queue,
+            peer_messages,
+        )
         self._remote_jobs, self._tasks = remote_jobs, tasks
         self._call_later = asyncio.get_running_loop().call_later
         # Messages about boards that wait for rows of unknown boards, in their order.
         self._delayed_updates: deque[tuple[str, list[Any]]] = deque()
-        self._registry = server.registry
+        self._registry = services.registry
         self._changed: dict[Board, None] = {}
         self._pending_samples: list[list[Any]] = []
         self._publish_scheduled = self._closed = False
@@ -112,11 +116,11 @@ class BoardDirectory:
         raise ServerError("it is no longer enrolled")
 
     def _apply_lease(self, board: Board, claimed: ClaimedBoard) -> None:
-        self._server.enrolment.apply_row(claimed.row)
+        self._services.enrolment.apply_row(claimed.row)
         board.epoch = self._epochs[board.id] = claimed.epoch
         self._released.discard(board.id)
         board.remote_state = None
-        self._server.dispatch.adopt_jobs(board, claimed.sent_jobs)
+        self._services.dispatch.adopt_jobs(board, claimed.sent_jobs)
         self._schedule_publish(0)  # before any message about what the board does
 
     def _on_board_changed(self, board: Board) -> None:
@@ -237,7 +241,7 @@ class BoardDirectory:
         board.remote_state = remote_state
         if board.link is not None:
             text = "%s connected to another server: closing its older link"
-            self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
+            self._services.peer_log.write(board.name, logging.WARNING, text, board.name)
             link = board.link
             board.disconnect()
             link.close(frames.CLOSE_REPLACED, "a newer link took over")
@@ -248,7 +252,7 @@ class BoardDirectory:
         for board_id, *sample in head["samples"]:
             board = self._registry.by_id.get(board_id)
             if board is not None:
-                self._server.sample_collector.add_sample(board, Sample(*sample))
+                self._services.samples.add_sample(board, Sample(*sample))
 
     def _drop_claim(self, board_id: str) -> None:
         """Remove what is known of a board as one of this server."""
@@ -290,7 +294,7 @@ class BoardDirectory:
 
     def _on_tokens_changed(self) -> None:
         """Read the tokens again: another server created or revoked one."""
-        self._tasks.start(self._server.reload_tokens())
+        self._tasks.start(self._services.callers.reload_tokens())
 
     def _on_enrolment_changed(self, ids: Sequence[str]) -> None:
         """Read boards again that another server enrolled, changed or revoked."""
@@ -308,7 +312,7 @@ class BoardDirectory:
         operation = self._store_queue.run(lambda store: store.boards())
         operation.when_done(lambda _: self._apply_rows(operation, list(self._registry.by_id)))
         await operation
-        await self._server.reload_tokens()
+        await self._services.callers.reload_tokens()
 
     def _apply_rows(self, operation: Operation[list[BoardRow]], ids: Iterable[str]) -> None:
         """Apply the rows that were read; those of these boards that have none are removed."""
@@ -316,7 +320,7 @@ class BoardDirectory:
             return
         rows = {row.id: row for row in operation.result()}
         for row in rows.values():
-            self._server.enrolment.apply_row(row)
+            self._services.enrolment.apply_row(row)
         self._remove_boards(board_id for board_id in ids if board_id not in rows)
 
     def _remove_boards(self, ids: Iterable[str]) -> None:
@@ -324,7 +328,7 @@ class BoardDirectory:
             board = self._registry.by_id.get(board_id)
             if board is not None:
                 self._drop_claim(board_id)
-                self._server.enrolment.remove_board(board)
+                self._services.enrolment.remove_board(board)
 
     def publish_row_changes(self, boards: Sequence[str] = (), *, tokens: bool = False) -> None:
         """Notify the other servers of rows that this one changed, so that they read them again."""

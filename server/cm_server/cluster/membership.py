@@ -29,10 +29,11 @@ from .pubsub import PubSub
 from .remote_jobs import RemoteJobs
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
     from cm_server.jobs.registry import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard
+
+    from .services import ClusterServices
 
 log = logging.getLogger("cm_server")
 
@@ -66,24 +67,24 @@ class Cluster:
     Has the methods of ``SingleServer``.
 
     Args:
-        server: this server.
+        services: the parts of this server.
         store_queue: of the shared store.
         pubsub: the bus.
         dead_after: seconds without heartbeat after which a server is considered dead.
-        loop: the event loop.
     """
 
     is_shared = True
 
     def __init__(
         self,
-        server: Server,
+        services: ClusterServices,
         store_queue: StoreQueue[SharedStore],
         pubsub: PubSub,
         dead_after: float,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._server, self._store_queue, self._loop = server, store_queue, loop
+        self._services, self._store_queue = services, store_queue
+        self._loop = loop = asyncio.get_running_loop()
+        self._address = ""
         self._dead_after = dead_after
         self._tasks = BackgroundTasks()
         store = store_queue.store  # the server does not serve yet
@@ -91,20 +92,20 @@ class Cluster:
         fleet_id = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
         self.peer_messages = PeerMessages(pubsub, fleet_id, key, store.server_id)
         self.remote_jobs = RemoteJobs(
-            server.dispatch, store_queue, self.peer_messages, self._tasks, loop.call_later
+            services.dispatch, store_queue, self.peer_messages, self._tasks, loop.call_later
         )
-        server.dispatch.set_remote(self.remote_jobs)
+        services.dispatch.set_remote(self.remote_jobs)
         self.board_directory = BoardDirectory(
-            server, store_queue, self.peer_messages, self.remote_jobs, self._tasks
+            services, store_queue, self.peer_messages, self.remote_jobs, self._tasks
         )
         self.remote_jobs.epoch_for = self.board_directory.epoch_for  # type: ignore[method-assign]
         self.hosted_jobs = HostedJobs(
-            server.dispatch,
+            services.dispatch,
             store_queue,
-            server.registry,
-            server.tokens,
+            services.registry,
+            services.tokens,
             self.peer_messages,
-            server.limits.unsent_bytes,
+            services.limits.unsent_bytes,
         )
         store.on_change = self._on_change
         self.servers: dict[str, str] = {}  # live servers: id -> address
@@ -116,9 +117,10 @@ class Cluster:
             "show": self._on_describe_job,
         }
 
-    def start(self) -> None:
-        """Register this server and start its heartbeat."""
-        self._store_queue.store.register_server(self._server.address)
+    def start(self, address: str) -> None:
+        """Register this server under the address where it listens, and start its heartbeat."""
+        self._address = address
+        self._store_queue.store.register_server(self._address)
         self.peer_messages.start(self._on_pubsub_change)
         self._on_heartbeat_due()
         self._poll_outcomes()
@@ -156,8 +158,10 @@ class Cluster:
             self.remote_jobs.on_server_lost(server)
             self.hosted_jobs.on_server_lost(server)
         self.servers = servers
-        self._server.update_lost_after()
-        self._server.dispatch.take_over_jobs(await queue.run(lambda store: store.take_over_jobs()))
+        self._services.reconnects.servers = len(servers)
+        self._services.dispatch.take_over_jobs(
+            await queue.run(lambda store: store.take_over_jobs())
+        )
         self.board_directory.publish_changes()
         if self._loop.time() - self._reloaded_at > self._reload_interval():
             await self._reload()
@@ -172,10 +176,13 @@ class Cluster:
         log.error("this server was suspended and removed by the others: it rejoins")
         new_id = new_server_id()
         await self._store_queue.run(lambda store: store.change_server_id(new_id))
-        self._server.drop_links_and_jobs()
+        self._services.dispatch.drop_all_jobs()
+        why = "this server stopped responding for too long; reconnect"
+        self._services.callers.close_all(why)
+        self._services.registry.close_links(why)
         self.board_directory.clear()
         self.peer_messages.change_server_id(new_id)
-        await self._store_queue.run(lambda store: store.register_server(self._server.address))
+        await self._store_queue.run(lambda store: store.register_server(self._address))
         await self._reload()
 
     def _poll_outcomes(self) -> None:
@@ -202,15 +209,16 @@ class Cluster:
         self.board_directory.apply_claim(board, claim)
 
     def on_sample(self, board: Board, sample: Sample) -> None:
-        """Publish a sample of a board of this server."""
-        self.board_directory.on_sample(board, sample)
+        """Publish a sample of a board that is connected to this server."""
+        if board.link is not None:
+            self.board_directory.on_sample(board, sample)
 
     # Requests of callers about other servers
 
     async def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
         """Look up open jobs that this server does not know: their numbers, boards and servers."""
         numbers = [number for number in jobs if 0 < number <= MAX_JOB_ID][
-            : self._server.limits.reply_jobs
+            : self._services.limits.reply_jobs
         ]
         if not numbers:
             return []
@@ -230,12 +238,12 @@ class Cluster:
         if board.link is None and board.online and board.remote_state is not None:
             self.peer_messages.send(board.remote_state.server, "stop", {"board": board.id})
             return True
-        return self._server.dispatch.stop_program(board)
+        return self._services.dispatch.stop_program(board)
 
     def _on_stop_program(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
-        board = self._server.registry.by_id.get(head["board"])
+        board = self._services.registry.by_id.get(head["board"])
         if board is not None:
-            self._server.dispatch.stop_program(board)
+            self._services.dispatch.stop_program(board)
 
     async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the jobs of all servers, each with its board's id: open ones first, newest first.
@@ -260,9 +268,9 @@ class Cluster:
 
         The reliability is 2 for an ended job, 1 for one that this server owns, 0 for others.
         """
-        dispatch = self._server.dispatch
+        dispatch = self._services.dispatch
         found: list[tuple[str, dict[str, Any], int]] = []
-        for board_id, job in dispatch.describe_jobs()[: self._server.limits.reply_jobs]:
+        for board_id, job in dispatch.describe_jobs()[: self._services.limits.reply_jobs]:
             if job["state"] == "ended":
                 reliability = 2
             else:
@@ -289,7 +297,7 @@ class Cluster:
         return {"lines": self._describe_local_jobs()}, b""
 
     def _on_describe_job(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
-        dispatch, number = self._server.dispatch, head["job"]
+        dispatch, number = self._services.dispatch, head["job"]
         job = dispatch.jobs.get(number) or dispatch.recent_jobs.get(number)
         return {"job": job.describe_with_output() if job else None}, b""
 

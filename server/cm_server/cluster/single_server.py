@@ -35,7 +35,7 @@ class SingleServer:
         self._store_queue = store_queue
         self._dispatch = dispatch
 
-    def start(self) -> None:
+    def start(self, _address: str) -> None:
         """Do nothing: there is no server to announce this one to."""
 
     def leave(self) -> None:

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError, ServerError
 from cloudmanager.protocol.file_ops import disk_space
-from cm_server.packages.plan import InstallPlan, PlannedFile
+from cm_server.packages.plan import PlannedFile
 
 from . import install_manifest
 from .content_store import Content
 from .install_manifest import JOURNAL_PATH, MANIFEST_PATH, STAGING_PATH, BoardChange, Manifest
 from .job_steps import FileOp, OpGenerator, SteppedJobSpec
+from .plan_cache import PreparedPlan
+from .services import InstallServices
 from .transfers import ack_bytes_for
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
     from cm_server.jobs.registry import Board
     from cm_server.store.store_queue import Operation
 
@@ -51,20 +52,6 @@ _FINISH_OP: Final[FileOp] = ["finish", JOURNAL_PATH]
 OnConfirmed = Callable[[Manifest], object]
 #: Adds bytes to the content store, from where they can be sent to a board.
 AddBytes = Callable[[bytes], Content]
-
-
-class PreparedPlan(NamedTuple):
-    """An install plan with its contents, ready to be executed on boards.
-
-    Attributes:
-        plan: the files for each kind of board.
-        contents: the contents that the plan names, by their SHA-256.
-        options: the options that a later upgrade must repeat.
-    """
-
-    plan: InstallPlan
-    contents: Mapping[str, Content]
-    options: Mapping[str, Any]
 
 
 class ServerSide(NamedTuple):
@@ -98,12 +85,12 @@ class BoardProbe(NamedTuple):
 
 
 def read_package_job(
-    server: Server, connection: object, request: Any, boards: int
+    services: InstallServices, connection: object, request: Any, boards: int
 ) -> SteppedJobSpec:
     """Return the job that a caller's ``packages`` request describes.
 
     Args:
-        server: provides the store, the contents and the plans.
+        services: provide the store, the contents and the plans.
         connection: the caller's link, which owns its plans.
         request: the JSON of the request: docs/protocol.md.
         boards: the number of boards that get the job.
@@ -115,7 +102,7 @@ def read_package_job(
         raise ServerError("a request about packages must be a JSON object")
     force = request.get("force") is True
     dry_run = request.get("dry_run") is True
-    queue = server.store_queue
+    queue = services.store_queue
 
     def read_store(board: Board) -> Operation[Manifest]:
         board_id = board.id
@@ -128,10 +115,10 @@ def read_package_job(
             # The board's own record has precedence, so its job does not wait for the store.
             queue.run(lambda store: store.installed_packages.store_manifest(board_id, manifest))
 
-        return ServerSide(known_manifest, store_confirmed, server.content_store.add_bytes)
+        return ServerSide(known_manifest, store_confirmed, services.content_store.add_bytes)
 
     if "plan" in request:
-        planned = server.plan_cache.get(connection, request["plan"])
+        planned = services.plan_cache.get(connection, request["plan"])
 
         def make_generator(board: Board, known_manifest: Manifest) -> OpGenerator:
             mpy, side = mpy_number(board), server_side(board, known_manifest)
@@ -154,8 +141,8 @@ def read_package_job(
         _first_ops(dry_run),
         make_generator,
         read_store,
-        ack_bytes_for(boards, server.limits),
-        server.limits.package_document_bytes,
+        ack_bytes_for(boards, services.limits),
+        services.limits.package_document_bytes,
     )
 
 

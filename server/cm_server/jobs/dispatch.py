@@ -77,7 +77,7 @@ class Dispatch:
         registry: the boards.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
         limits: how much is queued for a board, and kept of a job.
-        lost_after: seconds that a board has to reconnect after its link broke.
+        lost_after: returns the seconds that a board has to reconnect after its link broke.
 
     Attributes:
         on_emit: called with a board and its EMIT message.
@@ -93,7 +93,7 @@ class Dispatch:
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         limits: Limits,
         *,
-        lost_after: float,
+        lost_after: Callable[[], float],
     ) -> None:
         self._store_queue = store_queue
         self._limits = limits
@@ -129,15 +129,6 @@ class Dispatch:
         """Let other servers run jobs of callers of this server, on their boards."""
         self.remote = remote
         self._scheduler.on_not_owned = remote.follow_in_store
-
-    @property
-    def lost_after(self) -> float:
-        """The seconds that a board has to reconnect after its link broke."""
-        return self._scheduler.lost_after
-
-    @lost_after.setter
-    def lost_after(self, seconds: float) -> None:
-        self._scheduler.lost_after = seconds
 
     # Requests of callers
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from cloudmanager.protocol import proofs
+from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.facts import published_facts, target_facts
 from cm_server.sample_buffer import SampleBuffer
 
@@ -307,6 +307,12 @@ class Registry:
         self.by_name[name] = board
         board.notify_changed()
         self.on_access_changed()
+
+    def close_links(self, why: str) -> None:
+        """Close the links of all boards: the server stops, or starts again."""
+        for board in self.by_id.values():
+            if board.link is not None:
+                board.link.close(frames.CLOSE_GOING_AWAY, why)
 
     def online(self) -> list[Board]:
         """Return the boards that have a link to this server."""

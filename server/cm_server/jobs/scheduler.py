@@ -35,7 +35,7 @@ class Scheduler:
         store_queue: where a result is written before the same board's next job starts.
         job_results: ends jobs.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
-        lost_after: seconds that a board has to reconnect after its link broke.
+        lost_after: returns the seconds that a board has to reconnect after its link broke.
 
     Attributes:
         permission_check: returns why a job may not start, "" if it may.
@@ -49,13 +49,13 @@ class Scheduler:
         job_results: JobResults,
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         *,
-        lost_after: float,
+        lost_after: Callable[[], float],
     ) -> None:
         self._store_queue = store_queue
         self._marking: dict[Board, Job] = {}  # jobs that wait for the store to know them as sent
         self._job_results = job_results
         self._call_later = call_later
-        self.lost_after = lost_after
+        self._lost_after = lost_after
         self.on_not_owned: Callable[[Job], None] = lambda _job: None
         self.on_transfer_refused: Callable[[Job, str], None] = lambda _job, _error: None
         self.permission_check: Callable[[Job], str] = lambda _job: ""
@@ -234,7 +234,7 @@ class Scheduler:
         """End a job whose board did not confirm in time that it stopped at the timeout."""
         if job.state == "running":
             self._job_results.end_job(job, "timeout", UNCONFIRMED_STOP)
-            self._call_later(self.lost_after, lambda: self._close_unresponsive_link(job))
+            self._call_later(self._lost_after(), lambda: self._close_unresponsive_link(job))
         elif job.state == "adrift":
             why = "its link broke and it did not come back in time"
             self._job_results.end_job(job, "lost", why)
@@ -271,13 +271,13 @@ class Scheduler:
         If it reconnects and its link breaks again, the period starts again.
         """
         links = board.link_count
-        self._call_later(self.lost_after, lambda: self._on_grace_expired(board, links))
+        self._call_later(self._lost_after(), lambda: self._on_grace_expired(board, links))
 
     def _on_grace_expired(self, board: Board, links: int) -> None:
         """End the jobs of a board that has not reconnected."""
         if board.link_count != links or board.is_restarting:
             return
-        why = f"its link broke and it did not come back within {self.lost_after:g} s"
+        why = f"its link broke and it did not come back within {self._lost_after():g} s"
         self._end_current(board, why)
         for job in list(board.queue):
             if job.resends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, proofs, wire
@@ -15,11 +16,21 @@ from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
 from cm_server.rate_limits import UnauthenticatedEntry
 
-from .handlers import BaseHandler
+from .fair_queue import FairQueue
+from .handlers import BaseHandler, RequestPolicy
 from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
+    from cm_server.auth.audit import AuditLog
+    from cm_server.auth.enrolment import Enrolment
+    from cm_server.cluster.membership import Cluster
+    from cm_server.cluster.single_server import SingleServer
+    from cm_server.jobs.dispatch import Dispatch
+    from cm_server.jobs.reconnects import Reconnects
+    from cm_server.jobs.registry import Registry
+    from cm_server.limits import Limits
+    from cm_server.logs import PeerLog
+    from cm_server.rate_limits import UnauthenticatedConnections
     from cm_server.store.rows import ClaimedBoard
     from cm_server.store.store_queue import Operation
 
@@ -30,18 +41,56 @@ _REKEYED = bytes((wire.REKEYED,))
 _RARE_OPS = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
 
 
+@dataclass(frozen=True)
+class BoardLinkServices:
+    """The parts of the server that links of boards use.
+
+    Attributes:
+        limits: of messages and times.
+        beat: seconds between two pings to a board.
+        backlogs: shares the event loop among links.
+        unauthenticated: counts links until their boards have authenticated.
+        peer_log: for lines about boards.
+        audit_log: records refusals.
+        registry: the boards.
+        dispatch: their jobs.
+        cluster: the other servers: a board may have been connected to one of them.
+        enrolment: enrols boards, and replaces their keys.
+        reconnects: tells boards how to spread their reconnects.
+    """
+
+    limits: Limits
+    beat: float
+    backlogs: FairQueue
+    unauthenticated: UnauthenticatedConnections
+    peer_log: PeerLog
+    audit_log: AuditLog
+    registry: Registry
+    dispatch: Dispatch
+    cluster: Cluster | SingleServer
+    enrolment: Enrolment
+    reconnects: Reconnects
+
+
 class BoardSocket(BaseHandler):
     """The WebSocket endpoint for boards, which authenticate with their keys."""
 
     required_credential = "key"
 
+    def initialize(  # type: ignore[override]
+        self, policy: RequestPolicy, services: BoardLinkServices
+    ) -> None:
+        """Set which requests are accepted, and what the links use."""
+        super().initialize(policy)
+        self._services = services
+
     async def get(self) -> None:
         """Upgrade to a WebSocket; the link outlives this handler."""
-        limits = self._server.limits
+        limits = self._services.limits
         link = WebSocketLink(
-            limits.board_message_bytes, self._server.backlogs, limits, throttle_reads=True
+            limits.board_message_bytes, self._services.backlogs, limits, throttle_reads=True
         )
-        connection = BoardConnection(self._server, link, self.address, secure=self.is_secure)
+        connection = BoardConnection(self._services, link, self.address, secure=self.is_secure)
         link.on_open = connection.start
         await accept_websocket(self, link)
 
@@ -50,14 +99,16 @@ class BoardConnection:
     """The server's end of one board's link: authentication, then messages and heartbeats.
 
     Args:
-        server: the server that the board connected to.
+        services: the parts of the server.
         link: the WebSocket.
         address: the board's IP address.
         secure: whether nobody on the network path can read or change messages.
     """
 
-    def __init__(self, server: Server, link: WebSocketLink, address: str, *, secure: bool) -> None:
-        self._server = server
+    def __init__(
+        self, services: BoardLinkServices, link: WebSocketLink, address: str, *, secure: bool
+    ) -> None:
+        self._services = services
         self._link = link
         self._address = address
         self._secure = secure
@@ -78,9 +129,9 @@ class BoardConnection:
         """Count the link as unauthenticated and start the deadline of its authentication."""
         self._link.on_close = self._on_close
         self._link.authenticated = False
-        self._link.read_pause = self._server.unauthenticated.read_pause
+        self._link.read_pause = self._services.unauthenticated.read_pause
         self._link.write_log = self._write_log
-        self._unauthenticated_entry = self._server.unauthenticated.add(
+        self._unauthenticated_entry = self._services.unauthenticated.add(
             self._address, self._link.abort
         )
         self._start_deadline()
@@ -88,7 +139,7 @@ class BoardConnection:
     def _start_deadline(self) -> None:
         """Refuse the board unless it authenticates in time."""
         self._deadline = asyncio.get_running_loop().call_later(
-            self._server.limits.authentication_seconds,
+            self._services.limits.authentication_seconds,
             self._refuse,
             frames.CLOSE_NOT_AUTHENTICATED,
             "too slow",
@@ -97,9 +148,9 @@ class BoardConnection:
     def _write_log(self, level: int, text: str, *args: object) -> None:
         """Log a line about this peer, unless it has caused too many."""
         if self._board is not None:
-            self._server.peer_log.write(self._board.name, level, text, *args)
+            self._services.peer_log.write(self._board.name, level, text, *args)
         else:
-            self._server.peer_log.write_of_stranger(self._address, level, text, *args)
+            self._services.peer_log.write_of_stranger(self._address, level, text, *args)
 
     def _on_close(self) -> None:
         self._closed = True
@@ -114,21 +165,21 @@ class BoardConnection:
 
     def _detach_board(self) -> None:
         if self._board is not None:
-            self._server.dispatch.on_link_closed(self._board, self._link)
+            self._services.dispatch.on_link_closed(self._board, self._link)
 
     def _leave_unauthenticated(self) -> None:
         """Stop counting the link as unauthenticated."""
         if self._unauthenticated_entry is not None:
             entry, self._unauthenticated_entry = self._unauthenticated_entry, None
-            self._server.unauthenticated.remove(entry)
+            self._services.unauthenticated.remove(entry)
 
     def _refuse(self, code: int, reason: str) -> None:
         """Close the link of a peer that has not authenticated, and record the refusal."""
         if self._board is not None:
             return
-        self._server.dispatch.counters.refused_links["board"] += 1
+        self._services.dispatch.counters.refused_links["board"] += 1
         claimed_id = self._hello.board_id if self._hello else ""
-        logged_reason = self._server.audit_log.log_unauthenticated(
+        logged_reason = self._services.audit_log.log_unauthenticated(
             self._address, "board", claimed_id, reason
         )
         if logged_reason is not None:
@@ -160,7 +211,7 @@ class BoardConnection:
         """Enrol a board that has a token; it sends HELLO next, on the same link."""
         try:
             self._require_tls_to_enrol()
-            row = await self._server.enrolment.enrol_with_token(body, self._address)
+            row = await self._services.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
         else:
@@ -171,7 +222,7 @@ class BoardConnection:
             raise ServerError("a board can enrol itself over TLS only")
 
     def _find_key(self, hello: proofs.Hello) -> bytes | None:
-        board = self._server.registry.by_id.get(hello.board_id)
+        board = self._services.registry.by_id.get(hello.board_id)
         return board.key_for(hello.gen) if board else None
 
     def _key_or_random(self, hello: proofs.Hello) -> bytes:
@@ -186,7 +237,7 @@ class BoardConnection:
         assert self._hello is not None
         hello = self._hello
         body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
-        board = self._server.registry.by_id.get(hello.board_id)
+        board = self._services.registry.by_id.get(hello.board_id)
         if board is None or body is None or self._find_key(hello) != self._key:
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
         elif not self._is_protected(hello, board):
@@ -206,7 +257,7 @@ class BoardConnection:
         booted = board.reported_facts.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
         self._link.on_message = _refuse_early_message
-        claim = self._server.cluster.claim_board(board, facts)
+        claim = self._services.cluster.claim_board(board, facts)
         claim.when_done(lambda _: self._attach_board(board, body, facts, claim))
 
     def _attach_board(
@@ -217,11 +268,11 @@ class BoardConnection:
         claim: Operation[ClaimedBoard | None],
     ) -> None:
         """Attach a board to this link; its newest link replaces an older one."""
-        server, dispatch = self._server, self._server.dispatch
+        services, dispatch = self._services, self._services.dispatch
         same_boot = bool(facts["boot"]) and facts["boot"] == board.reported_facts.get("boot")
         if board.link is not None:
             text = "%s connected again: its older link is closed"
-            server.peer_log.write(board.name, logging.WARNING, text, board.name)
+            services.peer_log.write(board.name, logging.WARNING, text, board.name)
             old = board.link
             dispatch.on_link_closed(board, old)
             _close_replaced_link(old)
@@ -229,24 +280,24 @@ class BoardConnection:
         else:
             board.consecutive_takeovers = 0
         try:
-            server.cluster.apply_claim(board, claim)
+            services.cluster.apply_claim(board, claim)
         except ServerError as error:
             text = "%s cannot be accepted now: %s"
-            server.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
+            services.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
             self._link.close(frames.CLOSE_GOING_AWAY, "the server cannot accept the board now")
             return
-        is_valid = server.registry.by_id.get(board.id) is board and not self._key_is_outdated()
+        is_valid = services.registry.by_id.get(board.id) is board and not self._key_is_outdated()
         if self._closed or not is_valid:  # it changed while the store was asked
             board.notify_changed()
             dispatch.start_grace_period(board)
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
             return
         dispatch.counters.board_links += 1
-        buffer_size = _read_buffer_size(body, self._server.limits.board_buffer_bytes)
+        buffer_size = _read_buffer_size(body, self._services.limits.board_buffer_bytes)
         board.connect(self._link, facts, buffer_size, _read_parts(body))
         self._board = board
         if self._hello is not None:
-            server.enrolment.on_key_used(board, self._hello.gen)
+            services.enrolment.on_key_used(board, self._hello.gen)
         self._leave_unauthenticated()
         self._link.authenticated = True
         self._link.on_message = self._on_board_message
@@ -255,7 +306,7 @@ class BoardConnection:
             self._link.mac = proofs.LinkMac(proofs.session_key(self._key, nonces, board.id))
         welcome = {
             "name": board.name,
-            "beat": server.options.beat,
+            "beat": services.beat,
             "spread": self._reconnect_spread(board),
             "time": time.time_ns() // 1_000_000,
         }
@@ -265,7 +316,7 @@ class BoardConnection:
             board, same_boot=same_boot, last=last if isinstance(last, dict) else None
         )
         self._heartbeat_timer = asyncio.get_running_loop().call_later(
-            server.options.beat, self._send_heartbeat
+            services.beat, self._send_heartbeat
         )
         self._write_log(logging.INFO, "%s is connected, from %s", board.name, self._link.peer)
 
@@ -279,11 +330,11 @@ class BoardConnection:
         Two boards with the same key close each other's links in turn, so the time doubles with
         each takeover after the first.
         """
-        spread = self._server.reconnect_spread
+        spread = self._services.reconnects.spread
         if board.consecutive_takeovers > 1:
             spread = min(
                 spread * 2.0**board.consecutive_takeovers,
-                max(spread, self._server.limits.takeover_spread_seconds),
+                max(spread, self._services.limits.takeover_spread_seconds),
             )
         return spread
 
@@ -292,12 +343,12 @@ class BoardConnection:
     def _on_board_message(self, data: bytes) -> None:
         assert self._board is not None
         if data[:1] in _RARE_OPS:
-            self._link.charge(self._server.limits.rare_messages - 1)
+            self._link.charge(self._services.limits.rare_messages - 1)
         if data[:1] == _REKEYED:
             proof = wire.unpack(data).payload
-            self._server.enrolment.on_rekeyed(self._board, proof)
+            self._services.enrolment.on_rekeyed(self._board, proof)
         else:
-            self._server.dispatch.on_message(self._board, data)
+            self._services.dispatch.on_message(self._board, data)
 
     def _note_activity(self) -> None:
         self._last_heard = time.monotonic()
@@ -309,15 +360,15 @@ class BoardConnection:
         """
         assert self._board is not None
         silent = time.monotonic() - self._last_heard
-        if self._board.current_job is None and silent > 2 * self._server.options.beat:
+        if self._board.current_job is None and silent > 2 * self._services.beat:
             text = "%s does not answer pings: its link is closed"
             self._write_log(logging.WARNING, text, self._board.name)
-            self._server.dispatch.counters.silent_links += 1
+            self._services.dispatch.counters.silent_links += 1
             self._link.close(frames.CLOSE_GOING_AWAY, "silent")
             return
         self._link.ping()
         loop = asyncio.get_running_loop()
-        self._heartbeat_timer = loop.call_later(self._server.options.beat, self._send_heartbeat)
+        self._heartbeat_timer = loop.call_later(self._services.beat, self._send_heartbeat)
 
 
 def _refuse_early_message(_data: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, wire
@@ -24,11 +25,16 @@ from cm_server.store.rows import TokenRow
 from cm_server.store.store_queue import Operation
 
 from .caller_outbox import CallerOutbox
-from .handlers import BaseHandler
+from .fair_queue import FairQueue
+from .handlers import BaseHandler, RequestPolicy
 from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
+    from cm_server.api.request_context import Services
+    from cm_server.api.subscriptions import Subscriptions
+    from cm_server.auth.permission import Permission
+    from cm_server.logs import PeerLog
+    from cm_server.rate_limits import RateLimiter
 
 log = logging.getLogger("cm_server")
 
@@ -42,18 +48,47 @@ REQUEST_MESSAGES = 5
 REMEMBERED_REFS = 64
 
 
+@dataclass(frozen=True)
+class CallerLinkServices:
+    """The parts of the server that links of callers use, besides those of requests.
+
+    Attributes:
+        requests: what requests use.
+        subscriptions: of all callers.
+        permission: ends the jobs of a token that is no longer valid.
+        peer_log: for lines about callers.
+        backlogs: shares the event loop among links.
+        bad_login_rate: how many wrong tokens of one address are answered as such.
+    """
+
+    requests: Services
+    subscriptions: Subscriptions
+    permission: Permission
+    peer_log: PeerLog
+    backlogs: FairQueue
+    bad_login_rate: RateLimiter
+
+
 class CallerSocket(BaseHandler):
     """The WebSocket endpoint for callers, which authenticate with tokens."""
 
     required_credential = "token"
 
+    def initialize(  # type: ignore[override]
+        self, policy: RequestPolicy, services: CallerLinkServices
+    ) -> None:
+        """Set which requests are accepted, and what the links use."""
+        super().initialize(policy)
+        self._link_services = services
+        self._services = services.requests
+
     async def get(self) -> None:
         """Check token and protocol version, then upgrade; the link outlives this handler."""
-        caller = self._server.tokens.find_caller_token(self.request.headers.get("Authorization"))
+        caller = self._services.tokens.find_caller_token(self.request.headers.get("Authorization"))
         if caller is None:
             self._refuse_unknown_token()
             return
-        if why := self._server.tokens.refusal_reason(caller):
+        if why := self._services.tokens.refusal_reason(caller):
             self._refuse_known_token(caller, 401, why)
             return
         if why := self._too_many_callers_reason(caller):
@@ -64,9 +99,9 @@ class CallerSocket(BaseHandler):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server uses version {wire.PROTOCOL} of the protocol.\n")
             return
-        limits = self._server.limits
-        link = WebSocketLink(limits.caller_message_bytes, self._server.backlogs, limits)
-        connection = CallerConnection(self._server, caller, link)
+        limits = self._services.limits
+        link = WebSocketLink(limits.caller_message_bytes, self._link_services.backlogs, limits)
+        connection = CallerConnection(self._link_services, caller, link)
         link.on_open = connection.start
         await accept_websocket(self, link)
 
@@ -76,9 +111,9 @@ class CallerSocket(BaseHandler):
         An address with many wrong tokens gets another status, but is not blocked: a valid token
         from the same address is still accepted.
         """
-        self._server.dispatch.counters.refused_links["caller"] += 1
+        self._services.dispatch.counters.refused_links["caller"] += 1
         address = self.address
-        logged_reason = self._server.audit_log.log_unauthenticated(
+        logged_reason = self._services.audit_log.log_unauthenticated(
             address, "login", "", "wrong token"
         )
         if logged_reason is not None:
@@ -90,26 +125,22 @@ class CallerSocket(BaseHandler):
 
     def _sent_too_many_wrong_tokens(self, address: str) -> bool:
         """Count a wrong token; return whether its address has exceeded the rate limit."""
-        return self._server.bad_login_rate.allow(address_group(address)) is None
+        return self._link_services.bad_login_rate.allow(address_group(address)) is None
 
     def _refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
-        self._server.dispatch.counters.refused_links["caller"] += 1
-        note = self._server.audit_log.new_entry(token.name, self.address, "login")
-        self._server.audit_log.log_refusal(note, NotAllowed("caller", why))
+        self._services.dispatch.counters.refused_links["caller"] += 1
+        note = self._services.audit_log.new_entry(token.name, self.address, "login")
+        self._services.audit_log.log_refusal(note, NotAllowed("caller", why))
         self.refuse(status, why)
 
     def _too_many_callers_reason(self, token: TokenRow) -> str:
         """Return why there is no room for another caller; "" if there is."""
-        limits = self._server.limits
-        if len(self._server.callers) >= limits.callers:
+        limits = self._services.limits
+        if len(self._services.callers) >= limits.callers:
             return f"there are {limits.callers} callers already"
-        if self._callers_of(token) >= limits.callers_per_token:
+        if self._services.callers.count_of(token) >= limits.callers_per_token:
             return f"{limits.callers_per_token} callers use the token {token.name!r} already"
         return ""
-
-    def _callers_of(self, token: TokenRow) -> int:
-        """Return how many callers are connected with a token."""
-        return sum(other.token.hash == token.hash for other in self._server.callers)
 
 
 class CallerConnection:
@@ -121,18 +152,19 @@ class CallerConnection:
     the outbox.
 
     Args:
-        server: the server that the caller connected to.
+        services: the parts of the server.
         token: the caller's token.
         link: the WebSocket.
     """
 
-    def __init__(self, server: Server, token: TokenRow, link: WebSocketLink) -> None:
-        self._server = server
+    def __init__(self, services: CallerLinkServices, token: TokenRow, link: WebSocketLink) -> None:
+        self._link_services = services
+        self._services = services.requests
         self.token = token
         self._link = link
         link.on_message = self._on_message
         link.on_drained = self._flush
-        limits = server.limits
+        limits = self._services.limits
         self._outbox = CallerOutbox(limits.outbox_bytes, limits.frame_bytes)
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
@@ -147,12 +179,12 @@ class CallerConnection:
         """Register as one of the server's callers until the link ends."""
         self._link.on_close = self._on_close
         self._link.write_log = self._write_log
-        self._server.callers.add(self)
+        self._services.callers.add(self)
         self._check_token()
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
         """Log a line about this caller, unless its token has caused too many."""
-        self._server.peer_log.write(f"caller {self.token.name}", level, text, *args)
+        self._link_services.peer_log.write(f"caller {self.token.name}", level, text, *args)
 
     def _check_token(self) -> None:
         """Close the link if its token is no longer valid; else check again when it expires.
@@ -162,16 +194,17 @@ class CallerConnection:
         """
         if not self._is_valid():
             return
-        if (left := self._server.tokens.seconds_left(self.token)) is not None:
+        if (left := self._services.tokens.seconds_left(self.token)) is not None:
             seconds = _seconds_to_next_check(max(left, 0.01))
             loop = asyncio.get_running_loop()
             self._token_timer = loop.call_later(seconds, self._check_token)
 
     def _is_valid(self) -> bool:
         """Return whether the link's token is valid now; close the link if it is not."""
-        why = self._server.tokens.refusal_reason(self.token)
+        why = self._services.tokens.refusal_reason(self.token)
         if why and not self._closing:
-            self._server.permission.review()  # ends its jobs, whose results are then still sent
+            # Ends its jobs, whose results are then still sent.
+            self._link_services.permission.review()
             self.close(frames.CLOSE_REVOKED, why)
         return not why
 
@@ -179,13 +212,13 @@ class CallerConnection:
         self._closed = True
         cleanup.run_all(
             "a caller's link",
-            lambda: self._server.callers.discard(self),
+            lambda: self._services.callers.discard(self),
             self._stop_timers,
-            lambda: self._server.content_store.discard_uploads(self),
-            lambda: self._server.plan_cache.discard_plans(self),
+            lambda: self._services.installs.content_store.discard_uploads(self),
+            lambda: self._services.installs.plan_cache.discard_plans(self),
             *(lambda ref=ref: self._unsubscribe(ref) for ref in list(self._subscriptions)),
             *(task.cancel for task in list(self._reply_tasks)),
-            lambda: self._server.dispatch.detach_observer(self),
+            lambda: self._services.dispatch.detach_observer(self),
         )
 
     def _stop_timers(self) -> None:
@@ -217,13 +250,13 @@ class CallerConnection:
         elif message.op == wire.WATCH:
             self._handle_and_reply(message, self._on_watch)
         elif message.op == wire.UNWATCH:
-            self._link.charge(self._server.limits.rare_messages - 1)
+            self._link.charge(self._services.limits.rare_messages - 1)
             self._unsubscribe(message.job)
         elif message.op == wire.ANSWER:
-            job = self._server.dispatch.jobs.get(message.job)
+            job = self._services.dispatch.jobs.get(message.job)
             if job is not None and job.observer is self:
                 end_of_input = bool(message.flags & wire.INPUT_EOF)
-                self._server.dispatch.answer_input(job, message.payload, nobody=end_of_input)
+                self._services.dispatch.answer_input(job, message.payload, nobody=end_of_input)
         else:
             raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
 
@@ -234,7 +267,7 @@ class CallerConnection:
         except PeerWireError:
             raise
         except CloudmanagerError as error:
-            self._link.charge(self._server.limits.rare_messages)
+            self._link.charge(self._services.limits.rare_messages)
             self._send_error(message.job, error)
 
     def _send_error(self, ref: int, error: CloudmanagerError) -> None:
@@ -242,7 +275,7 @@ class CallerConnection:
 
     def _on_request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
-        reply = verbs.handle_request(self._server, self.token, body, self._link.peer, self)
+        reply = verbs.handle_request(self._services, self.token, body, self._link.peer, self)
         if asyncio.iscoroutine(reply):
             task = asyncio.ensure_future(self._send_async_reply(message.job, reply))
             self._reply_tasks.add(task)
@@ -265,18 +298,18 @@ class CallerConnection:
     def _on_content(self, message: wire.Message) -> None:
         """Store one piece of an upload; reply with the number of bytes received so far."""
         number, piece = wire.read_content(message)
-        received = self._server.content_store.write_upload(self, number, piece)
+        received = self._services.installs.content_store.write_upload(self, number, piece)
         self._link.send(wire.pack_json(wire.REPLY, {"reply": received}, job=message.job))
 
     def _on_watch(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         target = str(body.get("target", ""))
-        entry = self._new_audit_entry("watch", target[: self._server.limits.audit_chars])
+        entry = self._new_audit_entry("watch", target[: self._services.limits.audit_chars])
         try:
             verbs.check_role(self.token, "watch")
             if why := self._watch_refusal_reason(message.job):
                 raise ServerError(why)
-            reachable = access.reachable_boards(self.token, self._server.registry.by_name)
+            reachable = access.reachable_boards(self.token, self._services.registry.by_name)
             parse_target(target).matching_names(reachable)  # raises for a name that does not exist
             subscription = Subscription(
                 message.job,
@@ -284,34 +317,34 @@ class CallerConnection:
                 reachable=reachable,  # evaluated at each access
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,
-                limits=self._server.limits,
+                limits=self._services.limits,
                 samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
-            self._server.audit_log.log_refusal(entry, error)
+            self._services.audit_log.log_refusal(entry, error)
             raise
-        self._server.audit_log.log_read(entry)
+        self._services.audit_log.log_read(entry)
         self._subscriptions[message.job] = subscription
-        self._server.subscriptions.add(subscription)
+        self._link_services.subscriptions.add(subscription)
 
     def _new_audit_entry(self, verb: str, target: str) -> AuditEntry:
-        return self._server.audit_log.new_entry(self.token.name, self._link.peer, verb, target)
+        return self._services.audit_log.new_entry(self.token.name, self._link.peer, verb, target)
 
     def _watch_refusal_reason(self, ref: int) -> str:
         """Return why there may not be another subscription; "" if there may."""
-        limits = self._server.limits
+        limits = self._services.limits
         if ref in self._subscriptions:
             return f"subscription {ref} exists already"
         if len(self._subscriptions) >= limits.subscriptions_per_link:
             return f"a link may have {limits.subscriptions_per_link} subscriptions at most"
-        if len(self._server.subscriptions) >= limits.subscriptions:
+        if len(self._link_services.subscriptions) >= limits.subscriptions:
             return f"the server has {limits.subscriptions} subscriptions already"
         return ""
 
     def _unsubscribe(self, ref: int) -> None:
         subscription = self._subscriptions.pop(ref, None)
         if subscription is not None:
-            self._server.subscriptions.remove(subscription)
+            self._link_services.subscriptions.remove(subscription)
 
     def _on_submit(self, message: wire.Message) -> None:
         """Start the jobs of a cell, and reply with ACCEPTED before any message about them."""
@@ -325,7 +358,7 @@ class CallerConnection:
         except CloudmanagerError as error:
             self._log_refused_cell(target, error)
             raise
-        operation = self._server.dispatch.submit(submission)
+        operation = self._services.dispatch.submit(submission)
         if operation.done:
             self._launch(message.job, submission, left_out, operation)
             return
@@ -340,7 +373,7 @@ class CallerConnection:
 
     def _log_refused_cell(self, target: str, error: CloudmanagerError) -> None:
         entry = self._new_audit_entry("submit", target)
-        self._server.audit_log.log_refusal(entry, error)
+        self._services.audit_log.log_refusal(entry, error)
 
     def _launch(
         self,
@@ -353,7 +386,7 @@ class CallerConnection:
 
         If the caller has disconnected meanwhile, they run without it.
         """
-        dispatch = self._server.dispatch
+        dispatch = self._services.dispatch
         try:
             jobs = dispatch.create_jobs(submission, operation.result())
         except ServerError as error:
@@ -387,15 +420,16 @@ class CallerConnection:
             The cell, and the names of boards of the target that were left out.
         """
         verbs.check_role(self.token, "submit")
-        reachable = access.reachable_boards(self.token, self._server.registry.by_name)
+        reachable = access.reachable_boards(self.token, self._services.registry.by_name)
         resolution = parse_target(target).resolve(reachable)
         boards = [reachable[name] for name in resolution.names]
         left_out = resolution.left_out
-        options = RunOptions.from_wire(head, self._server.limits.cell_seconds)
+        options = RunOptions.from_wire(head, self._services.limits.cell_seconds)
         if options.idle:
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
-        request = job_requests.read_job_request(self._server, self, head, code, len(boards))
+        installs = self._services.installs
+        request = job_requests.read_job_request(installs, self, head, code, len(boards))
         cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
         submission = Submission(
             boards,
@@ -404,8 +438,8 @@ class CallerConnection:
             self,
             self.token.hash,
             self._link.peer,
-            target[: self._server.limits.audit_chars],
-            shorten(request.detail, self._server.limits.audit_chars),
+            target[: self._services.limits.audit_chars],
+            shorten(request.detail, self._services.limits.audit_chars),
             request.verb,
         )
         return submission, left_out
@@ -436,7 +470,7 @@ class CallerConnection:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if not self._closing and self._server.tokens.refusal_reason(self.token):
+        if not self._closing and self._services.tokens.refusal_reason(self.token):
             # In the next iteration: the review ends jobs, and the caller of this method may be in
             # the middle of ending one.
             asyncio.get_running_loop().call_soon(self._is_valid)
@@ -454,7 +488,7 @@ class CallerConnection:
                 job = wire.HEADER.unpack_from(message)[2]
                 sent[job] = sent.get(job, 0) + len(message) - wire.HEADER.size
         for job, size in sent.items():
-            self._server.dispatch.on_bytes_forwarded(job, size)
+            self._services.dispatch.on_bytes_forwarded(job, size)
 
 
 def _seconds_to_next_check(left: float) -> float:

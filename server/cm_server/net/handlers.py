@@ -12,6 +12,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, RequestHandler
@@ -19,7 +21,10 @@ from tornado.web import HTTPError, RequestHandler
 from cm_server.rate_limits import address_group
 
 if TYPE_CHECKING:
-    from cm_server.app import Server
+    from cloudmanager.server_options import Network
+    from cm_server.auth.tokens import Tokens
+    from cm_server.rate_limits import RateLimiter
+    from cm_server.status import ServerStatus
 
 #: Host names of a server on loopback. A request for another name got here by DNS rebinding.
 _LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -36,6 +41,23 @@ _HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class RequestPolicy:
+    """Which requests a server accepts.
+
+    Attributes:
+        local: whether only this machine can connect: then requests may be without TLS.
+        proxies: the networks of proxies that terminate TLS for this server.
+        origins: the web pages that may open a link.
+        refusal_rate: how many refusals of one address are logged.
+    """
+
+    local: bool
+    proxies: Sequence[Network]
+    origins: Sequence[str]
+    refusal_rate: RateLimiter
+
+
 class BaseHandler(RequestHandler):
     """Base class of all handlers: checks TLS, host name and origin before each request.
 
@@ -46,9 +68,9 @@ class BaseHandler(RequestHandler):
 
     required_credential = "nothing"
 
-    def initialize(self, server: Server) -> None:
-        """Set the server that handles the request."""
-        self._server = server
+    def initialize(self, policy: RequestPolicy) -> None:
+        """Set which requests are accepted."""
+        self._policy = policy
 
     def set_default_headers(self) -> None:
         """Set security headers, and remove tornado's version from the answer."""
@@ -64,7 +86,7 @@ class BaseHandler(RequestHandler):
     @property
     def is_secure(self) -> bool:
         """Whether nobody on the network path can read or change the request."""
-        return self._server.local or self.request.protocol == "https" or self.behind_proxy
+        return self._policy.local or self.request.protocol == "https" or self.behind_proxy
 
     @property
     def address(self) -> str:
@@ -93,7 +115,7 @@ class BaseHandler(RequestHandler):
             read = ipaddress.ip_address(address.strip().partition("%")[0])
         except ValueError:
             return False
-        return any(read in network for network in self._server.options.behind_proxy)
+        return any(read in network for network in self._policy.proxies)
 
     def prepare(self) -> None:
         """Refuse requests without TLS, for foreign host names, and from foreign web pages."""
@@ -117,7 +139,7 @@ class BaseHandler(RequestHandler):
     def _has_foreign_origin(self) -> bool:
         """Whether a browser sent the request for a page of an origin that was not allowed."""
         origin = self.request.headers.get("Origin")
-        return origin is not None and origin not in self._server.options.allow_origin
+        return origin is not None and origin not in self._policy.origins
 
     def refuse(self, status: int, why: str) -> None:
         """Answer with an error status and a reason, in a header and as plain text."""
@@ -130,7 +152,7 @@ class BaseHandler(RequestHandler):
     def should_log_refusal(self) -> bool:
         """Return whether to log a refusal: no if there were too many from the same address."""
         address = address_group(self.address)
-        return self._server.bad_request_rate.allow(address) is not None
+        return self._policy.refusal_rate.allow(address) is not None
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Answer with an error in plain text."""
@@ -140,18 +162,25 @@ class BaseHandler(RequestHandler):
 class HealthHandler(BaseHandler):
     """``/healthz``: whether the server works; needs no credentials."""
 
+    def initialize(  # type: ignore[override]
+        self, policy: RequestPolicy, status: ServerStatus
+    ) -> None:
+        """Set which requests are accepted, and what is answered."""
+        super().initialize(policy)
+        self._server_status = status
+
     def get(self) -> None:
         """Answer with 200 and warnings, or with 503 and the problems.
 
         If only a part of the server works, it is degraded: a restart would not help.
         """
-        problems, degradations = self._server.problems(), self._server.degradations()
+        problems, degradations = self._server_status.problems(), self._server_status.degradations()
         self.set_status(503 if problems else 200)
         status = "failing" if problems else "degraded" if degradations else "ok"
         body: dict[str, Any] = {"status": status}
         if problems or degradations:
             body["problems"] = [*problems, *degradations]
-        if warnings := self._server.warnings():
+        if warnings := self._server_status.warnings():
             body["warnings"] = warnings  # the server works, but needs attention
         self.finish(body)
 
@@ -164,18 +193,25 @@ class MetricsHandler(BaseHandler):
 
     required_credential = "loopback"
 
+    def initialize(  # type: ignore[override]
+        self, policy: RequestPolicy, tokens: Tokens, render: Callable[[], tuple[str, bytes]]
+    ) -> None:
+        """Set which requests are accepted, and what returns the type and the text of the answer."""
+        super().initialize(policy)
+        self._tokens = tokens
+        self._render = render
+
     def get(self) -> None:
         """Answer with the metrics, or refuse."""
         if not self.is_from_loopback and (why := self._refusal_reason()):
             self.refuse(401, why)
             return
-        from cm_server import metrics  # here: the import of its library takes 0.1 s
-
-        self.set_header("Content-Type", metrics.CONTENT_TYPE)
-        self.finish(metrics.render(self._server))
+        content_type, text = self._render()
+        self.set_header("Content-Type", content_type)
+        self.finish(text)
 
     def _refusal_reason(self) -> str:
-        tokens = self._server.tokens
+        tokens = self._tokens
         token = tokens.find_caller_token(self.request.headers.get("Authorization"))
         if token is None:
             return "metrics need a token, except on the server's own machine"
@@ -191,10 +227,15 @@ class CaCertificateHandler(BaseHandler):
     each token.
     """
 
+    def initialize(self, policy: RequestPolicy, ca: bytes) -> None:  # type: ignore[override]
+        """Set which requests are accepted, and the certificate (DER)."""
+        super().initialize(policy)
+        self._ca = ca
+
     def get(self) -> None:
         """Answer with the certificate as PEM."""
         self.set_header("Content-Type", "application/x-pem-file")
-        self.finish(ssl.DER_cert_to_PEM_cert(self._server.certificates.ca))
+        self.finish(ssl.DER_cert_to_PEM_cert(self._ca))
 
 
 class NotFoundHandler(BaseHandler):

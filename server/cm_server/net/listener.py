@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
@@ -26,8 +26,7 @@ from cm_server import cleanup
 from cm_server.limits import Limits
 from cm_server.rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
 
-if TYPE_CHECKING:
-    from cm_server.app import Server
+from .certificates import Certificates
 
 log = logging.getLogger("cm_server")
 
@@ -36,18 +35,31 @@ _TLS_HANDSHAKE_BYTE = b"\x16"
 _ACCEPT_COST = 0.1
 
 
+class _ConnectionParts(NamedTuple):
+    """What each accepted connection needs."""
+
+    limits: Limits
+    unauthenticated: UnauthenticatedConnections
+    certificates: Certificates
+
+
 class Listener(HTTPServer):
     """Accepts connections at a bounded rate and reads one request from each.
 
     A connection counts as unauthenticated until its request has been handled.
     """
 
-    def initialize(self, server: Server, app: Application) -> None:  # type: ignore[override]
-        """Set the server and its routes, and tornado's limits for requests."""
-        self._server = server
+    def initialize(  # type: ignore[override]
+        self,
+        app: Application,
+        limits: Limits,
+        unauthenticated: UnauthenticatedConnections,
+        certificates: Certificates,
+    ) -> None:
+        """Set the routes, and the limits for connections and requests."""
+        self._parts = _ConnectionParts(limits, unauthenticated, certificates)
         self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
         self._listening_sockets: list[socket.socket] = []
-        limits = server.limits
         self._accepts = TokenBucket(limits.accepted_per_second, limits.accepted_at_once)
         super().initialize(
             app,
@@ -74,7 +86,7 @@ class Listener(HTTPServer):
         Each costs up to a millisecond until it is authenticated or refused. The rate is bounded,
         so that a flood of connections does not delay authenticated links.
         """
-        for _ in range(self._server.limits.accepted_at_once):
+        for _ in range(self._parts.limits.accepted_at_once):
             try:
                 accepted, address = sock.accept()
             except BlockingIOError:
@@ -83,11 +95,11 @@ class Listener(HTTPServer):
                 continue
             except OSError as error:  # no file descriptor left, or no memory
                 text = "no connection can be accepted for %g s: %s"
-                log.error(text, self._server.limits.accept_retry_seconds, error.strerror)
-                self._pause_accepting(sock, self._server.limits.accept_retry_seconds)
+                log.error(text, self._parts.limits.accept_retry_seconds, error.strerror)
+                self._pause_accepting(sock, self._parts.limits.accept_retry_seconds)
                 return
             self._on_accepted(accepted, address)
-            ahead = self._accepts.spend(0) - self._server.limits.accepted_ahead_seconds
+            ahead = self._accepts.spend(0) - self._parts.limits.accepted_ahead_seconds
             if ahead > 0:
                 self._pause_accepting(sock, ahead)
                 return
@@ -119,7 +131,7 @@ class Listener(HTTPServer):
         self._accepts.spend(_ACCEPT_COST)
         try:
             on_ready = functools.partial(self._serve_connection, address=address)
-            _IncomingConnection(self._server, sock, str(address[0]), on_ready, self._accepts)
+            _IncomingConnection(self._parts, sock, str(address[0]), on_ready, self._accepts)
         except Exception as error:
             sock.close()
             cleanup.log_failure("accepting a connection", error)
@@ -128,8 +140,8 @@ class Listener(HTTPServer):
         """Read the request of a connection whose TLS handshake, if any, is complete."""
         is_tls = isinstance(sock, ssl.SSLSocket)
         stream = _TlsStream(sock) if is_tls else _PlainStream(sock)
-        stream.unauthenticated = self._server.unauthenticated
-        stream.max_reads = self._server.limits.unauthenticated_reads
+        stream.unauthenticated = self._parts.unauthenticated
+        stream.max_reads = self._parts.limits.unauthenticated_reads
         self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
@@ -139,7 +151,7 @@ class Listener(HTTPServer):
             if stream.socket is not None:  # else a WebSocketLink owns the socket now
                 stream.close()
 
-        self._unauthenticated_entries[stream] = self._server.unauthenticated.add(
+        self._unauthenticated_entries[stream] = self._parts.unauthenticated.add(
             str(address[0]), close
         )
         try:
@@ -157,7 +169,7 @@ class Listener(HTTPServer):
         """Remove a connection from the unauthenticated ones."""
         entry = self._unauthenticated_entries.pop(stream, None)
         if entry is not None:
-            self._server.unauthenticated.remove(entry)
+            self._parts.unauthenticated.remove(entry)
 
 
 def _head_timeout(limits: Limits) -> float:
@@ -223,7 +235,7 @@ class _IncomingConnection:
     """An accepted connection: waits for its first byte, and makes the TLS handshake if any.
 
     Args:
-        server: the server, for its certificates and its count of unauthenticated connections.
+        parts: the certificates, and the count of unauthenticated connections.
         sock: the accepted socket, non-blocking.
         address: the peer's IP address.
         on_ready: called with the socket when its request can be read.
@@ -232,13 +244,13 @@ class _IncomingConnection:
 
     def __init__(
         self,
-        server: Server,
+        parts: _ConnectionParts,
         sock: socket.socket,
         address: str,
         on_ready: Callable[[socket.socket], None],
         accepts: TokenBucket,
     ) -> None:
-        self._server = server
+        self._parts = parts
         self._sock = sock
         self._fd = sock.fileno()  # kept: a detached socket does not know it any more
         self._on_ready = on_ready
@@ -257,11 +269,11 @@ class _IncomingConnection:
 
     def _count_as_unauthenticated(self, address: str) -> UnauthenticatedEntry:
         """Count the connection; it is closed if it is the oldest of too many."""
-        return self._server.unauthenticated.add(address, self._close)
+        return self._parts.unauthenticated.add(address, self._close)
 
     def _start_deadline(self) -> asyncio.TimerHandle:
         """Close the connection if the first byte or the handshake takes too long."""
-        return self._loop.call_later(self._server.limits.head_seconds, self._close)
+        return self._loop.call_later(self._parts.limits.head_seconds, self._close)
 
     def _start_reading(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever the socket is readable."""
@@ -310,7 +322,7 @@ class _IncomingConnection:
 
     def _start_tls(self) -> None:
         self._stop_reading()
-        context = self._server.certificates.context
+        context = self._parts.certificates.context
         try:
             self._sock.getpeername()  # raises ENOTCONN if the peer has closed the connection
             self._sock = context.wrap_socket(
@@ -340,9 +352,9 @@ class _IncomingConnection:
         try:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
-            if self._handshake_reads > self._server.limits.unauthenticated_reads:
+            if self._handshake_reads > self._parts.limits.unauthenticated_reads:
                 self._close()
-            elif seconds := self._server.unauthenticated.read_pause(self._handshake_reads):
+            elif seconds := self._parts.unauthenticated.read_pause(self._handshake_reads):
                 self._stop_reading()
                 self._loop.call_later(seconds, self._continue, self._start_handshake)
         except (OSError, ValueError):
@@ -371,7 +383,7 @@ class _IncomingConnection:
         if self._stopped:
             return
         self._stopped = True
-        self._server.unauthenticated.remove(self._entry)
+        self._parts.unauthenticated.remove(self._entry)
         self._timer.cancel()
         cleanup.run_all("an unauthenticated connection", self._stop_reading)
 

@@ -231,9 +231,7 @@ async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service
         await other.next()
         await other.end(cell, rest=b"1")
         assert await brisk.ending(cell) == ("ok", "1")
-        (conversation,) = [
-            each for each in service.server.callers if each._outbox.pending_bytes > 1000
-        ]
+        (conversation,) = [each for each in service.callers if each._outbox.pending_bytes > 1000]
         assert conversation._outbox.pending_bytes <= 2 * Limits.window_bytes
         caller.socket.transport.resume_reading()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,20 @@ from cloudmanager.protocol.errors import (
 )
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.api import verbs
+from cm_server.api.request_context import Services
 from cm_server.api.verbs import VERBS, check_role
 from cm_server.auth.audit import AuditLog
+from cm_server.auth.caller_links import CallerLinks
 from cm_server.auth.credentials import ROLES
-from cm_server.auth.enrolment import Enrolment
+from cm_server.auth.enrolment import Enrolment, EnrolmentServices
+from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
-from cm_server.net.certificates import Certificates
+from cm_server.logs import PeerLog
 from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
@@ -66,30 +68,13 @@ class NullObserver:
         pass
 
 
-@dataclass
-class FakeServer:
-    """The part of app.Server that the verbs use."""
+class FakeStatus:
+    """What a server with a full disk reports."""
 
-    store: Store
-    store_queue: StoreQueue[Store]
-    registry: Registry
-    dispatch: Dispatch
-    audit_log: AuditLog
-    tokens: Tokens
-    version: str = "0.1"
-    address: str = "http://127.0.0.1:1"
-    uptime: float = 0.0
-    pid: int = 4711
-    callers: tuple[()] = ()
-    limits: Limits = LIMITS
-    certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
-
-    def __post_init__(self) -> None:
-        self.enrolment = Enrolment(self)  # type: ignore[arg-type]
-        self.cluster = SingleServer(self.store_queue, self.dispatch)
-
-    def update_lost_after(self) -> None:
-        pass
+    version = "0.1"
+    address = "http://127.0.0.1:1"
+    uptime = 5
+    pid = 4711
 
     def problems(self) -> list[str]:
         return ["the disk is full"]
@@ -97,13 +82,49 @@ class FakeServer:
     def warnings(self) -> list[str]:
         return ["the clock may be wrong"]
 
-    def shut_out(self, token: TokenRow) -> int:
-        return 0
+
+class FakeServer:
+    """The parts of a server that the verbs use, without sockets."""
+
+    def __init__(self, store: Store) -> None:
+        def later(_seconds: float, _act: Any) -> Timer:
+            return Timer()
+
+        self.store = store
+        self.store_queue = queue = StoreQueue(store)
+        self.registry = registry = Registry(store.boards())
+        self.dispatch = Dispatch(queue, registry, later, LIMITS, lost_after=lambda: 10.0)
+        tokens, audit_log = Tokens(queue, LIMITS), AuditLog(queue, LIMITS)
+        permission = Permission(tokens, registry, self.dispatch, later)
+        self.services = Services(
+            limits=LIMITS,
+            status=FakeStatus(),  # type: ignore[arg-type]
+            store_queue=queue,
+            registry=registry,
+            dispatch=self.dispatch,
+            cluster=SingleServer(queue, self.dispatch),
+            tokens=tokens,
+            callers=CallerLinks(queue, tokens, permission),
+            enrolment=Enrolment(
+                EnrolmentServices(
+                    store_queue=queue,
+                    registry=registry,
+                    dispatch=self.dispatch,
+                    tokens=tokens,
+                    audit_log=audit_log,
+                    peer_log=PeerLog(LIMITS),
+                    ca=b"DER",
+                )
+            ),
+            audit_log=audit_log,
+            installs=None,  # type: ignore[arg-type]
+            pin="pin",
+        )
 
     def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
         """Return the reply as a caller receives it: through JSON."""
         body = {"verb": verb, **body}
-        reply = verbs.handle_request(self, caller, body, "here")  # type: ignore[arg-type]
+        reply = verbs.handle_request(self.services, caller, body, "here")
         if asyncio.iscoroutine(reply):
             reply = finish(self.store_queue, reply)
         assert self.store_queue.drain()
@@ -123,13 +144,9 @@ def server() -> FakeServer:
     store = Store(None)
     store.enrol_boards([new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     store.add_token(ADMIN)
-    registry = Registry(store.boards())
-    queue = StoreQueue(store)
-    dispatch = Dispatch(queue, registry, lambda _seconds, _act: Timer(), LIMITS, lost_after=10)
-    tools = (store, queue, registry, dispatch, AuditLog(queue, LIMITS), Tokens(queue, LIMITS))
-    server = FakeServer(*tools, uptime=5)
+    server = FakeServer(store)
     for name in ("lab-1", "lab-2"):
-        registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
+        server.registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
     return server
 
 

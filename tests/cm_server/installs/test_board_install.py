@@ -11,7 +11,6 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.installs.board_install import (
-    PreparedPlan,
     ServerSide,
     describe_for_audit,
     install,
@@ -21,6 +20,7 @@ from cm_server.installs.board_install import (
 from cm_server.installs.content_store import Content, ContentStore
 from cm_server.installs.install_manifest import JOURNAL_PATH, MANIFEST_PATH
 from cm_server.installs.job_steps import OpGenerator
+from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan, PlannedFile
 from cm_server.packages.release import Release

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.installs.board_install import PreparedPlan
-from cm_server.installs.plan_cache import PlanCache, _upgrade_options
+from cm_server.installs.plan_cache import PlanCache, PreparedPlan
+from cm_server.installs.planning import _upgrade_options
 from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
@@ -26,7 +26,7 @@ async def plan(service: Service, **body: Any) -> Any:
 
 async def test_sent_file_is_planned_as_bytecode(service: Service):
     content = b"A = 1\n"
-    service.server.content_store.add_bytes(content)
+    service.server.installs.content_store.add_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     answer = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
     reply = answer["reply"]

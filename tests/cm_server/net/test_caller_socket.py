@@ -122,7 +122,7 @@ async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: S
         await RawPeer.upgraded(service, "/caller", token=token, receive_bytes=4096) as stalled,
     ):
         stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        for caller in service.server.callers:
+        for caller in service.callers:
             if caller.token.name == "lab-notebook":
                 caller._link.send(
                     bytes(4 * 1024 * 1024)
@@ -133,7 +133,7 @@ async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: S
         code, reason = await first.closed()
         assert code == frames.CLOSE_REVOKED
         assert reason.startswith("the token 'lab-notebook' was revoked on 2")
-        await service.until(lambda: len(service.server.callers) == 1)
+        await service.until(lambda: len(service.callers) == 1)
         assert time.monotonic() - began < 2
         assert "reply" in await admin.ask("status")
     answer = await refused(service, Authorization=f"Bearer {token}")
@@ -260,15 +260,15 @@ async def test_callers_are_bounded_in_total_and_per_token(service: Service):
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
             await stack.enter_async_context(await FakeCaller.join(service, token))
-        await service.until(lambda: len(service.server.callers) == 2)
+        await service.until(lambda: len(service.callers) == 2)
         answer = await refused(service, Authorization=f"Bearer {token}")
         assert answer.startswith("HTTP/1.1 503 ")
         assert "Cm-Refused: 2 callers use the token 'lab-notebook' already" in answer
         await stack.enter_async_context(await FakeCaller.join(service))
-        await service.until(lambda: len(service.server.callers) == 3)
+        await service.until(lambda: len(service.callers) == 3)
         answer = await refused(service, Authorization=f"Bearer {service.token}")
         assert "Cm-Refused: there are 3 callers already" in answer
-    await service.until(lambda: not service.server.callers)
+    await service.until(lambda: not service.callers)
     async with await FakeCaller.join(service, token) as again:
         assert "reply" in await again.ask("status")
 
@@ -510,7 +510,7 @@ class SlowCaller:
     def __init__(self, service: Service, peer: RawPeer) -> None:
         self.peer = peer
         self.ref = 0
-        (self.connection,) = service.server.callers
+        (self.connection,) = service.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def submit(self, code: bytes = b"1") -> None:

@@ -172,7 +172,8 @@ class ResetMeanwhile:
 
 async def test_socket_that_tls_cannot_wrap_is_not_counted(service, monkeypatch, caplog):
     broken = service.server.certificates._replace(context=ResetMeanwhile())
-    monkeypatch.setattr(service.server, "certificates", broken)
+    parts = service.listener._parts._replace(certificates=broken)
+    monkeypatch.setattr(service.listener, "_parts", parts)
     for _ in range(5):
         async with await RawPeer.dial(service) as peer:
             peer.say(HELLO)

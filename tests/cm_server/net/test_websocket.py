@@ -102,7 +102,7 @@ async def test_peer_that_closes_before_the_answer_does_no_harm(service: Service,
 
 async def test_socket_options_are_set(service: Service):
     async with await FakeCaller.join(service):
-        (connection,) = service.server.callers
+        (connection,) = service.callers
         transport = connection._link._transport
         assert transport is not None
         sock = transport.get_extra_info("socket")
@@ -199,7 +199,7 @@ async def test_incomplete_frame_is_dropped_with_its_link(service: Service):
         peer.say(masked(STATUS)[:-1])
         peer.writer.write_eof()
         await peer.gone()
-    await service.until(lambda: not service.server.callers)
+    await service.until(lambda: not service.callers)
 
 
 # Floods
@@ -256,7 +256,7 @@ async def test_log_lines_about_unauthenticated_peers_are_limited(service, caplog
 async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood):
     """One read contains about 10,000 frames; without slices, they would block other links."""
     async with await caller(service) as attacker, await caller(service) as healthy:
-        links = [connection._link for connection in service.server.callers]
+        links = [connection._link for connection in service.callers]
         attacker.say(flood * (250_000 // len(flood)))
         await service.until(lambda: any(link._backlog for link in links))
         healthy.say(masked(STATUS))
@@ -299,12 +299,12 @@ async def test_exception_in_a_handler_closes_only_its_link(service, monkeypatch,
         raise ZeroDivisionError
 
     async with await caller(service) as peer:
-        (connection,) = service.server.callers
+        (connection,) = service.callers
         connection._link.on_message = fail
         peer.say(masked(STATUS))
         assert (await peer.closed())[0] == frames.CLOSE_INTERNAL_ERROR
     assert caplog.text.count("ZeroDivisionError") >= 1
-    await service.until(lambda: not service.server.callers)
+    await service.until(lambda: not service.callers)
     async with await FakeCaller.join(service) as healthy:
         assert "reply" in await healthy.ask("status")
 
@@ -314,15 +314,15 @@ async def test_failed_clean_up_releases_the_rest(service, monkeypatch, caplog):
     (identity,) = service.enrol("lab-1")
     server = service.server
     for place, name in (
-        (server.content_store, "discard_uploads"),
-        (server.plan_cache, "discard_plans"),
+        (server.installs.content_store, "discard_uploads"),
+        (server.installs.plan_cache, "discard_plans"),
         (server.dispatch, "detach_observer"),
     ):
         monkeypatch.setattr(place, name, None)  # raises when it is called
     async with await FakeBoard.join(service, identity) as board:
         async with await FakeCaller.join(service):
-            assert len(service.server.callers) == 1
-        await service.until(lambda: not service.server.callers)
+            assert len(service.callers) == 1
+        await service.until(lambda: not service.callers)
         monkeypatch.setattr(service.server.dispatch, "on_link_closed", None)
         await board.socket.close()
         await service.until(lambda: "a board's link failed" in caplog.text)
@@ -393,12 +393,12 @@ async def test_peer_that_does_not_read_is_closed(service: Service, caplog):
     service.enrol(*(f"lab-{number}" for number in range(100)))
     question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
-        (connection,) = service.server.callers
+        (connection,) = service.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(10_000):
             peer.say(question)
             await asyncio.sleep(0)
-            if not service.server.callers:
+            if not service.callers:
                 break
             transport = connection._link._transport
             assert transport is None or transport.get_write_buffer_size() < 512 * 1024
@@ -410,7 +410,7 @@ async def test_peer_that_does_not_read_is_closed(service: Service, caplog):
 @pytest.mark.limits(close_seconds=0.05)
 async def test_link_is_closed_although_the_peer_does_not_read(service):
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
-        (connection,) = service.server.callers
+        (connection,) = service.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         connection._link.send(bytes(4 * 1024 * 1024))
         connection._link.close(4004, "revoked")

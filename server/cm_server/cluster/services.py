@@ -1,0 +1,42 @@
+"""What a member of a cluster needs of its own server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cm_server.auth.caller_links import CallerLinks
+from cm_server.auth.enrolment import Enrolment
+from cm_server.auth.tokens import Tokens
+from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.reconnects import Reconnects
+from cm_server.jobs.registry import Registry
+from cm_server.limits import Limits
+from cm_server.logs import PeerLog
+from cm_server.sample_collector import SampleCollector
+
+
+@dataclass(frozen=True)
+class ClusterServices:
+    """The parts of a server that other servers influence.
+
+    Attributes:
+        limits: of replies, and of what is queued for the bus.
+        registry: the boards; those of other servers get their state.
+        dispatch: the jobs.
+        tokens: read again when another server changes one.
+        callers: closed when their token is no longer valid, or this server was suspended.
+        enrolment: applies changes of boards.
+        samples: receives the samples of other servers' boards.
+        reconnects: depends on the number of servers.
+        peer_log: for lines about boards.
+    """
+
+    limits: Limits
+    registry: Registry
+    dispatch: Dispatch
+    tokens: Tokens
+    callers: CallerLinks
+    enrolment: Enrolment
+    samples: SampleCollector
+    reconnects: Reconnects
+    peer_log: PeerLog

@@ -1,0 +1,32 @@
+"""What installs and file transfers need of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cm_server.limits import Limits
+from cm_server.packages.planner import PackagePlanner
+from cm_server.store.store import Store
+from cm_server.store.store_queue import StoreQueue
+
+from .content_store import ContentStore
+from .plan_cache import PlanCache
+
+
+@dataclass(frozen=True)
+class InstallServices:
+    """The parts of the server that installs and file transfers use.
+
+    Attributes:
+        content_store: the contents of files for boards.
+        plan_cache: the plans that were not carried out yet.
+        package_planner: makes plans.
+        store_queue: of the store, which knows what boards have installed.
+        limits: of transfers and plans.
+    """
+
+    content_store: ContentStore
+    plan_cache: PlanCache
+    package_planner: PackagePlanner
+    store_queue: StoreQueue[Store]
+    limits: Limits

@@ -1,0 +1,59 @@
+"""What a running server reports about itself. No sockets, no SQL."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+from .clock import CheckedClock, steady_seconds
+from .housekeeping import Housekeeper
+from .store.store import Store
+from .store.store_queue import StoreQueue
+
+
+class ServerStatus:
+    """Version, times and faults of a server.
+
+    Args:
+        store_queue: of its store.
+        clock: its wall clock.
+        housekeeper: deletes old rows.
+
+    Attributes:
+        version: of this program.
+        pid: the number of this process.
+        started_at: seconds since 1970, by the wall clock.
+        address: where it listens; "" before that.
+    """
+
+    def __init__(
+        self, store_queue: StoreQueue[Store], clock: CheckedClock, housekeeper: Housekeeper
+    ) -> None:
+        self._store_queue = store_queue
+        self._clock = clock
+        self._housekeeper = housekeeper
+        self.version = metadata.version("cloudmanager")
+        self.pid = os.getpid()
+        self.started_at = clock.wall()
+        self._started_steady = steady_seconds()
+        self.address = ""
+
+    @property
+    def uptime(self) -> float:
+        """Return the seconds since the start, by a clock that cannot be set."""
+        return steady_seconds() - self._started_steady
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each fault that keeps the server from working."""
+        error = self._store_queue.store.write_error
+        return [error] if error else []
+
+    def degradations(self) -> list[str]:
+        """Return a sentence for each fault because of which only a part of the server works."""
+        slow = self._store_queue.slow_reason
+        return [slow] if slow else []
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each fault that needs attention although the server works."""
+        self._clock.check()
+        return [self._housekeeper.problem] if self._housekeeper.problem else []
