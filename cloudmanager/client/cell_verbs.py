@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions
 from cloudmanager.results.results import Results
 
 from . import cells
@@ -53,7 +53,8 @@ class CellVerbs(HasTarget):
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
-        return await _run_cell(self, make_cell(code, inputs), RunOptions(**options), progress)
+        run_options = RunOptions(**options) if options else DEFAULT_OPTIONS
+        return await _run_cell(self, make_cell(code, inputs), run_options, progress)
 
     @verb
     async def reset(self, *, progress: ProgressCallback | None = None) -> Results:

@@ -33,6 +33,7 @@ from .outgoing import OutgoingFrame
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
 MAX_HEAD_BYTES: Final = 16 * 1024  # of the HTTP response to the handshake
+_EVENTS: Final = bytes((wire.EVENTS,))
 _UNKNOWN_OUTCOME: Final = "it is not known whether the cell runs; `mbm job-list` shows it"
 _NOT_SENT: Final = "the cell was not sent: it does not run"
 _LINK_BROKEN: Final = (
@@ -191,7 +192,7 @@ class Exchange:
         try:
             if not self.opened.done:
                 data = self._read_response_head(data)
-            return all(self._on_frame(frame) for frame in self._reader.feed(data))
+            return all(map(self._on_frame, self._reader.feed(data)))
         except CloudmanagerError as error:
             if not self.opened.done:
                 self.opened.set_exception(error)
@@ -257,7 +258,11 @@ class Exchange:
 
     def _on_frame(self, frame: frames.Frame) -> bool:
         if frame.opcode == frames.BINARY:
-            self._on_message(wire.unpack(frame.payload))
+            if frame.payload[:1] == _EVENTS:  # not unpacked: that would copy all messages
+                for message in wire.read_events(frame.payload, wire.HEADER.size):
+                    self._on_event(message)
+            else:
+                self._on_message(wire.unpack(frame.payload))
         elif frame.opcode == frames.PING:
             self._send(frames.encode_frame(frame.payload, frames.PONG, mask=True))
         elif frame.opcode == frames.CLOSE:
@@ -268,10 +273,7 @@ class Exchange:
         return frame.opcode != frames.CLOSE
 
     def _on_message(self, message: wire.Message) -> None:
-        if message.op == wire.EVENTS:
-            for event in wire.read_events(message.payload):
-                self._on_event(event)
-        elif message.op == wire.REPLY:
+        if message.op == wire.REPLY:
             self._on_reply(message.job, wire.read_json(message.payload))
         elif message.op == wire.CHANGES:
             self._watch_callbacks.get(message.job, _ignore_message)(message)

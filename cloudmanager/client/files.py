@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
@@ -199,12 +199,12 @@ class FileJob(Job):
 
     group: FileJobGroup
 
-    def handle_message(self, message: wire.Message) -> Iterator[Event]:
-        """Handle one message about this job; yield the events that it causes."""
-        if message.op == wire.CHUNK:
-            self.group.on_chunk(self, message)
-        else:
-            yield from super().handle_message(message)
+    def handle_message(self, message: wire.Message) -> list[Event]:
+        """Handle one message about this job; return the events that it causes."""
+        if message.op != wire.CHUNK:
+            return super().handle_message(message)
+        self.group.on_chunk(self, message)
+        return []
 
     def _make_result(self, status: str, **fields: Any) -> Result:
         group = self.group

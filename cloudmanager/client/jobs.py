@@ -81,29 +81,33 @@ class Job:
         self._kept_chars = 0
         self.truncated = False
 
-    def handle_message(self, message: wire.Message) -> Iterator[Event]:
-        """Handle one message about this job; yield the events that it causes."""
+    def handle_message(self, message: wire.Message) -> list[Event]:
+        """Handle one message about this job; return the events that it causes."""
         if message.op == wire.OUTPUT:
-            yield from self._add_output(message.payload)
-        elif message.op == wire.VALUE:
+            return self._add_output(message.payload)
+        if message.op == wire.RESULT:
+            return self._on_result(wire.read_result(message))
+        if message.op == wire.ENDED:
+            return self._on_ended(message)
+        if message.op == wire.STARTED:
+            return self._on_started()
+        if message.op == wire.INPUT:
+            return [Event("input", self, message.payload.decode("utf-8", "replace"))]
+        if message.op == wire.VALUE:
             self._value_truncated = self._value_truncated or len(self._value) > MAX_VALUE_BYTES
             self._value += b"" if self._value_truncated else message.payload
-        elif message.op == wire.RESULT:
-            yield from self._on_result(wire.read_result(message))
-        elif message.op == wire.ENDED:
-            yield from self._on_ended(message)
-        elif message.op == wire.STARTED:
-            self._started_at = time.perf_counter()
-            resets = self._starts_with_reset and self.state == "queued"
-            self.state = "resetting" if resets else "running"
-            yield Event("resetting" if resets else "started", self)
-        elif message.op == wire.INPUT:
-            yield Event("input", self, message.payload.decode("utf-8", "replace"))
         elif message.op == wire.TRUNCATED and message.flags & wire.VALUE_TRUNCATED:
             self._value_truncated = True
         elif message.op == wire.TRUNCATED:
             self.truncated = True
-            yield Event("truncated", self)
+            return [Event("truncated", self)]
+        return []
+
+    def _on_started(self) -> list[Event]:
+        self._started_at = time.perf_counter()
+        resets = self._starts_with_reset and self.state == "queued"
+        self.state = "resetting" if resets else "running"
+        return [Event("resetting" if resets else "started", self)]
 
     def mark_queued(self, jobs_ahead: int) -> Event:
         """Mark the job as queued; with no jobs ahead, it waits for the board to connect."""
@@ -126,16 +130,16 @@ class Job:
         new = pieces[start:]
         return "".join(new), (pieces, start + len(new))
 
-    def end_as_lost(self, why: str) -> Iterator[Event]:
+    def end_as_lost(self, why: str) -> list[Event]:
         """End the job as lost: the link to the server broke."""
-        if self.result is None:
-            yield from self._add_output(b"", final=True)
-            yield from self._finish("lost", why=why)
+        if self.result is not None:
+            return []
+        return self._add_output(b"", final=True) + self._finish("lost", why=why)
 
-    def _add_output(self, output: bytes, *, final: bool = False) -> Iterator[Event]:
+    def _add_output(self, output: bytes, *, final: bool = False) -> list[Event]:
         text = self._decoder.decode(output, final=final)
         if not text:
-            return
+            return []
         self._stdout.append(text)
         if self.state == "resetting":
             self.state = "running"
@@ -143,39 +147,36 @@ class Job:
         if self._kept_chars > 2 * MAX_OUTPUT_CHARS:
             self._stdout = ["".join(self._stdout)[-MAX_OUTPUT_CHARS:]]
             self._kept_chars, self.truncated = MAX_OUTPUT_CHARS, True
-        yield Event("output", self, text)
+        return [Event("output", self, text)]
 
-    def _on_result(self, body: wire.ResultBody) -> Iterator[Event]:
-        yield from self._add_output(body.output, final=True)
+    def _on_result(self, body: wire.ResultBody) -> list[Event]:
+        events = self._add_output(body.output, final=True)
         if body.status == "ok":
             text = (self._value + body.value_or_traceback).decode("utf-8", "replace")
-            yield from self._finish(
-                "ok", text=text, value_truncated=body.truncated or self._value_truncated
-            )
-        else:  # the pieces of a value whose repr raised are dropped
-            traceback = self._map_traceback(body.value_or_traceback.decode("utf-8", "replace"))
-            yield from self._finish(body.status, traceback=traceback)
+            truncated = body.truncated or self._value_truncated
+            return events + self._finish("ok", text=text, value_truncated=truncated)
+        # The pieces of a value whose repr raised are dropped.
+        traceback = self._map_traceback(body.value_or_traceback.decode("utf-8", "replace"))
+        return events + self._finish(body.status, traceback=traceback)
 
     def _map_traceback(self, text: str) -> str:
         """Return a board's traceback with the line numbers of the cell."""
         return map_traceback(_CLIENT_FRAMES.sub("", text.replace("\r\n", "\n")), self._cell)
 
-    def _on_ended(self, message: wire.Message) -> Iterator[Event]:
-        yield from self._add_output(b"", final=True)
+    def _on_ended(self, message: wire.Message) -> list[Event]:
+        events = self._add_output(b"", final=True)
         body = wire.read_json(message.payload)
         status = wire.STATUSES[message.flags] if message.flags < len(wire.STATUSES) else "lost"
         why = str(body.get("why", ""))
         if not body.get("output_lost"):
-            yield from self._finish(status, why=why)
-            return
+            return events + self._finish(status, why=why)
         # The link of the board broke, and the board reported later how the job ended.
         self.truncated = True
         if status == "ok":
-            yield from self._finish(status, text=LOST_VALUE)
-        else:
-            yield from self._finish(status, traceback=self._map_traceback(why))
+            return events + self._finish(status, text=LOST_VALUE)
+        return events + self._finish(status, traceback=self._map_traceback(why))
 
-    def _finish(self, status: str, **fields: Any) -> Iterator[Event]:
+    def _finish(self, status: str, **fields: Any) -> list[Event]:
         elapsed = time.perf_counter() - self._started_at
         self.result = self._make_result(
             status,
@@ -185,7 +186,7 @@ class Job:
             **fields,
         )
         self.state = "ended"
-        yield Event("ended", self)
+        return [Event("ended", self)]
 
     def _make_result(self, status: str, **fields: Any) -> Result:
         return Result(self.board, self.number, status, **fields)
@@ -224,11 +225,12 @@ class JobGroup:
         self._unfinished_count = 0
         self._interrupt_requested = False
         self._submitted_at = time.perf_counter()
-        self._unread_events: collections.deque[Event] = collections.deque()
-        self._event_arrived = Future[None]()  # replaced before each look at the unread events
+        self._on_event = on_event or _ignore_event
         self._listens = listen
-        self._on_event = on_event or (self._keep_event if listen else _ignore_event)
         if listen:
+            self._on_event = self._keep_event
+            self._unread_events: collections.deque[Event] = collections.deque()
+            self._event_arrived = Future[None]()  # replaced before each look at the unread events
             self.finished.add_done_callback(lambda: self._event_arrived.set_result(None))
         self.frame: OutgoingFrame | None = None  # the frame with the cell
         self.withdraw: Callable[[], None] = lambda: None  # stops the cell from being sent
@@ -398,7 +400,7 @@ class JobGroup:
         """End one of the jobs as lost: the link to the server broke."""
         self._handle_events(job.end_as_lost(why))
 
-    def _handle_events(self, events: Iterator[Event]) -> None:
+    def _handle_events(self, events: list[Event]) -> None:
         for event in events:
             self._on_event(event)
             if event.kind == "ended":

@@ -19,7 +19,6 @@ import contextlib
 import queue
 import socket
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 16 * 1024
 #: Flag of send() for a non-blocking call. Windows has none: there the thread writes everything.
 DO_NOT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
+#: Appends what a call of send() returns, with one bytecode. A signal handler runs between two, so
+#: none can run after a write and before its length is recorded.
+_record_all: Final = list[int].extend
 CLOSE_SECONDS: Final = 2.0  # how long close() waits until queued frames are sent
 
 
@@ -143,7 +145,7 @@ class Outgoing:
             frame.data = self._encrypt(frame.data)
         written_counts: list[int] = []
         try:
-            _write_and_count(self._write, frame.data, written_counts)
+            _record_all(written_counts, map(self._write, (frame.data,), (DO_NOT_WAIT,)))
         except OSError as error:
             # The socket's own error is not raised: the writing thread meets it, too.
             if written_counts or not _is_raised_here(error):
@@ -263,16 +265,3 @@ def _is_raised_here(error: OSError) -> bool:
         innermost = innermost.tb_next
     module = innermost.tb_frame.f_globals.get("__name__", "") if innermost is not None else ""
     return bool(module) and module in (__name__, f"{__package__}.tls", "ssl")
-
-
-def _write_and_count(
-    write: Callable[[bytes | memoryview, int], int],
-    data: bytes | memoryview,
-    written_counts: list[int],
-) -> None:
-    """Call ``write`` and append to ``written_counts`` how many bytes it wrote.
-
-    A signal handler runs between two bytecodes. ``extend`` is one, so that no handler can run
-    after the write and before the number is recorded.
-    """
-    written_counts.extend(map(write, (data,), (DO_NOT_WAIT,)))

@@ -61,6 +61,8 @@ class Verb(Generic[P, T]):
     def __init__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
         @functools.wraps(function)
         def blocking(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            if "progress" not in kwargs:  # without the call of _start, for short cells
+                return run_blocking(function(self, *args, **kwargs))
             return run_blocking(_start(function, self, args, kwargs))
 
         @functools.wraps(function)

@@ -363,18 +363,23 @@ def pack_events(messages: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def read_events(payload: bytes) -> Iterator[Message]:
-    """Yield the messages in the payload of EVENTS.
+def read_events(data: bytes, at: int = 0) -> Iterator[Message]:
+    """Yield the messages in the payload of EVENTS; each is copied once.
+
+    Args:
+        data: the payload, or bytes that end with it.
+        at: where the payload begins.
 
     Raises:
         PeerWireError: a message is longer than the rest of the payload.
     """
-    at = 0
-    while at < len(payload):
-        if at + _U32.size > len(payload):
+    end = len(data)
+    while at < end:
+        if at + _U32.size > end:
             raise PeerWireError("EVENTS is malformed")
         start = at + _U32.size
-        at = start + int(_U32.unpack_from(payload, at)[0])
-        if at > len(payload):
+        at = start + int(_U32.unpack_from(data, at)[0])
+        if at > end or at < start + HEADER.size:
             raise PeerWireError("EVENTS is malformed")
-        yield unpack(payload[start:at])
+        op, flags, job = HEADER.unpack_from(data, start)
+        yield Message(op, flags, job, data[start + HEADER.size : at])

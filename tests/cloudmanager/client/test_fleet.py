@@ -4,6 +4,8 @@ import contextlib
 import signal
 import threading
 import time
+import traceback
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from tests.conftest import RunningServer, running_boards, running_server, wait_o
 
 WAIT = 20.0  # seconds that anything here may take on a busy machine
 ALL = ["demo-1", "demo-2", "demo-3"]
+PACKAGE = config.__file__.removesuffix("config.py")
 
 
 class CountingFleet(Fleet):
@@ -352,3 +355,21 @@ def test_fleet_reconnects_after_a_restart_of_the_server(tmp_path, monkeypatch):
         stack.enter_context(running_server(tmp_path, tcp_port=server.tcp_port))
         wait_online(fleet, ["again-1"])
         assert fleet["again-1"].run("kept").value == 8
+
+
+def test_at_most_four_functions_from_submit_to_the_socket(fleet: Fleet):
+    """Each is one more place to understand, and time in every cell."""
+    fleet["demo-1"].run("1")
+    link: Any = fleet._link
+    write, chains = link._outgoing._write, []
+
+    def recording_write(*arguments: Any) -> int:
+        stack = traceback.extract_stack()
+        chains.append([frame.name for frame in stack if frame.filename.startswith(PACKAGE)])
+        return int(write(*arguments))
+
+    link._outgoing._write = recording_write
+    fleet["demo-1"].submit("1").results(WAIT)
+    link._outgoing._write = write
+    (chain,) = [chain[chain.index("submit") :] for chain in chains if "submit" in chain]
+    assert chain == ["submit", "submit", "send", "_write_now"]
