@@ -111,6 +111,9 @@ def back_up(path: Path) -> Saved:
     Raises:
         ServiceError: the backup failed; the message gives the reason.
     """
+    if not path.absolute().parent.is_dir():
+        why = f"The backup cannot be written: there is no folder {path.parent}"
+        raise ServiceError(why, hint="Create the folder, or name a file in another one.")
     return _run_backup("save", path)
 
 
@@ -120,6 +123,12 @@ def restore(path: Path) -> Saved:
     Raises:
         ServiceError: the restore failed; the message gives the reason.
     """
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        why = f"The backup {path} cannot be read: {error.strerror}"
+        raise ServiceError(why, hint="Name a file that `mbm server-backup` wrote.") from error
     return _run_backup("load", path)
 
 

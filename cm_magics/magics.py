@@ -389,10 +389,10 @@ def _pretty_print(results: Results, printer: Any, _: bool) -> None:
 
 
 def _describe_boards(boards: list[dict[str, Any]]) -> str:
-    """Return the names of the boards that are online, then of those that are offline."""
+    """Return the names of the boards that are connected, then of those that are not."""
     online = fold_names(board["name"] for board in boards if board["connected_since"])
-    offline = fold_names(board["name"] for board in boards if not board["connected_since"])
-    return "; ".join(filter(None, (online, offline and f"offline: {offline}")))
+    missing = fold_names(board["name"] for board in boards if not board["connected_since"])
+    return "; ".join(filter(None, (online, missing and f"not connected: {missing}")))
 
 
 def _submitted_names() -> list[str]:

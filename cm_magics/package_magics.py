@@ -11,7 +11,7 @@ from cloudmanager.client.install_options import (
     PLANNING_TEXT,
     add_change_options,
     add_install_options,
-    install_arguments,
+    install_keywords,
     install_options_error,
 )
 from cloudmanager.results.results import Results
@@ -79,7 +79,7 @@ class PackageMagics(TargetMagics):
         options.names = words
         if error := install_options_error(options):
             raise UsageError(error)
-        arguments = install_arguments(options)
+        arguments = install_keywords(options)
         return self._run_verb(
             lambda progress: boards.install(*words, progress=progress, **arguments),
             preparation=PLANNING_TEXT,

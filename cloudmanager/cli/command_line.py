@@ -73,12 +73,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     elif no_options and len(rest) == 1 and getattr(options, "file", "") is None:
         options.file = rest[0]
         rest = []
+    verb_parser: argparse.ArgumentParser = options.verb_parser
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        verb_parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if getattr(options, "token", None) is False and options.name is None:
-        parser.error("give the NAME of the board, or --token")
+        verb_parser.error("give the NAME of the board, or --token")
     if getattr(options, "file", None) is not None and getattr(options, "code", None) is not None:
-        parser.error("give the cell with -c or in FILE, not both")
+        verb_parser.error("give the cell with -c or in FILE, not both")
     return options
 
 
@@ -98,7 +99,7 @@ def _make_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
         verb_parser = verbs.add_parser(name, help=text, description=description)
-        verb_parser.set_defaults(run=run)
+        verb_parser.set_defaults(run=run, verb_parser=verb_parser)
         verb_parser.add_argument("--json", action="store_true", help="print JSON instead of text")
         return verb_parser
 

@@ -9,7 +9,7 @@ from cloudmanager.client.install_options import (
     PLANNING_TEXT,
     add_change_options,
     add_install_options,
-    install_arguments,
+    install_keywords,
     install_options_error,
 )
 from cloudmanager.display.progress import ProgressBar
@@ -39,7 +39,7 @@ def install(options: argparse.Namespace) -> int:
     """Install packages."""
     if error := install_options_error(options):
         return print_usage_error(error)
-    arguments = install_arguments(options)
+    arguments = install_keywords(options)
     with Fleet() as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
         results = fleet[options.target].install(*options.names, progress=progress, **arguments)
     return print_results(results, options)

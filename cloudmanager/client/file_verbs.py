@@ -191,7 +191,8 @@ class FileVerbs(HasTarget):
         Raises:
             OSError: a local file cannot be read.
         """
-        return await syncing.sync(self, Path(folder), dest, delete, dry_run, progress)
+        request = syncing.SyncRequest(Path(folder), dest, delete, dry_run)
+        return await syncing.sync(self, request, progress)
 
 
 def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:

@@ -16,6 +16,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PLACEHOLDER = "            options: see ``RunOptions``.\n"
 
 
+def show_keywords(keywords: type, defaults: type) -> Callable[[F], F]:
+    """Return a decorator for a function that takes ``**options: Unpack[keywords]``.
+
+    Args:
+        keywords: a ``TypedDict``.
+        defaults: a dataclass with the same fields, and their defaults.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())[:-1]
+        for name, annotation in keywords.__annotations__.items():
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=getattr(defaults, name),
+                    annotation=annotation.__forward_arg__,
+                )
+            )
+        shown = signature.replace(parameters=parameters)
+        function.__signature__ = shown  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 def run_keywords(function: F) -> F:
     """Decorate a function that takes ``**options: Unpack[RunKeywords]``."""
     infos = option_infos()
@@ -26,16 +53,4 @@ def run_keywords(function: F) -> F:
     assert function.__doc__ is not None
     assert _PLACEHOLDER in function.__doc__
     function.__doc__ = function.__doc__.replace(_PLACEHOLDER, "\n".join(lines) + "\n")
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())[:-1]
-    for name in RunKeywords.__annotations__:
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(RunOptions, name),
-                annotation=RunKeywords.__annotations__[name].__forward_arg__,
-            )
-        )
-    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return function
+    return show_keywords(RunKeywords, RunOptions)(function)

@@ -50,7 +50,8 @@ class ServerLink:
         try:
             self._socket, host = _open_socket(address)
         except (OSError, ValueError) as error:
-            raise ServerUnreachable(address.url, address.source, _failure_reason(error)) from error
+            reason, hint = _failure_reason(error), _failure_hint(error)
+            raise ServerUnreachable(address.url, address.source, reason, hint) from error
         self._outgoing = Outgoing(self._socket)
         self.exchange = Exchange(address, host, self._outgoing.send)
         self._reader = threading.Thread(target=self._read_loop, name="cloudmanager", daemon=True)
@@ -146,6 +147,15 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
         raise
 
 
+class _Unencrypted(ValueError):
+    """The token would be sent to another machine without encryption."""
+
+    hint = "A server that other machines can reach uses TLS."
+
+    def __str__(self) -> str:
+        return "the token would be sent without encryption; write https://"
+
+
 def _check_unencrypted(url: str) -> None:
     """Refuse to send a token without TLS to any other machine.
 
@@ -153,7 +163,7 @@ def _check_unencrypted(url: str) -> None:
         ValueError: the server is not on this machine.
     """
     if not config.is_local(url):
-        raise ValueError("the token would be sent without encryption; write https://")
+        raise _Unencrypted
 
 
 def _timeval(seconds: float) -> bytes:
@@ -177,3 +187,12 @@ def _failure_reason(error: Exception) -> str:
         return "the server does not use TLS"
     message = error.strerror if isinstance(error, OSError) else None
     return message or str(error) or type(error).__name__
+
+
+def _failure_hint(error: Exception) -> str:
+    """Return what to do about a failure; "" for what ``ServerUnreachable`` says."""
+    if getattr(error, "verify_message", "") != "":
+        return "Check the host name in the URL, and that CM_TOKEN is a token of this server."
+    if getattr(error, "reason", "") == "WRONG_VERSION_NUMBER":
+        return "Check host and port in the URL."
+    return getattr(error, "hint", "")

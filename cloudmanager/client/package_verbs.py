@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
@@ -13,9 +13,10 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from . import files, package_jobs
+from .install_options import InstallKeywords, InstallOptions
+from .keywords import show_keywords
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
-from .sources import PathLike
 from .verb import HasTarget, verb
 
 
@@ -26,18 +27,12 @@ class PackageVerbs(HasTarget):
     """
 
     @verb
+    @show_keywords(InstallKeywords, InstallOptions)
     async def install(
         self,
         *requirements: str,
-        file: PathLike | None = None,
-        lock: PathLike | None = None,
-        locked: bool = False,
-        no_mpy: bool = False,
-        target_dir: str = "",
-        indexes: Mapping[str, str] | None = None,
-        force: bool = False,
-        dry_run: bool = False,
         progress: ProgressCallback | None = None,
+        **options: Unpack[InstallKeywords],
     ) -> Results:
         """Install packages and their dependencies; files that a board has already are not sent.
 
@@ -65,19 +60,19 @@ class PackageVerbs(HasTarget):
             PackageError: the packages cannot be resolved or fetched; nothing was sent.
             OSError: a local file cannot be read.
         """
-        wanted = [*requirements, *(_read_requirements(Path(file)) if file is not None else ())]
-        if not wanted and not locked:
+        install = InstallOptions(**options)
+        wanted = list(requirements)
+        if install.file is not None:
+            wanted += _read_requirements(Path(install.file))
+        if not wanted and not install.locked:
             raise PackageError("no package to install was named")
-        path = Path(lock) if lock is not None else None
-        options = _lock_options(path, locked)
-        options |= {"source_only": no_mpy, "indexes": dict(indexes or {})}
-        options |= {"target_dir": target_dir} if target_dir else {}
-        change_options = {"force": force, "dry_run": dry_run}
-        results, text = await package_jobs.install_packages(
-            self, wanted, options, change_options, progress=progress
+        changes = {"force": install.force, "dry_run": install.dry_run}
+        results, lock_text = await package_jobs.install_packages(
+            self, wanted, install.plan_options(), changes, progress=progress
         )
-        if path and not locked and not dry_run and any(result.ok for result in results.values()):
-            _write_lock(path, text)
+        changed = any(result.ok for result in results.values()) and not install.dry_run
+        if install.lock is not None and not install.locked and changed:
+            _write_lock(Path(install.lock), lock_text)
         return results
 
     @verb
@@ -156,13 +151,6 @@ class PackageVerbs(HasTarget):
             for name, result in upgraded.items():
                 results[name] = package_jobs.merge_results(results[name], result)
         return Results(results, installed.left_out)
-
-
-def _lock_options(lock: Path | None, locked: bool) -> dict[str, Any]:
-    """Return the options of a plan that concern a lock file."""
-    must_read = lock is not None and (locked or lock.exists())
-    text = lock.read_text(encoding="utf-8") if lock and must_read else None
-    return {"lock": text, "locked": locked}
 
 
 def _group_by_request(

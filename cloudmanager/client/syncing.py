@@ -54,16 +54,21 @@ class SyncPlan(NamedTuple):
     size_bytes: int
 
 
+class SyncRequest(NamedTuple):
+    """What to make equal, and how; see ``FileVerbs.sync``."""
+
+    folder: Path
+    dest: str
+    delete: bool
+    dry_run: bool
+
+
 async def sync(
-    boards: HasTarget,
-    folder: Path,
-    dest: str,
-    delete: bool,
-    dry_run: bool,
-    progress: ProgressCallback | None,
+    boards: HasTarget, request: SyncRequest, progress: ProgressCallback | None
 ) -> Results:
     """Make a folder on the boards equal to a local one: see ``FileVerbs.sync``."""
-    base = board_paths.parse_board_path(dest)
+    folder = request.folder
+    base = board_paths.parse_board_path(request.dest)
     ignored = read_ignore_file(folder)
     items = [
         UploadItem(sources.source_from_file(path), board_paths.join_path(base, str(inner)))
@@ -73,13 +78,13 @@ async def sync(
     hash_ops: list[FileOp] = [["hash", item.path, item.source.size] for item in items]
     hashes = await run_file_ops_in_batches(boards, hash_ops or [["stat", "/"]])
     results = as_file_results(hashes)
-    extra = await _find_extra_paths(boards, hashes, base, items, ignored) if delete else {}
+    extra = await _find_extra_paths(boards, hashes, base, items, ignored) if request.delete else {}
     plans = {
         name: _make_plan(items, result.value, extra.get(name, ()))
         for name, result in hashes.items()
         if result.ok
     }
-    if not dry_run:
+    if not request.dry_run:
         results.update(as_file_results(await _apply_plans(boards, plans, items, progress)))
     done = {
         name: result.with_value(plans[name]) if result.ok else result

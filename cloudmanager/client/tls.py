@@ -27,6 +27,15 @@ READ_BYTES: Final = 16 * 1024  # the greatest length of a record (RFC 8446, 5.1)
 MAX_PEM_BYTES: Final = 64 * 1024  # of the certificate of an authority, as PEM
 
 
+class OtherServer(OSError):
+    """The server is not the one that issued the token."""
+
+    hint = "Set CM_TOKEN to a token of this server, or CM_URL to the server of the token."
+
+    def __str__(self) -> str:
+        return "the token belongs to another server: the certificate fingerprint differs"
+
+
 class TlsSocket:
     """A connected socket with TLS; any thread can write while one thread reads.
 
@@ -130,7 +139,7 @@ def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
     finally:
         connection.close()
     if not _has_fingerprint(digest, pin):
-        raise OSError("the token belongs to another server: the certificate fingerprint differs")
+        raise OtherServer
     return pem
 
 

@@ -122,4 +122,4 @@ def _plan_text(plan: SyncPlan) -> str:
 
 def size_text(size: int) -> str:
     """Return a size in bytes with separators: 1,234 bytes."""
-    return f"{size:,} bytes"
+    return f"{size:,} byte" if size == 1 else f"{size:,} bytes"

@@ -68,15 +68,15 @@ class CloudmanagerError(Exception):
 
 
 class ServerUnreachable(CloudmanagerError):
-    """No server answers at `url`, which was configured in `where`, such as "CM_URL"."""
+    """No usable server at `url`, which was configured in `source`, such as "CM_URL"."""
 
     hint = "Start a server with `mbm server-start`, or name another one in CM_URL."
 
-    def __init__(self, url: str, source: str, reason: str = "no answer") -> None:
-        super().__init__(
-            url, source, reason, detail=f"No server at {url} (from {source}): {reason}."
-        )
+    def __init__(self, url: str, source: str, reason: str = "no answer", hint: str = "") -> None:
+        detail = f"No server at {url} (from {source}): {reason}."
+        super().__init__(url, source, reason, hint, detail=detail)
         self.url, self.source = url, source
+        self.hint = hint or self.hint
 
 
 class NotAllowed(CloudmanagerError):
@@ -276,12 +276,17 @@ class ServerError(CloudmanagerError):
 
 
 class ServiceError(CloudmanagerError):
-    """The local server cannot be started or stopped; `log` is the path of its log, or ""."""
+    """The local server cannot be started, stopped, saved or restored.
 
-    def __init__(self, reason: str, log: str = "") -> None:
-        super().__init__(reason, log, detail=f"{reason.rstrip('.')}.")
+    Attributes:
+        reason: why.
+        log: the path of its log, or "".
+    """
+
+    def __init__(self, reason: str, log: str = "", hint: str = "") -> None:
+        super().__init__(reason, log, hint, detail=f"{reason.rstrip('.')}.")
         self.reason, self.log = reason, log
-        self.hint = f"The server's own log is {log}." if log else self.hint
+        self.hint = hint or (f"The server's own log is {log}." if log else self.hint)
 
 
 class CableError(CloudmanagerError):

@@ -437,7 +437,7 @@ def test_unknown_boards_are_not_chosen(shell: Shell):
 def test_choosing_boards_lists_the_offline_ones(shell: Shell, monkeypatch: pytest.MonkeyPatch):
     boards = [{"name": "lab-1", "connected_since": 1.0}, {"name": "lab-2", "connected_since": None}]
     monkeypatch.setattr(Fleet, "boards", lambda _fleet, _target: boards)
-    assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; offline: lab-2.")
+    assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; not connected: lab-2.")
 
 
 # Help and completion

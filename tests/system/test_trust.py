@@ -222,8 +222,10 @@ def test_a_caller_verifies_the_server_by_the_tokens_fingerprint(site: Site):
     with Fleet(site.server.url, made["token"]) as caller:
         assert caller.status()["online"] >= 2
     wrong = "A" * len(pin)
-    with pytest.raises(ServerUnreachable, match="the token belongs to another server"):
+    with pytest.raises(ServerUnreachable, match="the token belongs to another server") as caught:
         Fleet(site.server.url, f"{token}.{wrong}").status()
+    assert "Set CM_TOKEN to a token of this server" in str(caught.value)
+    assert "mbm server-start" not in str(caught.value)
 
 
 def test_a_caller_without_a_fingerprint_asks_this_machines_authorities(

@@ -172,6 +172,12 @@ def _run_command(command: str, home: Path, path: Path) -> dict[str, object]:
     return {"files": load(home, path, notes.append), "notes": notes}
 
 
+def _error_text(error: ServerError | OSError) -> str:
+    if isinstance(error, ServerError):
+        return error.reason
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
 def main() -> None:
     """Run the command line; print the outcome as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m cm_server.store.backup")
@@ -182,7 +188,7 @@ def main() -> None:
     try:
         outcome = _run_command(options.command, config.make_home_folder(), options.file)
     except (ServerError, OSError) as error:
-        outcome = {"error": error.reason if isinstance(error, ServerError) else str(error)}
+        outcome = {"error": _error_text(error)}
     sys.stdout.write(json.dumps(outcome) + "\n")
 
 

@@ -107,6 +107,21 @@ def test_wrong_usage_is_status_2_with_an_explanation(mbm, arguments, expected):
     assert (done.status, done.out, expected in done.err) == (2, "", True)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["board-execute", "all", "one.py", "two.py"],
+        ["board-execute", "all", "-c", "1", "one.py"],
+        ["board-enrol"],
+        ["server-stop", "now"],
+        ["board-label", "all"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_shows_the_usage_of_the_verb(mbm, arguments):
+    assert mbm(*arguments).err.startswith(f"usage: mbm {arguments[0]} ")
+
+
 def test_help_lists_the_verbs(mbm):
     shown = mbm("--help")
     assert shown.status == 0

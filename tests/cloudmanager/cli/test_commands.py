@@ -64,7 +64,16 @@ def test_running_server_is_backed_up_and_stopped_server_is_restored(own_home, mb
     assert [board["name"] for board in mbm("board-list", "--json").json] == ["lab-1"]
     mbm("server-stop")
     missing = mbm("server-restore", file + "x")
-    assert (missing.status, "No such file" in missing.err) == (1, True)
+    assert (missing.status, missing.out) == (1, "")
+    assert missing.err == (
+        f"mbm: The backup {file}x cannot be read: No such file or directory. "
+        "Name a file that `mbm server-backup` wrote.\n"
+    )
+    nowhere = tmp_path / "no" / "b.tar"
+    assert mbm("server-backup", str(nowhere)).err == (
+        f"mbm: The backup cannot be written: there is no folder {nowhere.parent}. "
+        "Create the folder, or name a file in another one.\n"
+    )
 
 
 def test_server_verbs_print_json(own_home, mbm):

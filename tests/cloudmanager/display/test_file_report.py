@@ -26,6 +26,8 @@ def ok(value, board="lab-1"):
         ([Path("x/y"), Path("z")], "x/y\nz"),
         (Stat(True, 0, 0), "folder"),
         (Stat(False, 3, 0), "3 bytes"),
+        (Stat(False, 1, 0), "1 byte"),
+        (Stat(False, 0, 0), "0 bytes"),
         (Space(3000, 1000, 2000), "2,000 bytes free of 3,000 bytes"),
         (
             [Entry("/lib", True, 0), Entry("/a", False, 5)],
