@@ -281,8 +281,8 @@ BOUNDS: Final = [
     ),
     defence(
         "facts that a board reports are bounded",
-        SERVER + "net/board_socket.py",
-        "_FACT_CHARS = 1 << 30",
+        LIBRARY + "protocol/facts.py",
+        "MAX_FACT_CHARS = 1 << 30",
         "cm_server/net/test_board_socket.py::test_nonsense_in_a_valid_proof_is_bounded_and_harmless",
     ),
     defence(
