@@ -117,7 +117,7 @@ class Server:
 
         # What is stored, and what is known of it
         self.store = _open_store(home, options.store)
-        self.store_queue = StoreQueue(self.store)
+        self.store_queue = StoreQueue(self.store, limits)
         boards = self.store.boards()
         self.registry = Registry(boards)
         self.certificates = certificates.load(home, options.cert, options.key, in_use=bool(boards))

@@ -133,6 +133,16 @@ class Limits:
     subscription_update_boards: int = 2000  # in one update; the others are in the next
     subscription_pending_samples: int = 10_000  # queued for a subscriber that does not read
 
+    # What waits for a database that does not answer. Beyond it, new cells and other requests are
+    # refused; results and what is sent to boards are not.
+    store_operations: int = 1000
+    store_bytes: int = 64 * MIB  # of the cells that wait
+    #: For an SQLite file that another program has locked; PostgreSQL has its own timeouts.
+    store_lock_seconds: float = 60.0
+    #: Rows changed between two checkpoints of SQLite's write-ahead log: about 4 MiB of it.
+    store_checkpoint_rows: int = 1000
+    store_log_bytes: int = 16 * MIB  # of that log; then cells wait for a checkpoint
+
     # Logs and stored rows.
     log_bytes: int = 8 * MIB  # of server.log; one older file is kept
     peer_lines_per_minute: int = 10  # in server.log, for one board, or one unauthenticated address

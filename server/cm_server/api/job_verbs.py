@@ -25,11 +25,11 @@ def interrupt_jobs(context: RequestContext) -> Any:
     context.audit_entry.detail = fold_names(valid)
     jobs = services.dispatch.jobs
     found = [jobs[n] for n in numbers if n in jobs and _may_access_job(context, jobs[n])]
+    unknown = set(numbers) - jobs.keys()  # before those that were not sent end, and are forgotten
     boards = {job.board.id for job in found}
     for job in found:
         services.dispatch.interrupt(job)
     context.audit_entry.boards = len(boards)
-    unknown = set(numbers) - jobs.keys()
     if services.cluster.is_shared and unknown:
         return _interrupt_remote_jobs(context, unknown, boards, len(found))
     return len(found)

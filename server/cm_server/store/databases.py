@@ -95,18 +95,32 @@ class Sqlite:
         """The number of rows that this connection has changed."""
         return int(self.driver.total_changes)
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, truncate: bool = False) -> None:
         """Move the write-ahead log into the file, as far as nobody reads it (any thread).
 
         It waits for the disk, over a connection of its own: the writer goes on meanwhile.
+
+        Args:
+            truncate: whether to shorten the log to nothing; then nobody may write meanwhile.
         """
         if self._path is None:
             return
+        mode = "TRUNCATE" if truncate else "PASSIVE"  # https://sqlite.org/pragma.html
         with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as connection:
             try:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                connection.execute(f"PRAGMA wal_checkpoint({mode})")
             except sqlite3.Error as error:
                 log.warning("the store's log could not be moved into its file: %s", error)
+
+    @property
+    def log_bytes(self) -> int:
+        """The size of the file with the write-ahead log."""
+        if self._path is None:
+            return 0
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except OSError:
+            return 0
 
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver accepts it, with positional parameters."""
@@ -154,7 +168,7 @@ class Postgres:
     insert: Any = staticmethod(postgresql.insert)
     #: Whether statements are so fast that they may be executed in the event loop.
     answers_at_once = False
-    changed_rows = 0  # PostgreSQL makes its checkpoints itself
+    changed_rows = log_bytes = 0  # PostgreSQL makes its checkpoints itself
 
     def __init__(self, url: str) -> None:
         import psycopg
@@ -206,7 +220,7 @@ class Postgres:
         """Return False: a statement that waited for a lock in vain is not repeated."""
         return False
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, truncate: bool = False) -> None:
         """Do nothing: PostgreSQL makes its checkpoints itself."""
 
     @property

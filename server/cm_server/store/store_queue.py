@@ -19,9 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server.limits import Limits
 
 from .databases import DatabaseLocked
 from .store import Store
@@ -34,23 +35,6 @@ T = TypeVar("T")
 RETRY_SECONDS = 0.01  # between two attempts to use an SQLite file that another program locked
 SLOW_SECONDS = 1.0  # after which /healthz reports that the store does not answer
 CLOSE_SECONDS = 10.0  # that a server that stops waits for its last writes
-#: Rows changed between two checkpoints of SQLite's write-ahead log: about 4 MiB of it.
-CHECKPOINT_ROWS = 1000
-
-
-class QueueLimits(NamedTuple):
-    """The limits of what may wait for a database that does not answer.
-
-    Attributes:
-        operations: how many; beyond it, requests of peers are refused.
-        size: bytes of what they hold, such as the code of cells.
-        seconds: that a request of a peer may wait for a locked SQLite file; PostgreSQL has its own
-            timeouts (databases.py).
-    """
-
-    operations: int = 1000
-    size: int = 64 * 1024 * 1024
-    seconds: float = 60.0
 
 
 class Operation(Generic[T]):
@@ -159,10 +143,10 @@ class StoreQueue(Generic[S]):
             that two of them do not overlap.
     """
 
-    def __init__(self, store: S, limits: QueueLimits | None = None) -> None:
+    def __init__(self, store: S, limits: Limits | None = None) -> None:
         self.store = store
         self.change_lock = asyncio.Lock()
-        self._limits = limits or QueueLimits()
+        self._limits = limits or Limits()
         self._is_immediate = store.database.answers_at_once
         self._waiting: deque[Operation[Any]] = deque()
         self._waiting_size = 0
@@ -250,8 +234,8 @@ class StoreQueue(Generic[S]):
         if self._closing:
             return "the server stops"
         is_full = (
-            len(self._waiting) >= self._limits.operations
-            or self._waiting_size + size > self._limits.size
+            len(self._waiting) >= self._limits.store_operations
+            or self._waiting_size + size > self._limits.store_bytes
         )
         if self._waiting and is_full:
             return (
@@ -284,7 +268,7 @@ class StoreQueue(Generic[S]):
                 operation.execute(self.store)
             except DatabaseLocked as error:
                 now = time.monotonic()
-                waited_too_long = now - operation.created > self._limits.seconds
+                waited_too_long = now - operation.created > self._limits.store_lock_seconds
                 if now > self._give_up_at or (operation.refusable and waited_too_long):
                     why = f"its store is locked by another program: {error}"
                     operation.refuse(ServerError(why))
@@ -307,15 +291,24 @@ class StoreQueue(Generic[S]):
     # Checkpoints
 
     def _schedule_checkpoint(self) -> None:
-        """Let another thread move SQLite's write-ahead log into its file, if it has grown."""
-        changed = self.store.database.changed_rows
-        if changed - self._checkpointed_rows < CHECKPOINT_ROWS:
+        """Let another thread move SQLite's write-ahead log into its file, if it has grown.
+
+        While cells are written without a pause, that thread never moves the last rows, and the log
+        grows. If it has become long, a checkpoint takes its turn in the queue, and moves all of it.
+        """
+        database = self.store.database
+        changed = database.changed_rows
+        if changed - self._checkpointed_rows < self._limits.store_checkpoint_rows:
             return
-        if self._checkpoint is None or self._checkpoint.done():
-            self._checkpointed_rows = changed
-            if self._checkpoint_thread is None:
-                self._checkpoint_thread = ThreadPoolExecutor(1, "checkpoint")
-            self._checkpoint = self._checkpoint_thread.submit(self.store.database.checkpoint)
+        if self._checkpoint is not None and not self._checkpoint.done():
+            return
+        self._checkpointed_rows = changed
+        if database.log_bytes > self._limits.store_log_bytes:
+            self.run_later(lambda store: store.database.checkpoint(truncate=True), durable=True)
+            return
+        if self._checkpoint_thread is None:
+            self._checkpoint_thread = ThreadPoolExecutor(1, "checkpoint")
+        self._checkpoint = self._checkpoint_thread.submit(database.checkpoint)
 
     # State
 

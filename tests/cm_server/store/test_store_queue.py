@@ -1,0 +1,251 @@
+"""The queue of a store: order, locks, limits, checkpoints, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.limits import Limits
+from cm_server.store.rows import AuditRow, new_board_row
+from cm_server.store.store import Store
+from cm_server.store.store_queue import Operation, StoreQueue
+from tests.cm_server.peers import within
+
+NOTE = AuditRow(1.0, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
+
+
+class Site:
+    """A store in a file, its queue, and another program that can lock the file."""
+
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        self.path = path
+        self.store = Store(path)
+        self.store.enrol_boards([new_board_row("id1", "lab-1", bytes(32))])
+        self.queue = StoreQueue(self.store, limits)
+        self._other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def lock(self) -> None:
+        self._other.execute("BEGIN IMMEDIATE")
+
+    def unlock(self) -> None:
+        if self._other.in_transaction:
+            self._other.execute("ROLLBACK")
+
+    def insert(self) -> Operation[range]:
+        return self.queue.run(lambda store: store.insert_jobs(["id1"], "ann"), refusable=True)
+
+    def close(self) -> None:
+        self.unlock()
+        self._other.close()
+        self.queue.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    site = Site(tmp_path / "server.db")
+    yield site
+    site.close()
+
+
+async def test_sqlite_is_used_at_once_and_in_the_loop(site: Site):
+    threads: list[int] = []
+
+    def use(store: Store) -> range:
+        threads.append(threading.get_ident())
+        return store.insert_jobs(["id1"], "ann")
+
+    operation = site.queue.run(use)
+    assert operation.done
+    assert list(await operation) == [1]
+    assert threads == [threading.get_ident()]
+
+
+async def test_durable_operation_is_done_by_a_thread(site: Site):
+    operation = site.queue.run(lambda _store: threading.get_ident(), durable=True)
+    assert not operation.done
+    assert await operation != threading.get_ident()
+
+
+async def test_operations_wait_in_order_while_the_file_is_locked(site: Site):
+    finished: list[str] = []
+    with site.locked():
+        waiting = [site.insert(), site.insert()]
+        reading = site.queue.run(lambda store: store.audit_rows(9))
+        waiting[0].when_done(lambda _: finished.append("a"))
+        waiting[1].when_done(lambda _: finished.append("b"))
+        reading.when_done(lambda _: finished.append("c"))
+        await asyncio.sleep(0.05)
+        assert not finished
+    assert [list(await within(operation)) for operation in waiting] == [[1], [2]]
+    assert len(await within(reading)) == 2, "it sees what was written before it"
+    assert finished == ["a", "b", "c"]
+    assert site.insert().done, "the queue is empty: the loop is used again"
+
+
+async def test_results_added_while_the_file_is_locked_are_written(site: Site):
+    (job,) = await site.insert()
+    with site.locked():
+        blocked = site.queue.run(lambda store: store.add_audit_row(NOTE))
+        number = site.store.end_job(job, "ok")
+        site.queue.flush()
+        site.queue.flush()
+        assert site.store.written_results < number
+    await within(blocked)
+    await within(site.queue.run(lambda store: store.job(job)))
+    assert site.store.written_results == number
+    row = site.store.job(job)
+    assert row is not None
+    assert row.status == "ok"
+
+
+async def test_refused_operations_are_done_with_a_sentence(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_operations=2))
+    with site.locked():
+        accepted = [site.insert() for _ in range(3)]  # one is in the thread
+        refused = site.insert()
+        assert refused.done
+        with pytest.raises(ServerError, match="too many requests wait for it; try again later"):
+            refused.result()
+        unrefusable = site.queue.run(lambda store: store.flush())
+        assert not unrefusable.done
+        assert site.queue.run_later(lambda store: store.add_audit_row(NOTE)).done
+    for operation in accepted:
+        await within(operation)
+    await within(unrefusable)
+    assert len(site.store.audit_rows(9)) == 3
+    site.close()
+
+
+async def test_bytes_that_wait_are_limited(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_bytes=100))
+    with site.locked():
+        queue = site.queue
+        for _ in range(2):  # the first is in the thread
+            assert not queue.run(
+                lambda store: store.add_audit_row(NOTE), size=60, refusable=True
+            ).done
+        assert (
+            queue.run(lambda store: store.add_audit_row(NOTE), size=60, refusable=True).error
+            is not None
+        )
+    assert queue.drain()
+    site.close()
+
+
+async def test_lock_that_lasts_too_long_fails_requests_and_nothing_else(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_lock_seconds=0.1))
+    with site.locked():
+        job = site.insert()
+        row = site.queue.run(lambda store: store.add_audit_row(NOTE))
+        with pytest.raises(ServerError, match="its store is locked by another program"):
+            await within(job)
+        await asyncio.sleep(0.1)
+        assert not row.done
+        assert "locked by another program" in site.store.write_error
+    await within(row)
+    assert site.store.write_error == ""
+    assert site.store.audit_rows(9) == [NOTE]
+    site.close()
+
+
+async def test_failure_reaches_who_waits_and_nobody_else(site: Site):
+    def fail(store: Store) -> None:
+        store._connection.exec_driver_sql("SELECT * FROM nowhere")
+
+    for durable in (False, True):
+        failed = site.queue.run(fail, durable=durable)
+        after = site.queue.run(lambda store: store.add_audit_row(NOTE), durable=durable)
+        with pytest.raises(ServerError, match="no such table: nowhere"):
+            await within(failed)
+        await within(after)
+
+
+async def test_failing_callback_does_not_stop_the_queue(site: Site, caplog):
+    done: list[Any] = []
+    with site.locked():
+        operation = site.insert()
+        operation.when_done(lambda _: 1 // 0)
+        operation.when_done(done.append)
+        last = site.insert()
+    await within(last)
+    assert done == [operation]
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_repeated_attempts_use_each_number_once(site: Site):
+    with site.locked():
+        operations = [site.insert() for _ in range(3)]
+        await asyncio.sleep(0.1)
+    assert [number for each in operations for number in await within(each)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("log_bytes", [0, 100_000_000], ids=["in the queue", "by a thread"])
+async def test_log_is_moved_into_the_file(tmp_path: Path, log_bytes: int):
+    limits = Limits(store_checkpoint_rows=50, store_log_bytes=log_bytes)
+    site = Site(tmp_path / "server.db", limits)
+    log = site.path.with_name("server.db-wal")
+    for _ in range(20):
+        for _ in range(50):
+            site.queue.run(lambda store: store.add_audit_row(NOTE))
+        assert site.queue.drain()
+        if log_bytes and site.queue._checkpoint is not None:  # a pause
+            await within(asyncio.wrap_future(site.queue._checkpoint))
+            site.queue.run(lambda store: store.database.checkpoint())
+    size = log.stat().st_size
+    assert size < 450_000, "its start was used again: 1,000 rows need 4 MB"
+    site.close()
+
+
+async def test_close_writes_results_and_refuses_requests(tmp_path: Path):
+    site = Site(tmp_path / "server.db")
+    (job,) = await site.insert()
+    site.lock()
+    blocked = site.queue.run(lambda store: store.add_audit_row(NOTE))
+    request = site.insert()
+    site.store.end_job(job, "ok")
+    timer = threading.Timer(0.1, site.unlock)
+    timer.start()
+    site.queue.close()
+    timer.join()
+    assert blocked.error is None
+    with pytest.raises(ServerError, match="the server stops"):
+        request.result()
+    again = Store(site.path)
+    rows = [again.job(1), again.job(2)]
+    assert [row and row.status for row in rows] == ["ok", None]
+    assert rows[1] is None
+    again.close()
+
+
+async def test_close_gives_up_on_a_database_that_does_not_answer(tmp_path: Path, caplog):
+    site = Site(tmp_path / "server.db")
+    site.lock()
+    site.queue.run(lambda store: store.add_audit_row(NOTE))
+    site.queue.run(lambda store: store.add_audit_row(NOTE))
+    site.queue.close(0.1)
+    assert "the store did not answer" in caplog.text or "is locked" in caplog.text
+    site.unlock()
+
+
+def test_queue_without_a_loop_keeps_what_must_be_done_by_a_thread():
+    queue = StoreQueue(Store(None))
+    queue.run(lambda store: store.add_audit_row(NOTE), durable=True)
+    assert queue.store.audit_rows(9) == []
+    assert queue.drain()
+    assert queue.store.audit_rows(9) == [NOTE]
