@@ -121,7 +121,9 @@ class BoardCells:
             self._raise_no_target()
         self.cells.append(code)
         make_output = OutputMaker(self._kernel, with_head=not line, for_magic=True)
-        group = run_blocking(self.magics.board_cell(line or "", code, make_output))
+        group = run_blocking(
+            self.magics.board_cell(self.magics.expand(line or ""), code, make_output)
+        )
         return make_output.value_for_magic() if group is None else group
 
     async def run(
@@ -149,7 +151,9 @@ class BoardCells:
         make_output = OutputMaker(self._kernel, with_head=not line, silent=silent)
         # An interrupt between two steps could leave a message half sent.
         with self._kernel.interrupts.allow_only(WHILE_WAITING):
-            group = await run_in_loop(self.magics.board_cell(line or "", code, make_output))
+            group = await run_in_loop(
+                self.magics.board_cell(self.magics.expand(line or ""), code, make_output)
+            )
         if group is None:
             make_output.remember_value()
         return group

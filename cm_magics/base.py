@@ -16,10 +16,10 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Results
 
 from . import cell_display
-from .magic_completion import make_completer
+from .magic_completion import LineWords, MagicMatcher
 from .magic_line import split_words
 from .magic_options import MagicParser
-from .magics import NO_TARGET_ERROR, BoardMagics, board_names, fleet
+from .magics import NO_TARGET_ERROR, BoardMagics, fleet, target_words
 
 
 def make_parser(name: str, text: str) -> MagicParser:
@@ -33,21 +33,28 @@ class TargetMagics(Magics):
     #: Name of each magic, including its % or %%, and its parser.
     parsers: ClassVar[Mapping[str, MagicParser]] = {}
 
+    #: Those of them whose target is followed by local files.
+    with_files: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, shell: Any, boards: BoardMagics) -> None:
         super().__init__(shell)
         self._boards = boards
+        self._matcher = MagicMatcher(
+            shell,
+            {
+                key: LineWords(target_words, parser, "files" if key in self.with_files else "")
+                for key, parser in self.parsers.items()
+            },
+        )
 
     def register_hooks(self) -> None:
         """Register the completion of each magic."""
-        shell: Any = self.shell
-        for key, known in self.parsers.items():
-            shell.set_hook("complete_command", make_completer(board_names, known), str_key=key)
+        self._matcher.register()
 
     def unregister_hooks(self) -> None:
         """Unregister the completion and the magics."""
         shell: Any = self.shell
-        for key in self.parsers:
-            shell.strdispatchers["complete_command"].strs.pop(key, None)
+        self._matcher.unregister()
         for kind, magics in self.magics.items():
             for name in magics:
                 shell.magics_manager.magics[kind].pop(name, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from IPython.core.error import UsageError
-from IPython.core.magic import line_magic, magics_class, no_var_expand
+from IPython.core.magic import line_magic, magics_class
 
 from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
@@ -34,7 +34,6 @@ class ManagementMagics(TargetMagics):
         "%board_rename": _RENAME_PARSER,
     }
 
-    @no_var_expand
     @line_magic
     def board_reset(self, line: str) -> Results:
         """Soft-reset boards; the parser's help replaces this docstring."""
@@ -51,7 +50,6 @@ class ManagementMagics(TargetMagics):
 
     board_reset.__doc__ = _RESET_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_info(self, line: str) -> None:
         """Show the facts of boards; the parser's help replaces this docstring."""
@@ -63,7 +61,6 @@ class ManagementMagics(TargetMagics):
 
     board_info.__doc__ = _INFO_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_rename(self, line: str) -> None:
         """Rename a board; the parser's help replaces this docstring."""

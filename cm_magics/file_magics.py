@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from IPython.core.error import UsageError
-from IPython.core.magic import cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from cloudmanager.results.results import Results
 
@@ -84,8 +84,8 @@ class FileMagics(TargetMagics):
     """``%board_cp``, ``%board_ls``, ``%board_rm``, ``%board_sync`` and ``%%board_writefile``."""
 
     parsers = _PARSERS
+    with_files = frozenset({"%board_cp", "%board_sync"})
 
-    @no_var_expand
     @line_magic
     def board_cp(self, line: str) -> Results:
         """Copy files; the parser's help replaces this docstring."""
@@ -106,7 +106,6 @@ class FileMagics(TargetMagics):
 
     board_cp.__doc__ = _CP_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_ls(self, line: str) -> Results:
         """List a folder; the parser's help replaces this docstring."""
@@ -116,7 +115,6 @@ class FileMagics(TargetMagics):
 
     board_ls.__doc__ = _LS_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_rm(self, line: str) -> Results:
         """Remove files; the parser's help replaces this docstring."""
@@ -127,7 +125,6 @@ class FileMagics(TargetMagics):
 
     board_rm.__doc__ = _RM_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_sync(self, line: str) -> Results:
         """Make folders equal; the parser's help replaces this docstring."""
@@ -146,7 +143,6 @@ class FileMagics(TargetMagics):
 
     board_sync.__doc__ = _SYNC_PARSER.format_help()
 
-    @no_var_expand
     @cell_magic
     def board_writefile(self, line: str, cell: str) -> None:
         """Write a file; the parser's help replaces this docstring."""

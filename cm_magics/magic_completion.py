@@ -1,47 +1,115 @@
-"""Tab completion of a magic's line: boards, options, and the values of options."""
+"""Tab completion of a magic's line: boards, labels, options, and the values of options."""
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
 
 from .magic_line import option_choices, option_names, takes_value
 from .magic_options import parse_variables
 
-Completer = Callable[[Any, Any], "list[str]"]
+#: A line with a magic: in a comment, after an assignment, or without its % (automagic).
+_MAGIC_LINE: Final = re.compile(r"\s*(?:#\s*(?=%%)|[\w\s,.]+=\s*(?=%))?(%{0,2})(\w+)\s+")
+_LAST_WORD: Final = re.compile(r"[^\s,&!]*\Z")  # of the boards of a target, only the last
+_NOTHING: Final = SimpleMatcherResult(completions=[])
 
 
-def make_completer(
-    names: Callable[[], list[str]],
-    parser: ArgumentParser | None = None,
-    *,
-    code: bool = False,
-    extra: tuple[str, ...] = ("all",),
-) -> Completer:
-    """Make a hook for IPython's ``complete_command``.
+class LineWords(NamedTuple):
+    """What can be on a magic's line.
 
-    Args:
-        names: returns the names to offer, such as those of boards.
-        parser: the magic's parser, for its options; None if it has no options.
-        code: whether code follows the target on the line; that is left to Python's completion.
-        extra: further words to offer.
+    Attributes:
+        names: returns the words to offer as its target, such as boards.
+        parser: its parser, for the options; None if it has none.
+        after_target: what follows the target: "code", "files", or "" for anything else.
     """
 
-    def complete(shell: Any, event: Any) -> list[str]:
-        before = event.text_until_cursor.removesuffix(event.symbol)
-        words = before.split()[1:]
-        if parser is not None and words and (option := _option_before(parser, words)):
-            if parser._option_string_actions[option].type is parse_variables:
-                return [name for name in shell.user_ns if not name.startswith("_")]
-            return option_choices(parser, option)
-        if parser is not None and event.symbol.startswith("-"):
-            return option_names(parser)
-        if code and before.endswith((" ", "\t")) and _has_target(parser, words):
-            return []
-        return [*names(), *extra]
+    names: Callable[[], Iterable[str]]
+    parser: ArgumentParser | None = None
+    after_target: str = ""
 
-    return complete
+
+class MagicMatcher:
+    """One of IPython's completers, for the lines of some magics.
+
+    If it has something to offer, IPython offers nothing else.
+
+    Args:
+        shell: the shell.
+        magics: name of each magic, with its % or %% -> what can be on its line.
+    """
+
+    def __init__(self, shell: Any, magics: Mapping[str, LineWords]) -> None:
+        self._shell = shell
+        self._magics = magics
+
+        def match(context: CompletionContext) -> SimpleMatcherResult:
+            return self._match(context)  # a method cannot have the attributes of a matcher
+
+        self._matcher = context_matcher(identifier=f"cm_magics:{' '.join(magics)}")(match)
+
+    def register(self) -> None:
+        """Make IPython ask it."""
+        self._shell.Completer.custom_matchers.append(self._matcher)
+
+    def unregister(self) -> None:
+        """Undo ``register``."""
+        self._shell.Completer.custom_matchers.remove(self._matcher)
+
+    def _match(self, context: CompletionContext) -> SimpleMatcherResult:
+        line = context.text_until_cursor
+        if not (found := _MAGIC_LINE.match(line)):
+            return _NOTHING
+        keys = [found[1] + found[2]] if found[1] else [f"%{found[2]}"]
+        words = next((self._magics[key] for key in keys if key in self._magics), None)
+        if words is None:
+            return _NOTHING
+        fragment, offers = self._offers(words, line[found.end() :])
+        return SimpleMatcherResult(
+            completions=[SimpleCompletion(each) for each in offers if each.startswith(fragment)],
+            matched_fragment=fragment,
+            suppress=True,
+            ordered=True,
+        )
+
+    def _offers(self, words: LineWords, text: str) -> tuple[str, list[str]]:
+        """Return the part of a word that is typed already, and the words to offer."""
+        found = _LAST_WORD.search(text)
+        fragment = found[0] if found else ""
+        before = text[: len(text) - len(fragment)].split()
+        parser = words.parser
+        if "{" in fragment:
+            return fragment.rpartition("{")[2], self._variables()
+        if parser is not None:
+            if fragment.startswith("--") and "=" in fragment:
+                option, _, fragment = fragment.partition("=")
+                return fragment, self._values(parser, option)
+            if before and (option := _option_before(parser, before)):
+                return fragment, self._values(parser, option)
+            if fragment.startswith("-"):
+                return fragment, option_names(parser)
+        if text[: len(text) - len(fragment)][-1:].isspace() and _has_target(parser, before):
+            is_files = words.after_target == "files" and not fragment.startswith(":")
+            return fragment, self._shell.Completer.file_matches(fragment) if is_files else []
+        return fragment, sorted(words.names())
+
+    def _values(self, parser: ArgumentParser, option: str) -> list[str]:
+        """Return the possible values of an option."""
+        action = parser._option_string_actions.get(option)
+        if action is not None and action.type is parse_variables:
+            return self._variables()
+        return option_choices(parser, option)
+
+    def _variables(self) -> list[str]:
+        return sorted(name for name in self._shell.user_ns if not name.startswith("_"))
 
 
 def _option_before(parser: ArgumentParser, words: list[str]) -> str:

@@ -1,27 +1,30 @@
 """Split a magic's line into options, target and code; the code is never changed.
 
     --timeout 5 demo-[1-3] print('a  b', "c")      a line magic: options, target, the rest is code
-    lab-* & platform=esp32 --timeout 5             a cell magic: options before and after the target
+    lab-* & platform=esp32 --timeout 5  # why      a cell magic: options before and after the target
 
-argparse then parses the options and formats their help.
+argparse then parses the options and formats their help. A comment ends a line without code.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from IPython.core.error import UsageError
 
+from cloudmanager.client.cell_syntax import parse_python
 from cloudmanager.protocol.text import nearest_name
 
-_WORD_PATTERN = re.compile(r"""\s*("[^"]*"|'[^']*'|\S+)""")
+# A quoted word, a Python list or tuple of strings, or anything without spaces.
+_WORD_PATTERN = re.compile(r"""\s*("[^"]*"|'[^']*'|[\[(]\s*['"][^])]*[])]|\S+)""")
 # An unquoted target continues after a space inside [ ], or beside `,`, `&` or `!`: Python code
 # begins with none of these operators.
 _TARGET_PATTERN = re.compile(
-    r"""\s*("[^"]*"|'[^']*'|(?:\[[^][]*\]|\S|\s+(?=[,&!])|(?<=[,&!])\s+)+)""",
+    r"""\s*("[^"]*"|'[^']*'|(?:\[[^][]*\]|\{[^{}]*\}|\S|\s+(?=[,&!])|(?<=[,&!])\s+)+)""",
 )
 
 
@@ -33,17 +36,67 @@ class CodeLine(NamedTuple):
     code: str
 
 
-def split_line(parser: ArgumentParser, line: str) -> CodeLine:
+def split_line(
+    parser: ArgumentParser, line: str, expand: Callable[[str], str] = lambda text: text
+) -> CodeLine:
     """Split the line of a line magic: options, the target, and the code as it was typed.
 
+    Options may follow the target, too, unless they could be code, such as ``-x``.
+
+    Args:
+        parser: the parser of the options.
+        line: the line.
+        expand: replaces variables in the target; in code, braces and `$` are kept.
+
     Raises:
-        UsageError: an option is unknown, or its value is invalid.
+        UsageError: an option is unknown, or its value is invalid; a variable does not exist.
     """
     argv, rest = _split_options(parser, line)
     found = _TARGET_PATTERN.match(rest)
-    target = _unquote(found[1]).strip() if found else ""
+    target = read_target(expand(found[1])) if found else ""
     code = rest[found.end() :].strip() if found else ""
-    return CodeLine(parser.parse_args(argv), target, code)
+    if _begins_with_option(parser, code):
+        more, code = _split_options(parser, code)
+        argv += more
+    return CodeLine(parser.parse_args(argv), target, code.strip())
+
+
+def _begins_with_option(parser: ArgumentParser, text: str) -> bool:
+    """Return whether text after a target begins with an option, and not with code."""
+    option, _, rest = text.partition(" ")
+    if option.partition("=")[0] not in parser._option_string_actions or not rest.strip():
+        return False
+    try:
+        parse_python(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    return option.startswith("--")
+
+
+def read_target(text: str) -> str:
+    """Return the target that is written in a line; a list of names becomes a target of them all.
+
+    Raises:
+        UsageError: a variable in braces does not exist, so that IPython did not replace it.
+    """
+    target = _unquote(text.strip()).strip()
+    if target.startswith(("[", "(")) and target.endswith(("]", ")")):
+        try:
+            names = ast.literal_eval(target)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return target
+        return ",".join(map(str, names)) if isinstance(names, (list, tuple)) else target
+    if found := re.search(r"\{[^{}]*\}|\$[^\W\d]\w*", target):
+        raise UsageError(f"{found[0]}: the notebook has no such variable.")
+    return target
+
+
+def remove_comment(line: str) -> str:
+    """Return a line without a comment at its end."""
+    for found in _WORD_PATTERN.finditer(line):
+        if found[1].startswith("#"):
+            return line[: found.start()]
+    return line
 
 
 def split_cell_line(parser: ArgumentParser, line: str) -> CodeLine:
@@ -54,14 +107,14 @@ def split_cell_line(parser: ArgumentParser, line: str) -> CodeLine:
     """
     argv: list[str] = []
     words: list[str] = []
-    rest = line
+    rest = remove_comment(line)
     while rest.strip():
         more, rest = _split_options(parser, rest)
         argv += more
         if found := _WORD_PATTERN.match(rest):
             words.append(_unquote(found[1]))
             rest = rest[found.end() :]
-    return CodeLine(parser.parse_args(argv), " ".join(words), "")
+    return CodeLine(parser.parse_args(argv), read_target(" ".join(words)), "")
 
 
 class WordLine(NamedTuple):
@@ -78,9 +131,9 @@ def split_words(parser: ArgumentParser, line: str) -> WordLine:
     Raises:
         UsageError: an option is unknown, or its value is invalid.
     """
-    argv, rest = _split_options(parser, line)
+    argv, rest = _split_options(parser, remove_comment(line))
     found = _TARGET_PATTERN.match(rest)
-    target = _unquote(found[1]).strip() if found else ""
+    target = read_target(found[1]) if found else ""
     rest = rest[found.end() :] if found else ""
     words: list[str] = []
     while rest.strip():

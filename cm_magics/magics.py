@@ -9,7 +9,7 @@ import contextlib
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from IPython.core.error import UsageError
@@ -30,8 +30,8 @@ from cloudmanager.results.results import Results
 from . import cell_display
 from .cell_display import MakeOutput
 from .comment_magic import uncomment
-from .magic_completion import make_completer
-from .magic_line import CodeLine, split_cell_line, split_line
+from .magic_completion import LineWords, MagicMatcher
+from .magic_line import CodeLine, read_target, remove_comment, split_cell_line, split_line
 from .magic_options import MagicParser, make_board_parser, make_result_parser
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ _NO_CELL_ERROR: Final = "No cell was submitted with --noblock yet: use `%%board 
 _BOARD_PARSER: Final = make_board_parser()
 _PLOT_PARSER: Final = MagicParser("board_plot")
 _RESULT_PARSER: Final = make_result_parser()
+#: Depths for IPython's ``var_expand``: frames between its caller and the user's code, whose local
+#: variables it sees. A frame that does not exist means the notebook's variables only.
+_MAGIC_TO_USER: Final = 2
+_LAMBDA_TO_USER: Final = 4
+_NO_FRAME: Final = 1_000_000
 _MAX_SUBMITTED: Final = 100  # background cells that %board_result can find by number
 
 _fleet: Fleet | None = None
@@ -104,6 +109,7 @@ class BoardMagics(Magics):
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
+        self._matcher = MagicMatcher(shell, _LINES)
         self.target = ""  # the default target, set by %board_use
         self.chosen_text = "%%board without a target means"  # how %board_use shows the target
         self._shown_results: Results | None = None  # what the running cell has displayed
@@ -113,16 +119,26 @@ class BoardMagics(Magics):
     @line_cell_magic
     def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
         """Run code on boards; the parser's help replaces this docstring."""
+        shell: Any = self.shell
         if cell is None:
-            return run_blocking(self._run_line(split_line(_BOARD_PARSER, line)))
-        return run_blocking(self.board_cell(line, cell))
+            parsed = split_line(
+                _BOARD_PARSER, line, lambda target: str(shell.var_expand(target, _LAMBDA_TO_USER))
+            )
+            return run_blocking(self._run_line(parsed))
+        return run_blocking(self.board_cell(shell.var_expand(line, _MAGIC_TO_USER), cell))
 
     board.__doc__ = _BOARD_PARSER.format_help()
+
+    def expand(self, line: str) -> str:
+        """Replace the notebook's variables in a line, `{name}` and `$name`, as IPython does."""
+        shell: Any = self.shell
+        has_variables = "{" in line or "$" in line
+        return str(shell.var_expand(line, _NO_FRAME)) if has_variables else line
 
     def read_target(self, line: str) -> str:
         """Return the target of a `%%board` line that may be incomplete; "" if it has none."""
         try:
-            return split_cell_line(_BOARD_PARSER, line).target
+            return split_cell_line(_BOARD_PARSER, self.expand(line)).target
         except UsageError:
             return ""
 
@@ -142,7 +158,6 @@ class BoardMagics(Magics):
         outcome = await self._run_below(split_cell_line(_BOARD_PARSER, line), cell, make_output)
         return outcome if isinstance(outcome, JobGroup) else None
 
-    @no_var_expand
     @line_magic
     def board_result(self, line: str) -> Results:
         """Wait for a background cell; the parser's help replaces this docstring."""
@@ -154,21 +169,19 @@ class BoardMagics(Magics):
 
     board_result.__doc__ = _RESULT_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def boards(self, line: str) -> None:
         """Show the fleet as a table: `%boards`, or part of it: `%boards TARGET`."""
         with _without_traceback():
-            cell_display.display_text(fleet_table(fleet().boards(line.strip() or None)))
+            cell_display.display_text(fleet_table(fleet().boards(_read_line(line) or None)))
 
-    @no_var_expand
     @line_magic
     def board_use(self, line: str) -> None:
         """Choose the boards for every `%%board` without a target: `%board_use TARGET`.
 
         Without a target, it shows the current choice and the boards that match it now.
         """
-        target = line.strip() or self.target
+        target = _read_line(line) or self.target
         if not target:
             cell_display.display_text("No boards are chosen: use `%board_use TARGET`.")
             return
@@ -183,7 +196,6 @@ class BoardMagics(Magics):
         """Remember that the running cell has displayed these results already."""
         self._shown_results = results
 
-    @no_var_expand
     @line_magic
     def fleet(self, line: str) -> object:
         """Show the fleet as a live table: `%fleet`, or part of it: `%fleet TARGET`.
@@ -193,9 +205,8 @@ class BoardMagics(Magics):
         `cm_magics.dashboard()`.
         """
         with _without_traceback():
-            return dashboard(line.strip())
+            return dashboard(_read_line(line))
 
-    @no_var_expand
     @line_magic
     def board_plot(self, line: str) -> object:
         """Plot the values that boards emit, live: `%board_plot TARGET [NAME…]`.
@@ -214,8 +225,7 @@ class BoardMagics(Magics):
     def register_hooks(self) -> None:
         """Register completion, the formatters of results, and `# %%board` as a first line."""
         shell: Any = self.shell
-        for key, hook in _COMPLETERS.items():
-            shell.set_hook("complete_command", hook, str_key=key)
+        self._matcher.register()
         shell.display_formatter.ipython_display_formatter.for_type(Results, self._hide_if_shown)
         shell.display_formatter.formatters["text/plain"].for_type(Results, _pretty_print)
         shell.events.register("post_execute", self._forget_shown)
@@ -224,8 +234,7 @@ class BoardMagics(Magics):
     def unregister_hooks(self) -> None:
         """Undo ``register_hooks``, and unregister the magics."""
         shell: Any = self.shell
-        for key in _COMPLETERS:
-            shell.strdispatchers["complete_command"].strs.pop(key, None)
+        self._matcher.unregister()
         shell.display_formatter.ipython_display_formatter.type_printers.pop(Results, None)
         shell.display_formatter.formatters["text/plain"].type_printers.pop(Results, None)
         shell.events.unregister("post_execute", self._forget_shown)
@@ -369,12 +378,20 @@ class BoardMagics(Magics):
         self._shown_results = None
 
 
-def board_names() -> list[str]:
-    """Return all boards' names, for completion."""
+def target_words() -> list[str]:
+    """Return what a target can be: all boards' names and labels, for completion."""
     try:
-        return [board["name"] for board in fleet().boards()]
+        boards = fleet().boards()
     except CloudmanagerError:
         return []  # completion shows no errors
+    names = [board["name"] for board in boards]
+    labels = {f"{key}={value}" for board in boards for key, value in board["labels"].items()}
+    return [*names, *labels, "all"]
+
+
+def _read_line(line: str) -> str:
+    """Return the target of a line that contains nothing else."""
+    return read_target(remove_comment(line))
 
 
 def _full_output_hint(options: Namespace, name: str) -> str:
@@ -406,12 +423,13 @@ def _submitted_names() -> list[str]:
     ]
 
 
-_COMPLETERS: Final[dict[str, Callable[[Any, Any], list[str]]]] = {
-    "%%board": make_completer(board_names, _BOARD_PARSER),
-    "%board": make_completer(board_names, _BOARD_PARSER, code=True),
-    "%board_result": make_completer(_submitted_names, _RESULT_PARSER, extra=()),
-    "%board_plot": make_completer(board_names),
-    "%board_use": make_completer(board_names),
-    "%fleet": make_completer(board_names),
-    "%boards": make_completer(board_names),
+#: Name of each magic of ``BoardMagics`` -> what can be on its line.
+_LINES: Final = {
+    "%%board": LineWords(target_words, _BOARD_PARSER),
+    "%board": LineWords(target_words, _BOARD_PARSER, "code"),
+    "%board_result": LineWords(_submitted_names, _RESULT_PARSER),
+    "%board_plot": LineWords(target_words),
+    "%board_use": LineWords(target_words),
+    "%fleet": LineWords(target_words),
+    "%boards": LineWords(target_words),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from IPython.core.error import UsageError
-from IPython.core.magic import line_magic, magics_class, no_var_expand
+from IPython.core.magic import line_magic, magics_class
 
 from cloudmanager.client.install_options import (
     PLANNING_TEXT,
@@ -71,6 +71,7 @@ class PackageMagics(TargetMagics):
         "%board_packages": _PACKAGES_PARSER,
         "%board_upgrade": _UPGRADE_PARSER,
     }
+    with_files = frozenset({"%board_install"})
 
     @line_magic
     def board_install(self, line: str) -> Results:
@@ -87,7 +88,6 @@ class PackageMagics(TargetMagics):
 
     board_install.__doc__ = _INSTALL_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_uninstall(self, line: str) -> Results:
         """Uninstall packages; the parser's help replaces this docstring."""
@@ -99,7 +99,6 @@ class PackageMagics(TargetMagics):
 
     board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_packages(self, line: str) -> Results:
         """Show packages; the parser's help replaces this docstring."""
@@ -110,7 +109,6 @@ class PackageMagics(TargetMagics):
 
     board_packages.__doc__ = _PACKAGES_PARSER.format_help()
 
-    @no_var_expand
     @line_magic
     def board_upgrade(self, line: str) -> Results:
         """Upgrade packages; the parser's help replaces this docstring."""

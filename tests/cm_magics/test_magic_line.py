@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from IPython.core.error import UsageError
 
-from cm_magics.magic_line import split_cell_line, split_line
+from cm_magics.magic_line import split_cell_line, split_line, split_words
 from cm_magics.magic_options import make_board_parser
 
 PARSER = make_board_parser()
@@ -20,6 +20,13 @@ PARSER = make_board_parser()
         ("demo-1 f(--x)", "demo-1", "f(--x)"),
         ("demo-1 [1, 2]", "demo-1", "[1, 2]"),
         ("demo-1 {x} $y", "demo-1", "{x} $y"),
+        ("demo-1 --timeout 5 print(1)", "demo-1", "print(1)"),
+        ("demo-1 -o r --on-error=show print(1)", "demo-1", "print(1)"),
+        ("demo-1 -a - b", "demo-1", "-a - b"),
+        ("demo-1 --fresh", "demo-1", "--fresh"),
+        ("demo-1 print(1)  # --timeout 5", "demo-1", "print(1)  # --timeout 5"),
+        ("['demo-1', 'demo-2'] 1", "demo-1,demo-2", "1"),
+        ("('demo-1',) 1", "demo-1", "1"),
         ("demo-1, demo-2 1", "demo-1, demo-2", "1"),
         ("demo-[1, 3] 1", "demo-[1, 3]", "1"),
         ("lab-* & platform=esp32 !lab-3 1", "lab-* & platform=esp32 !lab-3", "1"),
@@ -42,6 +49,9 @@ def test_line_magic_does_not_change_the_code(line: str, target: str, code: str):
         ("--timeout=5 demo-1", "demo-1"),
         ("lab-* & platform=esp32 --timeout 5", "lab-* & platform=esp32"),
         ("'demo-1' --timeout '5'", "demo-1"),
+        ("demo-1 --timeout 5  # the slow ones", "demo-1"),
+        ("--timeout 5 # nothing", ""),
+        ("['demo-1', 'demo-2'] --timeout 5", "demo-1,demo-2"),
         ("--timeout 5", ""),
     ],
 )
@@ -82,3 +92,21 @@ def test_wrong_usage_is_a_short_message(line: str, message: str):
     with pytest.raises(UsageError) as caught:
         split_cell_line(PARSER, line)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("line", ["{nobody}", "lab-*,{nobody}", "$nobody", "{a b}"])
+def test_variable_that_does_not_exist_is_named(line: str):
+    with pytest.raises(UsageError, match="the notebook has no such variable"):
+        split_cell_line(PARSER, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lab-1 :a b#c 'd # e' # f", [":a", "b#c", "d # e"]),
+        ("lab-1 # :a", []),
+        ("# lab-1", []),
+    ],
+)
+def test_comment_ends_a_line_of_words(line: str, words: list[str]):
+    assert split_words(PARSER, line).words == words

@@ -440,6 +440,63 @@ def test_choosing_boards_lists_the_offline_ones(shell: Shell, monkeypatch: pytes
     assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; not connected: lab-2.")
 
 
+# Variables in lines
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("%board_use {target}", "means demo-1"),
+        ("%board_use $target", "means demo-1"),
+        ("%board_use demo-{number}  # the second", "means demo-2"),
+        ("%%board {target}\n6*7", "42"),
+        ("%%board $target --timeout {seconds}\n6*7", "42"),
+        ("%%board {names}\n6*7", "42"),
+        ("%board {target} 6*7", "42"),
+        ("%board {names[1]} {'a': 6}['a']*7", "42"),
+        ("%board $target 6*7", "42"),
+        ("%boards {names}", "demo-2"),
+        ("%board_info {target}", "demo-1"),
+        ("%board_cp {target} {file} :", "written"),
+        ("%board_ls {target} :{folder}", "/cm.json"),
+        ("%board_rm {target} :$file", ""),
+        ("%%board_writefile {target} :{file}\nx = {1}", ""),
+        ("%board_packages {target}", ""),
+        ("%board_plot {target}", ""),
+        ("%fleet {target}", "demo-1"),
+    ],
+)
+def test_variables_of_the_notebook_are_replaced(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, shown: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    shell.run(
+        "folder, target, number, seconds, file, names = '/', 'demo-1', 2, 5, 'a.py', ['demo-1', 'demo-2']"
+    )
+    if "board_rm" in line:
+        shell.run("%board_cp demo-1 a.py :")
+    output = shell.run(line)
+    assert shell.error is None, output
+    assert shown in output
+    shell.run("%board_use demo-[1-3]")
+
+
+def test_local_variables_of_a_function_are_replaced(shell: Shell):
+    code = "def f(where):\n    r = %board {where} 6*7\n    return r\nf('demo-2')['demo-2'].value"
+    assert shell.run(code).endswith("42")
+
+
+def test_missing_variable_is_named(shell: Shell):
+    for line in ("%board_use {nobody_1}", "%board {nobody_1} 1", "%%board {nobody_1}\n1"):
+        assert "{nobody_1}: the notebook has no such variable." in shell.run(line)
+
+
+def test_comment_above_a_magic_is_accepted(shell: Shell):
+    assert shell.run("# why\n\n# and how\n%%board demo-1  # one\n6*7") == "42"
+    assert shell.run("  %%board demo-1\n  6*7") == "42"
+
+
 # Help and completion
 
 
@@ -488,6 +545,42 @@ def test_tab_completes(shell: Shell, jedi: bool, line: str, found: list[str]):
     with provisionalcompleter():
         offered = [each.text for each in shell.ip.Completer.completions(line, len(line))]
     assert set(found) <= set(offered)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("%%board ", ["all", "demo-1", "demo-2", "demo-3", "room=dark"]),
+        ("%board_cp ", ["all", "demo-1", "demo-2", "demo-3", "room=dark"]),
+        ("r = %board ", ["all", "demo-1", "demo-2", "demo-3", "room=dark"]),
+        ("# %%board room=", ["room=dark"]),
+        ("%%board demo-1,roo", ["room=dark"]),
+        ("%%board demo-* & !demo-2, de", ["demo-1", "demo-2", "demo-3"]),
+        ("%%board --on-error ", ["ignore", "raise", "show"]),
+        ("%%board demo-1 --on-error=", ["ignore", "raise", "show"]),
+        ("%%board demo-1 --on", ["--on-error"]),
+        ("%board_rm -", ["--recursive", "-r"]),
+        ("%boards {min", ["mine_1", "mine_2"]),
+    ],
+)
+@pytest.mark.parametrize("jedi", [True, False])
+def test_nothing_else_is_offered(
+    shell: Shell, fleet: Fleet, jedi: bool, line: str, offered: list[str]
+):
+    shell.ip.Completer.use_jedi = jedi
+    shell.ip.user_ns.update(mine_1=1, mine_2=2)
+    fleet["demo-2"].label({"room": "dark"})
+    with provisionalcompleter():
+        found = sorted(each.text for each in shell.ip.Completer.completions(line, len(line)))
+    fleet["demo-2"].label({"room": ""})
+    assert found == offered
+
+
+def test_options_of_every_magic_are_offered(shell: Shell):
+    line = "%%board --"
+    with provisionalcompleter():
+        found = {each.text for each in shell.ip.Completer.completions(line, len(line))}
+    assert found == {each for each in option_names(make_board_parser()) if each.startswith("--")}
 
 
 def test_code_is_completed_by_python(shell: Shell):
