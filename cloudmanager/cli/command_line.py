@@ -6,7 +6,6 @@ Exit status: 0 all boards succeeded, 1 a board or the server failed, 2 usage, 3 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -26,27 +25,33 @@ from cloudmanager.protocol.errors import (
 
 from . import admin_commands, cable_commands, commands, file_commands, package_commands
 from .commands import FAILED, NO_SERVER, USAGE, AddVerb
+from .streams import prepare_streams, run_with_output
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``mbm`` and exit."""
-    options = _parse_arguments(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    prepare_streams()
+    sys.exit(run_with_output(lambda: _run(arguments)))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the verb; return the exit status."""
     try:
+        options = _parse_arguments(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except ServerUnreachable as error:
         status = _print_error(error, NO_SERVER)
     except (TargetError, NoSuchBoard, CellSyntaxError) as error:
         status = _print_error(error, USAGE)
-    except BrokenPipeError:  # as in `mbm … | head`: discard the rest of the output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = FAILED
     except (CloudmanagerError, OSError) as error:
         status = _print_error(error, FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    sys.exit(status)
+    return status
 
 
 def flash_main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -141,7 +142,8 @@ def board_label(options: argparse.Namespace) -> int:
 def _read_code(options: argparse.Namespace) -> str:
     """Return the cell from ``-c``, a file or standard input; exit with a message if unreadable."""
     if options.code is not None:
-        return str(options.code)
+        # UTF-8 also if the locale of this process has another encoding.
+        return os.fsencode(options.code).decode("utf-8", "surrogateescape")
     from_stdin = options.file is None or options.file == "-"
     try:
         if from_stdin:

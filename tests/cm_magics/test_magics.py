@@ -471,9 +471,8 @@ def test_variables_of_the_notebook_are_replaced(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.py").write_text("x = 1\n")
-    shell.run(
-        "folder, target, number, seconds, file, names = '/', 'demo-1', 2, 5, 'a.py', ['demo-1', 'demo-2']"
-    )
+    shell.run("folder, target, number, seconds, file = '/', 'demo-1', 2, 5, 'a.py'")
+    shell.run("names = ['demo-1', 'demo-2']")
     if "board_rm" in line:
         shell.run("%board_cp demo-1 a.py :")
     output = shell.run(line)

@@ -1,0 +1,66 @@
+"""Output that is closed, full, or in an encoding that lacks characters: never a traceback."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+
+import pytest
+
+from cloudmanager.cli.streams import prepare_streams
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.cloudmanager.conftest import MBM
+
+SAY = "board-execute demo-1 -c \"print('é日─…')\""
+#: A command of the shell, with the exit status and a part of the output that are expected.
+COMMANDS = [
+    ("mbm board-list demo-1 >&-", 0, ""),
+    ("mbm board-list --json >&-", 0, ""),
+    ("mbm --help >&-", 0, ""),
+    ("mbm nosuch 2>&-", 2, ""),
+    (f"mbm {SAY} <&- >&- 2>&-", 0, ""),
+    ("mbm board-execute demo-1 <&-", 0, ""),
+    ("mbm board-list | true", 0, ""),
+    ("mbm board-list nosuch 2>&1 | true", 0, ""),
+    ("mbm board-list >/dev/full", 1, "No space left"),
+    ("PYTHONIOENCODING=ascii mbm board-list demo-1", 0, "----  -----"),
+    (f"PYTHONIOENCODING=ascii mbm {SAY}", 0, "\\xe9\\u65e5-..."),
+    (f"PYTHONIOENCODING=latin-1 mbm {SAY}", 0, "é\\u65e5-..."),
+    (f"LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 mbm {SAY}", 0, "-..."),
+    ("PYTHONIOENCODING=ascii mbm board-execute demo-1 -c '1/0; \"é\"'", 1, "ZeroDivisionError"),
+    ("PYTHONIOENCODING=ascii mbm board-list 日本", 2, "\\u65e5"),
+]
+
+
+@pytest.mark.parametrize(("command", "status", "shown"), COMMANDS, ids=[c for c, *_ in COMMANDS])
+def test_output_that_cannot_be_written_is_no_traceback(
+    boards: VirtualBoards, home: object, command: str, status: int, shown: str
+):
+    done = subprocess.run(["bash", "-c", command.replace("mbm", MBM, 1)], capture_output=True)
+    output = (done.stdout + done.stderr).decode("latin-1")
+    assert "site-packages" not in output
+    assert "command_line.py" not in output
+    assert "Exception ignored" not in output
+    assert (done.returncode, shown in output) == (status, True), output
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "written"),
+    [
+        ("ascii", "a─━…µ", b"a-=...u"),
+        ("ascii", "é─é", b"\\xe9-\\xe9"),
+        ("ascii", "\ud800x", b"\\ud800x"),
+        ("cp1252", "é─…", "é-…".encode("cp1252")),
+        ("utf-8", "─é", "─é".encode()),
+    ],
+)
+def test_characters_that_an_encoding_lacks_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, text: str, written: bytes
+):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    prepare_streams()
+    stream.write(text)
+    stream.flush()
+    assert raw.getvalue() == written
