@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.client.files import empty_result, failed_result
@@ -17,6 +21,8 @@ from cloudmanager.results.results import Result, Results
 
 PROGRAM: Final = "app.py"  # the fact `program` of a board while its own program runs
 _POLL_SECONDS: Final = 0.12  # between two looks at programs that are being stopped
+_MAX_DEPTH: Final = 20  # levels of lists and dicts in a setting; a chip's stack ends at about 50
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")  # they have no UTF-8
 SETTINGS: Final = ":settings.json"  # a file on boards for the settings of the user's programs
 
 
@@ -26,12 +32,19 @@ class Macro(NamedTuple):
     Attributes:
         arguments: the names of its arguments; those in brackets may be left out.
         description: what it does, for ``--help``.
-        action: called with the boards and the arguments.
+        action: called with the boards, the arguments, and True for each of its options.
+        options: its options, as mpremote and shells have them -> the name of the argument.
     """
 
     arguments: tuple[str, ...]
     description: str
     action: Callable[..., Results]
+    options: Mapping[str, str] = MappingProxyType({})
+
+    def usage(self, name: str) -> str:
+        """Return its name, its first option and its arguments."""
+        option = [f"[{each}]" for each in self.options][:1]
+        return " ".join((name, *option, *self.arguments))
 
 
 def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
@@ -45,11 +58,12 @@ def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
         nearest = nearest_name(name, MACROS)
         guess = f" Did you mean {nearest}?" if nearest else ""
         raise ValueError(f"No macro is called {name}.{guess} The macros are {', '.join(MACROS)}.")
+    given = [each for each in arguments if each in macro.options]
+    words = [each for each in arguments if each not in macro.options]
     required = sum(not argument.startswith("[") for argument in macro.arguments)
-    if not required <= len(arguments) <= len(macro.arguments):
-        usage = f"mbm board TARGET {name} {' '.join(macro.arguments)}".rstrip()
-        raise ValueError(f"Wrong number of arguments. Usage: {usage}")
-    return macro.action(boards, *arguments)
+    if not required <= len(words) <= len(macro.arguments):
+        raise ValueError(f"Wrong number of arguments. Usage: mbm board TARGET {macro.usage(name)}")
+    return macro.action(boards, *words, **{macro.options[each]: True for each in given})
 
 
 def _board_path(text: str) -> str:
@@ -105,15 +119,17 @@ def _change_setting(boards: Boards, key: str, value: str) -> Results:
         if result.ok or isinstance(result.error, FileNotFoundError):
             settings = _parse_settings(result.value) if result.ok else {}
             settings[key] = _parse_value(value)
-            contents[name] = json.dumps(settings, indent=1).encode()
+            # Not escaped: MicroPython's json does not read surrogate pairs.
+            contents[name] = json.dumps(settings, indent=1, ensure_ascii=False).encode()
     written = boards.put_each(contents, SETTINGS)
     return Results({**current, **written}, current.left_out)
 
 
 def _parse_settings(raw: bytes) -> dict[str, Any]:
     try:
-        settings = json.loads(raw)
-    except ValueError:
+        # Boards cannot read Infinity or NaN; an earlier version wrote them.
+        settings = json.loads(raw, parse_constant=str)
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(
@@ -123,20 +139,42 @@ def _parse_settings(raw: bytes) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """Return the value that a text means as JSON or as a Python literal, else the text itself."""
+    """Return the value that a text means as JSON or as a Python literal.
+
+    A value that boards cannot read from JSON, such as Infinity, is the text itself.
+    """
     for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError):
-            continue
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = parse(text)
+            if _is_readable(value):
+                return value
     return text
+
+
+def _is_readable(value: object, depth: int = 0) -> bool:
+    """Return whether MicroPython's json can read a value."""
+    if depth > _MAX_DEPTH:
+        return False
+    if isinstance(value, dict):
+        has_names = all(isinstance(key, str) for key in value)
+        return has_names and _is_readable([*value, *value.values()], depth)
+    if isinstance(value, (list, tuple)):
+        return all(_is_readable(each, depth + 1) for each in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return not _SURROGATES.search(value)
+    return value is None or isinstance(value, int)
 
 
 MACROS: Final[dict[str, Macro]] = {
     "echo": Macro(("TEXT",), "print TEXT on the boards", _echo),
     "reset": Macro((), "soft-reset the boards", lambda boards: boards.reset()),
     "ls": Macro(
-        ("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_board_path(path))
+        ("[PATH]",),
+        "list a folder; with -r, its subfolders too",
+        lambda boards, path=":/", **options: boards.ls(_board_path(path), **options),
+        {"-r": "recursive", "-R": "recursive", "--recursive": "recursive"},
     ),
     "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_board_path(path))),
     "stat": Macro(
@@ -145,12 +183,20 @@ MACROS: Final[dict[str, Macro]] = {
         lambda boards, path: boards.stat(_board_path(path)),
     ),
     "mkdir": Macro(
-        ("PATH",), "create a folder", lambda boards, path: boards.mkdir(_board_path(path))
+        ("PATH",),
+        "create a folder; with -p, also those above it",
+        lambda boards, path, **options: boards.mkdir(_board_path(path), **options),
+        {"-p": "parents", "--parents": "parents"},
     ),
     "rmdir": Macro(
         ("PATH",), "remove an empty folder", lambda boards, path: boards.rmdir(_board_path(path))
     ),
-    "rm": Macro(("PATH",), "remove a file", lambda boards, path: boards.rm(_board_path(path))),
+    "rm": Macro(
+        ("PATH",),
+        "remove a file; with -r, a folder and everything in it",
+        lambda boards, path, **options: boards.rm(_board_path(path), **options),
+        dict.fromkeys(("-r", "-rf", "-fr", "-R", "--recursive"), "recursive"),
+    ),
     "mv": Macro(
         ("PATH", "PATH"),
         "rename a file or folder",

@@ -78,6 +78,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     elif no_options and len(rest) == 1 and getattr(options, "file", "") is None:
         options.file = rest[0]
         rest = []
+    if hasattr(options, "macro"):  # options of macros, such as `rm -r`, are theirs
+        options.words = [*options.words, *rest]
+        rest = []
     verb_parser: argparse.ArgumentParser = options.verb_parser
     if rest:
         verb_parser.error(f"unrecognized arguments: {' '.join(rest)}")

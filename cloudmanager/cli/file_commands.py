@@ -67,8 +67,7 @@ def _macro_list() -> str:
     """Return a line for each macro: its arguments and what it does."""
     lines = ["macros:"]
     for name, macro in board_commands.MACROS.items():
-        usage = " ".join((name, *macro.arguments))
-        lines.append(f"  {usage:<15}  {macro.description}")
+        lines.append(f"  {macro.usage(name):<15}  {macro.description}")
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ class ClientUpgrade:
 
     def __init__(self, fleet: Fleet, target: str, on_progress: Callable[[str], None]) -> None:
         self._fleet, self._on_progress = fleet, on_progress
-        boards = fleet[target].info()
+        boards = fleet.request("boards", target=target, as_for_cells=True)
         self._remaining = {board["name"] for board in boards if board["connected_since"]}
         absent = {board["name"] for board in boards} - self._remaining
         self.failed = dict.fromkeys(sorted(absent), "it is offline")

@@ -170,6 +170,18 @@ class Target:
         """
         return list(self._find_boards(boards)[0])
 
+    def listed_names(self, boards: Mapping[str, BoardView]) -> list[str]:
+        """Return the names of the boards that match, connected or not, for a list of boards.
+
+        Raises:
+            NoSuchBoard: a name, or one of a range, is not enrolled.
+            TargetError: no board matches.
+        """
+        found, any_matched = self._find_boards(boards)
+        if not found:
+            raise TargetError(*self._no_boards_error(len(boards), 0, any_matched))
+        return list(found)
+
     def covers(self, name: str, board: BoardView) -> bool:
         """Return whether the target matches one board, connected or not, enrolled or not.
 

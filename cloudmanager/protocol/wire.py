@@ -11,6 +11,7 @@ state of its link; anything else closes the link::
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -188,6 +189,10 @@ def exec_messages(
         yield pack(MORE, code[start : start + step], job=job)
 
 
+#: The end of the traceback of ``sys.exit()``, ``sys.exit(None)``, ``sys.exit(0)``.
+_CLEAN_EXIT: Final = re.compile(r"\n  File [^\n]*\nSystemExit(?:: ?(?:0|None|False)?)?\s*\Z")
+
+
 class ResultBody(NamedTuple):
     """The contents of a RESULT.
 
@@ -217,7 +222,18 @@ def read_result(message: Message) -> ResultBody:
     if end > len(message.payload):
         raise PeerWireError("RESULT's output is longer than RESULT")
     output, rest = message.payload[_U16.size : end], message.payload[end:]
-    return ResultBody(STATUSES[status], output, rest, bool(message.flags & VALUE_TRUNCATED))
+    name = STATUSES[status]
+    if is_clean_exit(name, rest.decode("utf-8", "replace")):
+        name, rest = "ok", b""
+    return ResultBody(name, output, rest, bool(message.flags & VALUE_TRUNCATED))
+
+
+def is_clean_exit(status: str, traceback: str) -> bool:
+    """Return whether a cell ended itself with ``sys.exit()`` or ``sys.exit(0)``.
+
+    That is a good end, as for python3 and mpremote; boards report it as an error.
+    """
+    return status == "error" and _CLEAN_EXIT.search(traceback) is not None
 
 
 def pack_file_ops(ack_bytes: int, ops: Sequence[Sequence[Any]], *, stepwise: bool = False) -> bytes:

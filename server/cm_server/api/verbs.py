@@ -170,7 +170,15 @@ def _server_status(context: RequestContext) -> dict[str, Any]:
 
 
 def _list_boards(context: RequestContext) -> list[dict[str, Any]]:
-    return [board.describe() for board in resolve_boards(context)]
+    """Describe the boards that match, connected or not, or those that a cell would run on."""
+    target = context.body.get("target")
+    if target is None or context.body.get("as_for_cells"):
+        boards = resolve_boards(context)
+    else:
+        names = parse_target(str(target)).listed_names(context.boards)
+        boards = [context.boards[name] for name in names]
+        context.audit_entry.boards = len(boards)
+    return [board.describe() for board in boards]
 
 
 async def _set_labels(context: RequestContext) -> list[str]:

@@ -308,6 +308,8 @@ def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
         return None
     error = str(last.get("error") or "")[:REPORTED_ERROR_CHARS]
     without_surrogates = error.encode("utf-8", "replace").decode()  # JSON may contain lone ones
+    if wire.is_clean_exit(status, without_surrogates):
+        return ReportedResult(job, "ok", "")
     return ReportedResult(job, status, without_surrogates)
 
 

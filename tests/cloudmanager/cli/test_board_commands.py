@@ -34,6 +34,70 @@ def test_file_macros(two: Boards):
     assert "m" not in [entry.name for entry in run(two, "ls")["demo-1"].value]
 
 
+def test_options_of_file_macros_are_those_of_shells(two: Boards):
+    assert run(two, "mkdir -p m/n/o").ok
+    two.put(b"hi", ":m/n/a.txt")
+    listed = run(two, "ls -r m")["demo-1"].value
+    assert "/m/n/a.txt" in [entry.path for entry in listed]
+    assert not run(two, "rm m").ok
+    assert run(two, "rm -r m").ok
+    assert run(two, "mkdir m").ok
+    assert run(two, "rm m -rf").ok
+    assert "m" not in [entry.name for entry in run(two, "ls")["demo-1"].value]
+    with pytest.raises(ValueError, match=r"Usage: mbm board TARGET rm \[-r\] PATH"):
+        run(two, "rm -r")
+    with pytest.raises(ValueError, match="Wrong number"):
+        run(two, "rm -x m")
+
+
+def test_options_of_macros_are_not_those_of_mbm(boards: VirtualBoards, home: object, mbm):
+    assert mbm("board", "demo-1", "mkdir", "-p", "m/n").status == 0
+    assert mbm("board", "demo-1", "rm", "-r", ":m", "--json").status == 0
+    assert mbm("board", "demo-1", "echo", "-x").out.endswith("-x\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-0.5", -0.5),
+        ("'5'", "5"),
+        ("(1, 2)", [1, 2]),
+        ('{"a": [null]}', {"a": [None]}),
+        ("Infinity", "Infinity"),
+        ("-Infinity", "-Infinity"),
+        ("NaN", "NaN"),
+        ("1e999", "1e999"),
+        ("[1,NaN]", "[1,NaN]"),
+        ("b'x'", "b'x'"),
+        ("{1,2}", "{1,2}"),
+        ("{1:2}", "{1:2}"),
+        ("1j", "1j"),
+        ("...", "..."),
+        ("[" * 30 + "]" * 30, "[" * 30 + "]" * 30),
+        ("[" * 3000, "[" * 3000),
+        ("'\\ud800'", "'\\ud800'"),
+        ("🐍é", "🐍é"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_settings_can_be_read_by_boards(two: Boards, text: str, value: object):
+    assert board_commands.run_macro(two, "set", ["a", text]).ok
+    code = "import json\nwith open('/settings.json') as f: a = json.load(f)['a']\na"
+    if not text.startswith("[["):  # a board shows the beginning of a long text only
+        assert two.run(code)["demo-2"].value == value
+    assert json.loads(run(two, "settings")["demo-1"].value)["a"] == value
+    two.rm(":settings.json")
+
+
+def test_setting_of_an_earlier_version_that_boards_cannot_read_is_corrected(fleet: Fleet):
+    fleet["demo-1"].put(b'{"a": Infinity, "b": [NaN]}', ":settings.json")
+    assert run(fleet["demo-1"], "set c 1").ok
+    settings = json.loads(run(fleet["demo-1"], "settings")["demo-1"].value)
+    assert settings == {"a": "Infinity", "b": ["NaN"], "c": 1}
+    fleet["demo-1"].rm(":settings.json")
+
+
 def test_macros_about_the_board_itself(two: Boards):
     assert run(two, "echo hello")["demo-1"].stdout == "hello\n"
     assert run(two, "mem_free")["demo-1"].value > 10_000
@@ -63,7 +127,7 @@ def test_set_changes_one_setting_and_keeps_the_others(two: Boards, fleet: Fleet)
     ("line", "why"),
     [
         ("lss", "Did you mean ls"),
-        ("rm", "mbm board TARGET rm PATH"),
+        ("rm", r"mbm board TARGET rm \[-r\] PATH"),
         ("set a", "set KEY VALUE"),
         ("df x", "TARGET df$"),
     ],

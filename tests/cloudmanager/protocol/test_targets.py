@@ -322,3 +322,11 @@ def test_fold_is_the_inverse_of_expansion(chosen):
     expanded = parse_target(fold_names(chosen)).resolve(dict.fromkeys(chosen, Board())).names
     assert sorted(expanded) == sorted(set(chosen))
     assert fold_names(expanded) == fold_names(chosen)
+
+
+def test_list_of_boards_has_those_that_are_not_connected_too():
+    listed = ["lab-1", "lab-2", "lab-3", "lab-4", "lab-10"]
+    assert parse_target("lab-*").listed_names(FLEET) == listed
+    assert parse_target("room=attic").listed_names(FLEET) == ["esp-3"]
+    with pytest.raises(TargetError, match="No board matches"):
+        parse_target("nobody-*").listed_names(FLEET)

@@ -411,3 +411,28 @@ def test_emit_returns_the_emitted_values(values):
     payload = bytes(8) + json.dumps(values).encode()
     sample = wire.read_emit(Message(wire.EMIT, 3, 0, payload))
     assert (sample.ticks, sample.dropped, json.loads(sample.values)) == (0, 3, values)
+
+
+FRAME = 'Traceback (most recent call last):\r\n  File "<cell>", line 3, in <module>\r\n'
+
+
+@pytest.mark.parametrize(
+    ("traceback", "status"),
+    [
+        (f"{FRAME}SystemExit: 0\r\n", "ok"),
+        (f"{FRAME}SystemExit: \r\n", "ok"),
+        (f"{FRAME}SystemExit\r\n", "ok"),
+        (f"{FRAME}SystemExit: None\r\n", "ok"),
+        (f"{FRAME}SystemExit: 1\r\n", "error"),
+        (f"{FRAME}SystemExit: no board\r\n", "error"),
+        (f"{FRAME}ValueError: \nSystemExit: 0\r\n", "error"),
+        (f"{FRAME}MySystemExit: 0\r\n", "error"),
+        ("SystemExit: 0", "error"),
+        ("", "error"),
+    ],
+)
+def test_cell_that_ends_itself_without_a_status_ended_well(traceback: str, status: str):
+    payload = b"\0\2hi" + traceback.encode()
+    found = wire.read_result(Message(wire.RESULT, 1, 7, payload))
+    rest = b"" if status == "ok" else traceback.encode()
+    assert (found.status, found.output, found.value_or_traceback) == (status, b"hi", rest)
