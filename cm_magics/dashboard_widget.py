@@ -189,10 +189,10 @@ class Dashboard(LiveWidget):
         self.send({"kind": "job", "number": number, "text": text})
 
     def _repr_mimebundle_(self, **arguments: Any) -> Any:
-        """Add the table as text, for frontends without widgets."""
+        """Add the table of the filter's boards as text, for frontends without widgets."""
         bundle = super()._repr_mimebundle_(**arguments)
         try:
-            text = fleet_table(self._fleet.boards())
+            text = fleet_table(self._fleet.boards(self._filter.text if self._filter else None))
         except CloudmanagerError as error:
             text = str(error)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})

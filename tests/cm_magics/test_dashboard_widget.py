@@ -17,6 +17,7 @@ import cm_magics
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.protocol.errors import TargetError
+from cloudmanager.protocol.targets import parse_target
 from cm_magics import plot
 from cm_magics.dashboard_actions import ACTIONS, action_buttons
 from cm_magics.dashboard_widget import Dashboard
@@ -286,6 +287,13 @@ def test_unreachable_server_is_reported(page: Page):
         page.until("lost")
         assert "No server" in lost._repr_mimebundle_()[0]["text/plain"]
         lost.close()
+
+
+def test_dashboard_as_text_shows_the_boards_of_its_filter(fleet: Fleet):
+    shown = Dashboard(fleet, parse_target("demo-2"))
+    text = shown._repr_mimebundle_()[0]["text/plain"]
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["demo-2"]
+    shown.close()
 
 
 def test_dashboard_as_text_is_the_table(dashboard: Dashboard):
