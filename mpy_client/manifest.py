@@ -19,6 +19,7 @@ package(  # noqa: F821
         "console.py",
         "dial.py",
         "files.py",
+        "hardware.py",
         "identity.py",
         "link.py",
         "look.py",

@@ -38,7 +38,8 @@ def configure_by_cable(port: str, changes: Mapping[str, Any]) -> str:
 
     Args:
         port: the serial port.
-        changes: new values for fields of cm.json: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
+        changes: new values for fields of cm.json: ``wifi``, ``host``, ``tcp_port``, ``watchdog``,
+            ``ip`` (address, netmask, gateway, DNS server), ``country``.
 
     Returns:
         The board's id.

@@ -70,9 +70,9 @@ try:
     import json
     with open('/cm.json') as f:
         c = json.load(f)
-    print((c.get('wifi'), c.get('lan'), c.get('watchdog')))
+    print(tuple([c.get(n) for n in names]))
 except (OSError, ValueError, ImportError):
-    print((None, None, None))
+    print((None,) * len(names))
 """
 
 
@@ -268,8 +268,8 @@ class BoardRepl:
 
     def kept_settings(self) -> dict[str, Any]:
         """Return the board's present settings for networks and watchdog, as far as it has them."""
-        names = ("wifi", "lan", "watchdog")
-        values = self.run_tuple(_KEPT_SETTINGS_CODE, len(names))
+        names = ("wifi", "lan", "watchdog", "ip", "country")
+        values = self.run_tuple(f"names = {names!r}{_KEPT_SETTINGS_CODE}", len(names))
         return {name: value for name, value in zip(names, values, strict=True) if value}
 
     def run_tuple(self, code: str, size: int) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import ipaddress
 import json
 import signal
 import sys
@@ -106,6 +107,18 @@ def add_verbs(add_verb: AddVerb) -> None:
         help=f"watchdog timeout in seconds, at least {MIN_WATCHDOG_SECONDS}; 0 disables it",
     )
     settings.add_argument("--name", metavar="NAME", help="new name of the board")
+    settings.add_argument(
+        "--ip",
+        type=_parse_ip,
+        metavar="ADDRESS/BITS,GATEWAY[,DNS]|dhcp",
+        help="static address, such as 192.168.1.50/24,192.168.1.1; dhcp removes it",
+    )
+    settings.add_argument(
+        "--country",
+        type=_parse_country,
+        metavar="CC",
+        help="country in which its Wi-Fi is used, such as DE: it decides which channels exist",
+    )
     upgrade = add_verb(
         "board-upgrade-client",
         upgrade_client,
@@ -403,10 +416,39 @@ def _read_changes(options: argparse.Namespace) -> dict[str, Any]:
         if 0 < options.watchdog < MIN_WATCHDOG_SECONDS:
             raise CableError("", f"A watchdog of {options.watchdog} s is too short", _WATCHDOG_HINT)
         new["watchdog"] = options.watchdog
+    if options.ip is not None:
+        new["ip"] = options.ip
+    if options.country:
+        new["country"] = options.country
     if not new and not options.name:
-        hint = "Use --wifi, --server, --watchdog or --name."
+        hint = "Use --wifi, --server, --watchdog, --ip, --country or --name."
         raise CableError("", "No setting to change was given", hint)
     return new
+
+
+def _parse_ip(text: str) -> list[str]:
+    """Return address, netmask, gateway and DNS server for a board's settings; [] for DHCP."""
+    if text == "dhcp":
+        return []
+    address, *others = text.split(",")
+    try:
+        own = ipaddress.IPv4Interface(address)
+        gateway, *dns = [str(ipaddress.IPv4Address(one)) for one in others]
+        inside = ipaddress.IPv4Address(gateway) in own.network
+        valid = "/" in address and inside and len(dns) <= 1
+    except (ValueError, IndexError):
+        valid = False
+    if not valid:
+        wanted = "ADDRESS/BITS,GATEWAY[,DNS], such as 192.168.1.50/24,192.168.1.1"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}, or dhcp")
+    return [str(own.ip), str(own.netmask), gateway, *(dns or [gateway])]
+
+
+def _parse_country(text: str) -> str:
+    """Return a country's code in capitals."""
+    if not (len(text) == 2 and text.isascii() and text.isalpha()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a country's code of two letters")
+    return text.upper()
 
 
 # Bridge

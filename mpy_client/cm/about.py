@@ -1,6 +1,6 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 806 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 861 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 import gc
 import os
 import sys
@@ -33,19 +33,24 @@ def about(link, run, job, size):
             "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
             "dropped": run.dropped,
         }
+    facts = {
+        "platform": sys.platform,
+        "version": ".".join([str(v) for v in implementation.version[:3]]),
+        "mpy": getattr(implementation, "_mpy", 0) & 0xFFFF,
+        "machine": getattr(implementation, "_machine", ""),
+        "client": VERSION,
+        "heap": gc.mem_free(),
+        "rssi": link.rssi() or None,
+        "program": state.app_state,
+    }
+    from cm import hardware
+
+    link.drop("hardware")
+    hardware.add_facts(facts)
     return {
         "boot": hexlify(run.boot).decode(),
         "buf": size,
         "parts": _parts(link),
-        "facts": {
-            "platform": sys.platform,
-            "version": ".".join([str(v) for v in implementation.version[:3]]),
-            "mpy": getattr(implementation, "_mpy", 0) & 0xFFFF,
-            "machine": getattr(implementation, "_machine", ""),
-            "client": VERSION,
-            "heap": gc.mem_free(),
-            "rssi": link.rssi() or None,
-            "program": state.app_state,
-        },
+        "facts": facts,
         "last": last,
     }

@@ -1,10 +1,13 @@
 # The network: the first Wi-Fi network of a list that accepts the board, or Ethernet.
 # Boards: those with `network`; loaded to connect if cm.json names a network, then dropped.
-# Cost: 494 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 674 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import network
 from time import sleep_ms
 
+from cm import state
+
 _POLL_MS = const(100)  # ms between two polls of the status
+_HOST_NAME_CHARS = const(32)  # the longest host name (extmod/modnetwork.h)
 _POLLS = const(150)  # polls for each network: 15 s
 
 
@@ -24,12 +27,25 @@ def _wait(nic):
     return "no answer"
 
 
+# Applies settings that a network interface needs before it connects. Ports refuse what they lack.
+def _configure(nic, config):
+    try:
+        network.hostname(config["name"][:_HOST_NAME_CHARS])
+    except (AttributeError, KeyError):
+        pass
+    if config.get("country"):
+        network.country(config["country"])
+    nic.active(True)
+    if config.get("ip"):  # address, netmask, gateway, DNS server
+        nic.ifconfig(tuple(config["ip"]))
+
+
 def connect(config):
     lan = config.get("lan")
-    nic = network.LAN(**lan) if lan else network.WLAN(network.STA_IF)
-    nic.active(True)
+    nic = state.nic = network.LAN(**lan) if lan else network.WLAN(network.STA_IF)
     if nic.isconnected():
         return
+    _configure(nic, config)
     for name, password in [("", "")] if lan else config["wifi"]:
         if not lan:
             nic.connect(name, password)

@@ -1,8 +1,10 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 191 bytes of .mpy, 352 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 199 bytes of .mpy, 416 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
+
+nic = None  # the network that net.py has connected
 
 # The link. dial.py opens it, link.close() closes it.
 socket = None  # for poll

@@ -144,6 +144,7 @@ class Network:
     def __init__(self):
         self.state = self.STAT_IDLE
         self.tried = []
+        self.settings = []  # names, countries and addresses that were set
         self.looks = 0  # until the cable is up
 
     def LAN(self, **how):
@@ -154,6 +155,19 @@ class Network:
 
     def WLAN(self, interface):
         return self
+
+    def hostname(self, name):
+        self.settings.append(name)
+
+    country = hostname
+
+    def ifconfig(self, new=None):
+        if new is None:
+            return ("192.168.4.7", "255.255.255.0", "192.168.4.1", "192.168.4.1")
+        self.settings.append(new)
+
+    def config(self, name):
+        return {"mac": b"\x28\xcd\xc1\x00\x00\x01"}[name]
 
     def active(self, on=None):
         return True
@@ -250,6 +264,8 @@ class RTC:
 
 machine = Machine()
 machine.RTC, machine.clock = RTC, []
+machine.PWRON_RESET, machine.WDT_RESET = 1, 3  # as in ports/rp2/modmachine.c
+machine.reset_cause = lambda: settings.get("reset_cause", 1)
 machine.reset, machine.soft_reset = restart, soft_reset
 sys.modules["time"] = standin_timers.install(machine, settings, box, ask, answer)
 sys.modules["os"] = real

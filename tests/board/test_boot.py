@@ -55,6 +55,23 @@ def test_first_wifi_network_that_accepts_the_board_is_used(lab):
     assert lab.flash.read("/tried").split() == ["gone", "home", "work"]
 
 
+def test_host_name_country_and_static_address_are_set(lab):
+    address = ["192.168.4.9", "255.255.255.0", "192.168.4.1", "192.168.4.1"]
+    more = {"name": "shelf-1", "country": "DE", "ip": address}
+    link = lab.boot(air={"home": "right"}, wifi=[["home", "right"]], **more).link()
+    code = "import network\n__cm__((network.settings))"
+    assert link.run(code).value.decode() == repr(["shelf-1", "DE", tuple(address)])
+
+
+def test_facts_name_the_network_and_why_the_board_started(lab):
+    options = {"reset_cause": 3}
+    link = lab.boot(air={"home": "x"}, wifi=[["home", "x"]], chip_options=options).link()
+    facts = link.proof_fields["facts"]
+    assert (facts["address"], facts["mac"]) == ("192.168.4.7", "28cdc1000001")
+    assert facts["reset"] == "wdt"
+    assert 2048 < facts["flash"] < 1024 * 1024
+
+
 def test_board_with_lan_settings_uses_no_wifi(lab):
     assert lab.boot(air={}, lan={"phy_addr": 1}).link().run("__cm__((6 * 7))").value == b"42"
     lab.chip.power_off()

@@ -32,6 +32,9 @@ def test_board_reports_its_facts(near, board):
     assert (facts["platform"], facts["mpy"] & 0xFF) == ("linux", 6)
     assert facts["version"].startswith("1.")
     assert 20_000 < facts["heap"] < 131_072
+    assert 8_000 < facts["block"] < facts["heap"]
+    assert 100_000 < facts["flash"] < 2 * 1024 * 1024
+    assert facts["uptime"] >= 0
     assert len(bytes.fromhex(proof_fields["boot"])) >= 8
 
 
@@ -109,6 +112,16 @@ def test_board_refuses_protocol_violations(near, board, data, code):
     assert board.closed.wait(5)
     assert board.socket.close_code == code
     near.link(after=board)
+
+
+def test_long_error_leaves_room_for_the_facts(near):
+    """The last error is cut off, so that it fits into the buffer with what else a board reports."""
+    link = near.link()
+    assert link.run("raise ValueError('\\'\"' * 200)").status == ERROR
+    link.cut()
+    again = near.link(after=link)
+    assert again.proof_fields["last"]["status"] == ERROR
+    assert again.run("__cm__((6 * 7))").value == b"42"
 
 
 def test_longest_message_fits(board):

@@ -196,6 +196,11 @@ class Bench:
         self.is_lost = True
         return f"the board was lost: it did not come back within {RETURN_SECONDS:g} s"
 
+    def await_cell(self) -> None:
+        """Wait until the board runs a cell again, by itself."""
+        lost = self.recover()
+        assert not lost, lost
+
     def _ever_joined(self) -> bool:
         return any(row["name"] == NAME and row.get("version") for row in self.fleet.boards())
 

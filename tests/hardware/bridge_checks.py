@@ -41,7 +41,7 @@ def wrapped_builtins(bench: Bench) -> str:
 def system_exit(bench: Bench) -> str:
     bench.value("kept = 1")
     result = bench.run("import sys\nsys.exit()")
-    bench.recover()
+    bench.await_cell()
     names = bench.run("kept")
     assert bench.value("6 * 7") == 42
     if names.status == "ok":
@@ -59,7 +59,7 @@ def resets(bench: Bench) -> str:
         since = time.monotonic()
         result = bench.run(f"import machine\nmachine.{name}()")
         assert result.status in ("error", "lost"), f"{name}: {result.status}"
-        bench.recover()
+        bench.await_cell()
         seconds.append(f"{time.monotonic() - since:.1f} s")
     return ", ".join(seconds)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import getpass
 import sys
 import time
 
 import pytest
 
+from cloudmanager.cli import cable_commands
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.cloudmanager.chip import Chip
@@ -104,3 +106,34 @@ def test_board_without_a_fleet_cannot_be_configured(chip, mbm):
     chip.press_reset()
     done = mbm("board-config", chip.port, "--watchdog", "60")
     assert "The board is not in a fleet. Add it: `mbm flash --no-flash`." in done.err
+
+
+def test_static_address_and_country_are_written(chip, mbm, fleet: Fleet):
+    member(chip, mbm, "static-1")
+    before = time.time()
+    options = ["--ip", "192.168.4.9/24,192.168.4.1", "--country", "de"]
+    assert mbm("board-config", "static-1", *options).status == 0
+    back(fleet, "static-1", before)
+    code = "import json\nconfig = json.load(open('/cm.json'))\nconfig['ip'], config['country']"
+    expected = ["192.168.4.9", "255.255.255.0", "192.168.4.1", "192.168.4.1"]
+    assert fleet["static-1"].run(code).value == (expected, "DE")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("dhcp", []),
+        ("10.0.0.5/8,10.0.0.1", ["10.0.0.5", "255.0.0.0", "10.0.0.1", "10.0.0.1"]),
+        ("10.0.0.5/8,10.0.0.1,9.9.9.9", ["10.0.0.5", "255.0.0.0", "10.0.0.1", "9.9.9.9"]),
+    ],
+)
+def test_static_address_is_read(text, address):
+    assert cable_commands._parse_ip(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.5", "10.0.0.5,10.0.0.1", "10.0.0.5/8", "10.0.0.5/24,10.0.1.1", "x/8,y"]
+)
+def test_wrong_static_address_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cable_commands._parse_ip(text)
