@@ -14,6 +14,15 @@ from typing import Any, Final, NamedTuple
 
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
+#: machine.reset_cause() -> words. On RP2 a watchdog's reset cannot be told from machine.reset(),
+#: and on ESP32 a brown-out not from power on; a crash there is a hard reset.
+_RESETS: Final = {
+    "pwron": "power on",
+    "hard": "hard reset",
+    "wdt": "watchdog or reset",
+    "deepsleep": "deep sleep",
+    "soft": "soft reset",
+}
 
 
 def _read_text(value: Any) -> str:
@@ -50,6 +59,20 @@ def _size_text(size: Any) -> str:
 
 def _rssi_text(rssi: Any) -> str:
     return f"{rssi} dBm" if isinstance(rssi, int) else ""
+
+
+def _reset_text(cause: Any) -> str:
+    """Return why a board started, in words, of what its port calls it."""
+    return _RESETS.get(cause, _plain_text(cause))
+
+
+def _uptime_text(seconds: Any) -> str:
+    return f"{seconds} s" if isinstance(seconds, int) else ""
+
+
+def _mac_text(digits: Any) -> str:
+    text = _plain_text(digits)
+    return ":".join(text[at : at + 2] for at in range(0, len(text), 2))
 
 
 class Fact(NamedTuple):
@@ -90,6 +113,12 @@ FACTS: Final = (
     Fact("heap", "free heap", _read_number, _same, _size_text, in_lists="all", volatile=True),
     Fact("rssi", "RSSI", _read_rssi, _same, _rssi_text, in_lists="dashboard", volatile=True),
     Fact("program", "program", volatile=True),
+    Fact("block", "largest block", _read_number, _same, _size_text, volatile=True),
+    Fact("flash", "free flash", _read_number, _same, _size_text),
+    Fact("reset", "started by", text=_reset_text),
+    Fact("uptime", "uptime at connection", _read_number, _same, _uptime_text),
+    Fact("address", "address"),
+    Fact("mac", "MAC address", text=_mac_text),
 )
 
 #: What targets can select by, in addition to names and labels. The server knows the state itself.

@@ -164,7 +164,7 @@ class Network:
     def ifconfig(self, new=None):
         if new is None:
             return ("192.168.4.7", "255.255.255.0", "192.168.4.1", "192.168.4.1")
-        self.settings.append(new)
+        return self.settings.append(new)
 
     def config(self, name):
         return {"mac": b"\x28\xcd\xc1\x00\x00\x01"}[name]

@@ -254,7 +254,8 @@ class BoardConnection:
         """Claim an authenticated board for this server; then ``_attach_board`` follows."""
         facts, boot = read_facts(body.get("facts")), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.reported_facts.get("boot")
-        booted = board.reported_facts.get("booted") if same_boot else time.time()
+        started = time.time() - (facts.get("uptime") or 0)
+        booted = board.reported_facts.get("booted") if same_boot else started
         facts |= {"boot": boot, "booted": booted}
         self._link.on_message = _refuse_early_message
         claim = self._services.cluster.claim_board(board, facts)

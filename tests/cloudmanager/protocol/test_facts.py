@@ -25,6 +25,12 @@ REPORTED = {
     "heap": 112_640,
     "rssi": -61,
     "program": "app.py",
+    "block": 65_536,
+    "flash": 800_000,
+    "reset": "wdt",
+    "uptime": 12,
+    "address": "192.168.4.7",
+    "mac": "28cdc1000001",
     "unknown": "x",
 }
 
