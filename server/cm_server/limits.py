@@ -140,7 +140,7 @@ class Limits:
     #: For an SQLite file that another program has locked; PostgreSQL has its own timeouts.
     store_lock_seconds: float = 60.0
     #: Rows changed between two checkpoints of SQLite's write-ahead log: about 4 MiB of it.
-    store_checkpoint_rows: int = 1000
+    store_checkpoint_rows: int = 500
     store_log_bytes: int = 16 * MIB  # of that log; then cells wait for a checkpoint
 
     # Logs and stored rows.

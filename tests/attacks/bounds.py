@@ -6,6 +6,8 @@ from typing import Final
 
 from .defence import BOARD, LIBRARY, SERVER, defence
 
+STANDSTILL: Final = "cm_server/test_standstill.py::test_"
+
 BOUNDS: Final = [
     # At most once
     defence(
@@ -72,8 +74,8 @@ BOUNDS: Final = [
     ),
     defence(
         "a board corrects the result of its own jobs only",
-        SERVER + "jobs/job_results.py",
-        "_is_job_of = lambda row, board: True",
+        SERVER + "store/store.py",
+        "_is_job_of = lambda row, board_id: True",
         "cm_server/jobs/test_job_results.py::test_board_cannot_change_another_boards_result",
     ),
     defence(
@@ -85,9 +87,29 @@ BOUNDS: Final = [
     defence(
         "a job is committed before its cell is sent",
         SERVER + "jobs/dispatch.py",
-        "Dispatch._insert_jobs = lambda self, boards, caller, **audit_fields: "
-        "[len(self.jobs) + n + 1 for n, _ in enumerate(boards)]",
+        "from cm_server.store.store_queue import completed\n"
+        "Dispatch._commit = lambda self, submission, epochs: completed(\n"
+        "    range(len(self.jobs) + 1, len(self.jobs) + 1 + len(submission.boards)))",
         "cm_server/jobs/test_dispatch.py::test_result_ends_the_job_for_caller_store_and_board",
+        STANDSTILL + "only_new_cells_wait_for_a_database_that_stands_still[sqlite]",
+    ),
+    defence(
+        "a result is written before the same board's next job starts",
+        SERVER + "jobs/scheduler.py",
+        "Scheduler._is_marked_sent = lambda self, job: True",
+        STANDSTILL + "next_job_of_a_board_waits_until_the_result_before_it_is_written[sqlite]",
+    ),
+    defence(
+        "another program's lock on the database stops new cells only",
+        SERVER + "store/databases.py",
+        "Sqlite.is_locked = lambda self, error: False",
+        STANDSTILL + "only_new_cells_wait_for_a_database_that_stands_still[sqlite]",
+    ),
+    defence(
+        "what waits for a database that does not answer is limited",
+        SERVER + "store/store_queue.py",
+        'StoreQueue._refusal_reason = lambda self, size: ""',
+        STANDSTILL + "cells_beyond_the_limit_are_refused_with_a_sentence",
     ),
     # Transport abuse
     defence(

@@ -50,7 +50,7 @@ KEEPING: Final[list[Defence]] = [
     defence(
         "clock: no rows are deleted while the database has another time",
         SERVER + "housekeeping.py",
-        "Housekeeper._agrees_with_database = lambda self: True",
+        "Housekeeper._agrees_with_database = lambda self, database: True",
         HOUSE + "database_with_another_time_deletes_nothing",
     ),
     defence(

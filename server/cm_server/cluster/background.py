@@ -24,6 +24,7 @@ class BackgroundTasks:
         task = asyncio.ensure_future(_run_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before its start
         return task
 
     def start_one(self, kind: str, work: Coroutine[Any, Any, object]) -> None:

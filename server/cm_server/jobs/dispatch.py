@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
@@ -142,10 +142,18 @@ class Dispatch:
         """
         boards = list(submission.boards)
         epochs = self._launch_epochs(boards)
-        size = len(submission.cell.code) + ROW_BYTES * len(boards)
-        operation = self._store_queue.run(
+        operation = self._commit(submission, epochs)
+        if not operation.done:
+            self._committing.update(boards)
+            operation.when_done(lambda _: self._on_committed(boards))
+        return operation
+
+    def _commit(self, submission: Submission, epochs: Mapping[str, int]) -> Operation[range]:
+        """Commit one job per board, and the row in the audit log; return the jobs' numbers."""
+        board_ids = [board.id for board in submission.boards]
+        return self._store_queue.run(
             lambda store: store.insert_jobs(
-                [board.id for board in boards],
+                board_ids,
                 submission.caller,
                 address=submission.address,
                 target=submission.target,
@@ -153,13 +161,9 @@ class Dispatch:
                 verb=submission.verb,
                 epochs=epochs,
             ),
-            size=size,
+            size=len(submission.cell.code) + ROW_BYTES * len(board_ids),
             refusable=True,
         )
-        if not operation.done:
-            self._committing.update(boards)
-            operation.when_done(lambda _: self._on_committed(boards))
-        return operation
 
     def _on_committed(self, boards: Sequence[Board]) -> None:
         self._committing.subtract(boards)

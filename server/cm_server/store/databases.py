@@ -28,6 +28,7 @@ CONNECT_SECONDS = 3  # timeout of a connection to PostgreSQL
 ANSWER_SECONDS = 10.0  # timeout of a statement
 IDLE_SECONDS = 3  # then PostgreSQL rolls back a transaction of a stalled server: others wait for it
 RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable PostgreSQL
+PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
@@ -95,22 +96,28 @@ class Sqlite:
         """The number of rows that this connection has changed."""
         return int(self.driver.total_changes)
 
-    def checkpoint(self, *, truncate: bool = False) -> None:
+    def checkpoint(self, *, restart: bool = False) -> int:
         """Move the write-ahead log into the file, as far as nobody reads it (any thread).
 
         It waits for the disk, over a connection of its own: the writer goes on meanwhile.
 
         Args:
-            truncate: whether to shorten the log to nothing; then nobody may write meanwhile.
+            restart: whether the next write begins the log again; nobody may write meanwhile.
+
+        Returns:
+            How many bytes of the log's file are in use.
         """
         if self._path is None:
-            return
-        mode = "TRUNCATE" if truncate else "PASSIVE"  # https://sqlite.org/pragma.html
+            return 0
+        mode = "RESTART" if restart else "PASSIVE"  # https://sqlite.org/pragma.html
         with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as connection:
             try:
-                connection.execute(f"PRAGMA wal_checkpoint({mode})")
+                row = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             except sqlite3.Error as error:
                 log.warning("the store's log could not be moved into its file: %s", error)
+                return 0
+        _, pages, moved = row
+        return 0 if restart and pages == moved else int(pages) * PAGE_BYTES
 
     @property
     def log_bytes(self) -> int:
@@ -220,8 +227,9 @@ class Postgres:
         """Return False: a statement that waited for a lock in vain is not repeated."""
         return False
 
-    def checkpoint(self, *, truncate: bool = False) -> None:
-        """Do nothing: PostgreSQL makes its checkpoints itself."""
+    def checkpoint(self, *, restart: bool = False) -> int:
+        """Return 0: PostgreSQL makes its checkpoints itself."""
+        return 0
 
     @property
     def driver(self) -> Any:

@@ -176,11 +176,9 @@ class SharedStore(NotifyingStore):
             self.refused_writes += refused
             log.warning("%d results were not stored: other servers own the jobs", refused)
 
-    @contextlib.contextmanager
-    def _pending_changes(self) -> Iterator[tuple[list[tuple[str, float, str]], list[EndedJob]]]:
-        """Take the pending changes as ``Store`` does; jobs whose end was written are disowned."""
-        with super()._pending_changes() as (seen_boards, ended_jobs):
-            yield seen_boards, ended_jobs
+    def _on_written(self, ended_jobs: list[EndedJob]) -> None:
+        """Note that results are in the database, and disown their jobs."""
+        super()._on_written(ended_jobs)
         for ended in ended_jobs:
             self._own_jobs.pop(ended.job, None)
 

@@ -376,7 +376,7 @@ class Store:
             Whether it was written.
         """
         row = self.job(reported.job)
-        if row is None or row.board != board_id or not is_uncertain(row):
+        if row is None or not _is_job_of(row, board_id) or not is_uncertain(row):
             return False
         self._amend_row(reported, board_id)
         return True
@@ -414,33 +414,37 @@ class Store:
     def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
         """Write pending changes, then new jobs and their audit row, in one transaction."""
         execute_many = self.database.execute_many
-        with self._pending_changes() as (seen_boards, ended_jobs), self._rollback_on_error():
-            if seen_boards:
-                execute_many(self._update_board_seen, seen_boards)
-            if ended_jobs:
-                self._write_ended_jobs(ended_jobs)
-            if jobs:
-                self._check_membership()
-                execute_many(self._insert_job, jobs)
-            if audit_row is not None:
-                execute_many(self._insert_audit, [audit_row])
-            self.database.driver.commit()
-
-    @contextlib.contextmanager
-    def _pending_changes(self) -> Iterator[tuple[list[tuple[str, float, str]], list[EndedJob]]]:
-        """Take the pending facts and results; if they cannot be written, they stay pending."""
-        seen_boards, ended_jobs = [], []
-        while self._pending_seen_boards:
-            seen_boards.append(self._pending_seen_boards.popitem()[1])
-        while self._pending_ended_jobs:
-            ended_jobs.append(self._pending_ended_jobs.popleft())
+        seen_boards, ended_jobs = self._take_pending()
         try:
-            yield seen_boards, ended_jobs
+            with self._rollback_on_error():
+                if seen_boards:
+                    execute_many(self._update_board_seen, seen_boards)
+                if ended_jobs:
+                    self._write_ended_jobs(ended_jobs)
+                if jobs:
+                    self._check_membership()
+                    execute_many(self._insert_job, jobs)
+                if audit_row is not None:
+                    execute_many(self._insert_audit, [audit_row])
+                self.database.driver.commit()
         except BaseException:
             for row in seen_boards:
                 self._pending_seen_boards.setdefault(row[2], row)
             self._pending_ended_jobs.extendleft(reversed(ended_jobs))
             raise
+        self._on_written(ended_jobs)
+
+    def _take_pending(self) -> tuple[list[tuple[str, float, str]], list[EndedJob]]:
+        """Take the pending facts and results; another thread may add to them meanwhile."""
+        seen_boards, ended_jobs = [], []
+        while self._pending_seen_boards:
+            seen_boards.append(self._pending_seen_boards.popitem()[1])
+        while self._pending_ended_jobs:
+            ended_jobs.append(self._pending_ended_jobs.popleft())
+        return seen_boards, ended_jobs
+
+    def _on_written(self, ended_jobs: list[EndedJob]) -> None:
+        """Note that results are in the database."""
         self.written_results += len(ended_jobs)
 
     def _check_membership(self) -> None:
@@ -646,6 +650,11 @@ class Store:
             sa.select(*JOB_COLUMNS).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
         )
         return [JobRow(*row) for row in self._fetch_rows(query)]
+
+
+def _is_job_of(row: JobRow, board_id: str) -> bool:
+    """Return whether a job in the store is one of this board."""
+    return row.board == board_id
 
 
 def _is_round_due(state: Mapping[str, Any], now: float) -> bool:

@@ -155,7 +155,7 @@ class StoreQueue(Generic[S]):
         self._flush: Operation[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._checkpoint_thread: ThreadPoolExecutor | None = None
-        self._checkpoint: Future[None] | None = None
+        self._checkpoint: Future[int] | None = None
         self._checkpointed_rows = 0
         self._closing = False
         self._give_up_at = math.inf  # by the monotonic clock
@@ -303,8 +303,10 @@ class StoreQueue(Generic[S]):
         if self._checkpoint is not None and not self._checkpoint.done():
             return
         self._checkpointed_rows = changed
-        if database.log_bytes > self._limits.store_log_bytes:
-            self.run_later(lambda store: store.database.checkpoint(truncate=True), durable=True)
+        log_bytes = self._checkpoint.result() if self._checkpoint is not None else 0
+        if log_bytes > self._limits.store_log_bytes:
+            self._checkpoint = None
+            self.run_later(lambda store: store.database.checkpoint(restart=True), durable=True)
             return
         if self._checkpoint_thread is None:
             self._checkpoint_thread = ThreadPoolExecutor(1, "checkpoint")
