@@ -195,20 +195,33 @@ async def test_repeated_attempts_use_each_number_once(site: Site):
     assert [number for each in operations for number in await within(each)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("log_bytes", [0, 100_000_000], ids=["in the queue", "by a thread"])
-async def test_log_is_moved_into_the_file(tmp_path: Path, log_bytes: int):
-    limits = Limits(store_checkpoint_rows=50, store_log_bytes=log_bytes)
-    site = Site(tmp_path / "server.db", limits)
-    log = site.path.with_name("server.db-wal")
-    for _ in range(20):
-        for _ in range(50):
-            site.queue.run(lambda store: store.add_audit_row(NOTE))
-        assert site.queue.drain()
-        if log_bytes and site.queue._checkpoint is not None:  # a pause
-            await within(asyncio.wrap_future(site.queue._checkpoint))
-            site.queue.run(lambda store: store.database.checkpoint())
-    size = log.stat().st_size
-    assert size < 2_500_000, "its start was used again: 1,000 rows need 4 MB"
+def write_rows(site: Site, count: int) -> None:
+    for _ in range(count):
+        site.queue.run(lambda store: store.add_audit_row(NOTE))
+
+
+async def test_thread_moves_the_log_into_the_file(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_checkpoint_rows=50))
+    before = site.path.stat().st_size
+    write_rows(site, 300)
+    checkpoint = site.queue._checkpoint
+    assert checkpoint is not None
+    await within(asyncio.wrap_future(checkpoint))
+    assert site.path.stat().st_size > before
+    site.close()
+
+
+async def test_long_log_is_moved_while_nobody_writes(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_checkpoint_rows=50, store_log_bytes=0))
+    write_rows(site, 50)
+    checkpoint = site.queue._checkpoint
+    assert checkpoint is not None
+    assert await within(asyncio.wrap_future(checkpoint)) > 0
+    write_rows(site, 50)
+    assert site.queue.waiting_seconds, "the checkpoint has its turn"
+    assert site.queue.drain()
+    write_rows(site, 1)
+    assert site.store.database.checkpoint() < 50_000, "the log begins again"
     site.close()
 
 
