@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
-#: machine.reset_cause() -> words. On RP2 a watchdog's reset cannot be told from machine.reset(),
+#: machine.reset_cause() -> words. On RP2 a watchdog reset looks like machine.reset(),
 #: and on ESP32 a brown-out not from power on; a crash there is a hard reset.
 _RESETS: Final = {
     "pwron": "power on",

@@ -119,16 +119,6 @@ class Sqlite:
         _, pages, moved = row
         return 0 if restart and pages == moved else int(pages) * PAGE_BYTES
 
-    @property
-    def log_bytes(self) -> int:
-        """The size of the file with the write-ahead log."""
-        if self._path is None:
-            return 0
-        try:
-            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
-        except OSError:
-            return 0
-
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
@@ -175,7 +165,7 @@ class Postgres:
     insert: Any = staticmethod(postgresql.insert)
     #: Whether statements are so fast that they may be executed in the event loop.
     answers_at_once = False
-    changed_rows = log_bytes = 0  # PostgreSQL makes its checkpoints itself
+    changed_rows = 0  # PostgreSQL makes its checkpoints itself
 
     def __init__(self, url: str) -> None:
         import psycopg

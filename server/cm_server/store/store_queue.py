@@ -29,6 +29,7 @@ from .store import Store
 
 log = logging.getLogger("cm_server")
 
+_STOPPED = "the server stops"
 S = TypeVar("S", bound=Store)
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ class StoreQueue(Generic[S]):
         self._checkpoint_thread: ThreadPoolExecutor | None = None
         self._checkpoint: Future[int] | None = None
         self._checkpointed_rows = 0
-        self._closing = False
+        self._closing = self._closed = False
         self._give_up_at = math.inf  # by the monotonic clock
         store.database.enter_queue()
 
@@ -182,7 +183,8 @@ class StoreQueue(Generic[S]):
             durable: whether it waits for the disk, and is therefore not done in the loop.
         """
         operation: Operation[T] = Operation(use, size, refusable=refusable)
-        if refusable and (why := self._refusal_reason(size)):
+        why = _STOPPED if self._closed else self._refusal_reason(size) if refusable else ""
+        if why:
             operation.refuse(ServerError(why))
             operation.finish()
         elif durable or not self._is_idle() or not self._execute_now(operation):
@@ -232,7 +234,7 @@ class StoreQueue(Generic[S]):
     def _refusal_reason(self, size: int) -> str:
         """Return why no more may wait; "" if more may."""
         if self._closing:
-            return "the server stops"
+            return _STOPPED
         is_full = (
             len(self._waiting) >= self._limits.store_operations
             or self._waiting_size + size > self._limits.store_bytes
@@ -377,11 +379,12 @@ class StoreQueue(Generic[S]):
         """
         for operation in [operation for operation in self._waiting if operation.refusable]:
             self._waiting.remove(operation)
-            operation.refuse(ServerError("the server stops"))
+            operation.refuse(ServerError(_STOPPED))
             self._finish_drained(operation)
         self._closing = True
         self.flush()
         answered = self.drain(seconds)
+        self._closed = True
         for thread in (self._thread, self._checkpoint_thread):
             if thread is not None:
                 thread.shutdown(wait=answered)

@@ -237,8 +237,10 @@ async def test_close_writes_results_and_refuses_requests(tmp_path: Path):
     site.queue.close()
     timer.join()
     assert blocked.error is None
-    with pytest.raises(ServerError, match="the server stops"):
-        request.result()
+    late = site.queue.run(lambda store: store.flush())
+    for operation in (request, late):
+        with pytest.raises(ServerError, match="the server stops"):
+            operation.result()
     again = Store(site.path)
     rows = [again.job(1), again.job(2)]
     assert [row and row.status for row in rows] == ["ok", None]
