@@ -19,6 +19,7 @@ from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import run_keywords
+from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
@@ -260,7 +261,7 @@ def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:
     if options.json:
         print_json(data)
     else:
-        print(text)
+        print_text(text)
     return OK
 
 

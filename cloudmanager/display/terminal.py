@@ -18,20 +18,38 @@ from . import following
 from .cell_view import DEFAULT_OPTIONS, CellView, DisplayOptions, printable_output
 from .folding import StyledLine, plain_text
 from .following import REFRESH_SECONDS, CellOutput
+from .text_tables import TextTable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-#: Role of a piece of text (``folding.ROLES``) -> parameters of SGR (ECMA-48, 8.3.117).
-_COLOURS: Final = {
-    "name": "1",  # bold
-    "rule": "2",  # faint
-    "note": "2",
-    "bad": "31",  # red
-    "bad name": "1;31",
-    "warn": "33",  # yellow
-    "warn name": "1;33",
-    "done": "32",  # green
+#: Role of a piece of text (``folding.ROLES``) -> style in the notation of rich.
+_ROLE_STYLES: Final = {
+    "name": "bold",
+    "rule": "dim",
+    "note": "dim",
+    "bad": "red",
+    "bad name": "bold red",
+    "warn": "yellow",
+    "warn name": "bold yellow",
+    "done": "green",
+}
+_MAX_NAME_CHARS: Final = 32  # of a table's first column, shown if the terminal is that wide
+_MAX_MIN_CHARS: Final = 12  # of the other columns but the last
+#: Cell of a table -> style: states of boards and jobs, outcomes.
+_CELL_STYLES: Final = {
+    "offline": "dim",
+    "lost": "red",
+    "busy": "cyan",
+    "error": "red",
+    "timeout": "yellow",
+    "interrupted": "yellow",
+    "refused": "yellow",
+    "revoked": "dim",
+    "expired": "dim",
 }
 
 
@@ -85,8 +103,46 @@ def colour_lines(lines: Iterable[StyledLine], out: TextIO) -> str:
 
 
 def _colour_text(text: str, role: str) -> str:
-    colour = _COLOURS.get(role)
-    return f"\x1b[{colour}m{text}\x1b[0m" if colour and text else text
+    if role not in _ROLE_STYLES or not text:
+        return text
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    return Style.parse(_ROLE_STYLES[role]).render(text, color_system=ColorSystem.STANDARD)
+
+
+def print_text(text: str, out: TextIO | None = None) -> None:
+    """Print a text; a table for the width of the terminal, if ``out`` is one."""
+    out = out or sys.stdout
+    if isinstance(text, TextTable) and out.isatty():
+        _open_console(out).print(_rich_table(text), end="")
+        text = text.note
+        if not text:
+            return
+    print(text, file=out)
+
+
+def _rich_table(table: TextTable) -> RichTable:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+    for number, heading in enumerate(table.headings):
+        cells = [heading, *(row[number] for row in table.rows)]
+        # The last column is cut first; of the first one, people type what it has.
+        limit = (_MAX_NAME_CHARS, _MAX_MIN_CHARS)[number > 0]
+        least = min(max(map(len, cells)), limit) if heading != table.headings[-1] else None
+        drawn.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=least)
+    for row in table.rows:
+        drawn.add_row(*(Text(cell, style=_CELL_STYLES.get(cell, "")) for cell in row))
+    return drawn
 
 
 def _wants_colours(out: TextIO) -> bool:
@@ -138,7 +194,7 @@ class _LiveDisplay:
         self._out = out
         self._next_draw = time.monotonic() + REFRESH_SECONDS
         self._live: Live | None = None
-        self._drawn_text = ""
+        self._drawn_lines: list[StyledLine] = []
 
     def handle_event(self, event: Event) -> None:
         """Do nothing: the view has the new state."""
@@ -149,13 +205,13 @@ class _LiveDisplay:
         if now < self._next_draw or not self._out.isatty():
             return
         self._next_draw = now + REFRESH_SECONDS
-        text = colour_lines(_last_lines(self._view.lines(_width()), _height()), self._out)
+        lines = _last_lines(self._view.lines(_width()), _height())
         if self._live is None:
             self._live = _open_live(self._out)
-        elif text == self._drawn_text:
+        elif lines == self._drawn_lines:
             return
-        self._live.update(_rich_text(text), refresh=True)
-        self._drawn_text = text
+        self._live.update(_rich_text(lines), refresh=True)
+        self._drawn_lines = lines
 
     def ask(self, prompt: str) -> str | None:
         """Ask the user at the terminal; the live region is removed meanwhile."""
@@ -175,20 +231,32 @@ class _LiveDisplay:
             live.stop()
 
 
-def _open_live(out: TextIO) -> Live:
+def _open_console(out: TextIO) -> Console:
     from rich.console import Console  # importing rich takes 60 ms
+
+    colours: Any = "auto" if _wants_colours(out) else None
+    return Console(file=out, color_system=colours, highlight=False, markup=False, emoji=False)
+
+
+def _open_live(out: TextIO) -> Live:
     from rich.live import Live
 
-    console = Console(file=out, highlight=False, markup=False, emoji=False)
-    live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+    live = Live(
+        console=_open_console(out), auto_refresh=False, transient=True, redirect_stdout=False
+    )
     live.start()
     return live
 
 
-def _rich_text(text: str) -> Any:
+def _rich_text(lines: list[StyledLine]) -> Text:
     from rich.text import Text
 
-    return Text.from_ansi(text, no_wrap=True, overflow="ellipsis")
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for number, line in enumerate(lines):
+        text.append("\n" * (number > 0))
+        for piece, role in line:
+            text.append(piece, style=_ROLE_STYLES.get(role, ""))
+    return text
 
 
 def _last_lines(lines: list[StyledLine], max_lines: int) -> list[StyledLine]:

@@ -90,9 +90,9 @@ def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
         for job in jobs[:MAX_JOBS]
     ]
     headings = ("job", "board", "state", "started", "took", "caller")
-    table = format_table(headings, [tuple(_shorten(cell) for cell in row) for row in rows])
     omitted = len(jobs) - len(rows)
-    return f"{table}\n… and {omitted:,} more; `--json` shows all" if omitted else table
+    note = f"… and {omitted:,} more; `--json` shows all" if omitted else ""
+    return format_table(headings, [tuple(_shorten(cell) for cell in row) for row in rows], note)
 
 
 def job_text(job: Mapping[str, Any]) -> str:
@@ -159,14 +159,33 @@ def format_time(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
-def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+class TextTable(str):
+    """A table as plain text, which a terminal can draw for its width; see ``format_table``.
+
+    Attributes:
+        headings: of the columns.
+        rows: the cells.
+        note: a line below the table; "" for none.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+def format_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
+) -> TextTable:
     """Return a table with aligned columns, a line under the headings, no trailing spaces."""
     widths = [max(len(row[at]) for row in (headings, *rows)) for at in range(len(headings))]
     lines = [headings, ["─" * width for width in widths], *rows]
-    return "\n".join(
+    aligned = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
-    )
+    ]
+    table = TextTable("\n".join([*aligned, note] if note else aligned))
+    table.headings, table.rows, table.note = headings, rows, note
+    return table
 
 
 def format_duration(seconds: float) -> str:

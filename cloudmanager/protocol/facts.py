@@ -1,8 +1,8 @@
 """What boards report about themselves: the table ``FACTS``, which server and displays share.
 
 To add a fact, report it (mpy_client/cm/about.py) and add a row here. Then the server checks it, the
-verb ``boards`` has it, and `mbm board-info`, `%board_info` and a board's page in the dashboard show
-it. The columns of the row say whether lists show it, and whether targets can select by it.
+verb ``boards`` has it, and `%board_info` and a board's page in the dashboard show it. The columns
+of the row say whether lists show it, and whether targets can select by it.
 
 A board is not trusted: ``Fact.read`` bounds what it reports, and a display sanitizes the text.
 """
