@@ -15,6 +15,7 @@ from cloudmanager.protocol.text import sanitize_text
 
 _MAX_JOBS: Final = 12  # jobs that are listed
 _MAX_FILES: Final = 200  # files that are listed
+_MAX_TEXT_CHARS: Final = 100_000  # of a file that is shown
 _CLIENT_FOLDER: Final = "/lib/cm/"  # the board client, which is not listed
 
 BoardInfo = Mapping[str, Any]
@@ -25,7 +26,7 @@ class Section(NamedTuple):
 
     Attributes:
         title: its heading.
-        make_content: returns the content, a dict with ``pairs``, ``jobs`` or ``text``.
+        make_content: returns the content: ``pairs``, ``jobs``, ``files`` or ``text``.
         on_demand: whether it is filled only when the user requests it, because the board must run
             a job for it.
     """
@@ -55,15 +56,50 @@ def _job_line(job: BoardInfo) -> str:
 def _files_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     boards = fleet[board["name"]]
     entries: list[Entry] = boards.ls(":/", recursive=True).value
-    user_entries = [entry for entry in entries if not entry.path.startswith(_CLIENT_FOLDER)]
-    pairs = [
-        (sanitize_text(entry.path), "folder" if entry.is_dir else size_text(entry.size))
+    user_entries = [entry for entry in entries if not f"{entry.path}/".startswith(_CLIENT_FOLDER)]
+    files = [
+        {
+            "path": entry.path,
+            "line": sanitize_text(entry.path),
+            "size": "folder" if entry.is_dir else size_text(entry.size),
+            "is_folder": entry.is_dir,
+        }
         for entry in sorted(user_entries)[:_MAX_FILES]
     ]
     free_space = value_text(boards.df().value)
-    omitted = len(user_entries) - len(pairs)
+    omitted = len(user_entries) - len(files)
     text = f"… and {omitted:,} more\n{free_space}" if omitted else free_space
-    return {"pairs": pairs, "text": text}
+    return {"files": files, "text": text}
+
+
+def read_file(fleet: Fleet, board: str, path: str) -> bytes:
+    """Return the content of a board's file.
+
+    Raises:
+        CloudmanagerError, OSError: the board's error, or that it is not connected.
+    """
+    content: bytes = fleet[board].read(f":{path}").value
+    return content
+
+
+def delete_file(fleet: Fleet, board: str, path: str) -> None:
+    """Delete a file of a board.
+
+    Raises:
+        CloudmanagerError, OSError: the board's error, or that it is not connected.
+    """
+    fleet[board].rm(f":{path}").raise_for_error()
+
+
+def file_text(content: bytes) -> str:
+    """Return the content of a file as text to show; a sentence for a file that is not text."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return f"This is not a text file: {len(content):,} bytes. Download it to open it."
+    cut = text[:_MAX_TEXT_CHARS]
+    more = f"\n… {len(text) - len(cut):,} more characters" if len(text) > len(cut) else ""
+    return (sanitize_text(cut) or "The file is empty.") + more
 
 
 def _packages_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:

@@ -3,8 +3,12 @@
 
 // The area below the table: the outcome of an action, or a board's page.
 class Pane {
-  constructor(send) {
-    this.send = send; // sends a message to Python
+  // `send` sends a message to Python, `upload` files to boards: upload(names, files, folder).
+  constructor(send, upload) {
+    this.send = send;
+    this.upload = upload;
+    this.board = null; // the board whose page is shown
+    this.wantedBoard = null; // the board whose page the user has opened; its page may be on its way
     this.title = el("h3", {});
     this.content = el("div", { class: "cm-content", tabindex: "0" });
     this.node = el(
@@ -16,18 +20,31 @@ class Pane {
     this.node.hidden = true;
     this.chart = new Chart();
     this.sectionNodes = new Map(); // title of a section -> the node of its content
+    this.file = el("div", { class: "cm-file cm-wide" }); // the file that is open
+    acceptFiles(this.content, (files) => this.board && this.upload([this.board], files, "/"));
     this.openJobs = new Map(); // number of each job whose output is shown -> the output
   }
 
   close() {
     this.node.hidden = true;
-    this.board = null;
-    this.send({ do: "page", board: null });
+    this.leavePage();
+  }
+
+  // Request a board's page; it is shown when it arrives.
+  requestPage(board) {
+    this.wantedBoard = board;
+    this.send({ do: "page", board });
+  }
+
+  // A page that is still on its way, or an update of it, must not appear any more.
+  leavePage() {
+    if (this.wantedBoard) this.send({ do: "page", board: null });
+    this.wantedBoard = this.board = null;
   }
 
   // Show the progress or the outcome of an action.
   showAction({ title, text, state }) {
-    this.board = null;
+    this.leavePage();
     setText(this.title, title);
     const focused = this.node.contains(document.activeElement);
     this.content.replaceChildren(el("pre", { "data-state": state }, text));
@@ -36,7 +53,9 @@ class Pane {
   }
 
   // Show a board's page, or update it if it is open already.
-  showPage({ board, sections, samples }) {
+  showPage({ board, renamed_from: oldName, sections, samples }) {
+    if (oldName && oldName === this.wantedBoard) this.wantedBoard = board;
+    if (board !== this.wantedBoard) return; // the user has closed it since
     if (this.board !== board) this.openPage(board, sections);
     for (const section of sections) if (!section.on_demand) this.fillSection(section);
     this.chart.add(samples);
@@ -48,10 +67,12 @@ class Pane {
     this.sectionNodes.clear();
     this.chart.clear();
     setText(this.title, board);
-    this.content.replaceChildren(...sections.map((section) => this.newSection(section)), this.newChartSection());
+    this.file.replaceChildren();
+    this.content.replaceChildren(...sections.map((section) => this.newSection(section)), this.file, this.newChartSection());
     this.node.hidden = false;
     this.content.scrollTop = 0;
-    this.content.focus({ preventScroll: true });
+    const isTyping = document.activeElement?.matches("input, textarea, [contenteditable='true']");
+    if (!isTyping) this.content.focus({ preventScroll: true }); // the page may come seconds after the click
   }
 
   // Return the nodes of an empty section; one on demand has a button that requests its content.
@@ -60,6 +81,10 @@ class Pane {
     if (onDemand) {
       const label = { "aria-label": `${title} of this board` };
       heading.append(button("Show", (event) => this.requestSection(title, event.target), label));
+      if (title === "Files") {
+        const choose = () => chooseFiles((files) => this.upload([this.board], files, "/"));
+        heading.append(button("Upload…", choose, { title: "Or drop files anywhere on this page of the board." }));
+      }
     }
     this.sectionNodes.set(title, content);
     return el("div", { class: "cm-section" }, heading, content);
@@ -71,12 +96,37 @@ class Pane {
     this.send({ do: "section", board: this.board, title });
   }
 
-  fillSection({ title, pairs, jobs, text }) {
+  fillSection({ title, pairs, jobs, files, text }) {
     const nodes = [];
+    if (files) nodes.push(el("div", { class: "cm-files" }, ...files.flatMap((file) => this.newFile(file))));
     if (pairs) nodes.push(el("dl", {}, ...pairs.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
     for (const job of jobs ?? []) nodes.push(...this.newJob(job));
     if (text !== undefined) nodes.push(el("pre", {}, text));
     this.sectionNodes.get(title)?.replaceChildren(...nodes);
+  }
+
+  // Return the nodes of a file or a folder: its path, its size, and its buttons.
+  newFile({ path, line, size, is_folder: isFolder }) {
+    const act = (verb) => this.send({ do: "file", board: this.board, path, verb });
+    const deleteButton = button("Delete", () => confirmClick(deleteButton, () => act("delete")));
+    const uploadButton = button("Upload here…", () => chooseFiles((files) => this.upload([this.board], files, `${path}/`)));
+    const buttons = isFolder
+      ? [uploadButton]
+      : [button("Open", () => act("open")), button("Download", () => act("download")), deleteButton];
+    for (const node of buttons) node.setAttribute("aria-label", `${node.textContent} ${line}`);
+    return [el("span", {}, line), el("span", { class: "cm-size" }, size), el("span", {}, ...buttons)];
+  }
+
+  // Show a board's file, or what became of it; or hand it to the browser to save.
+  showFile({ board, path, verb, text, file_name: fileName }, buffers) {
+    if (board !== this.board) return;
+    if (text === undefined) {
+      saveFile(fileName, buffers[0]);
+      return;
+    }
+    const close = button("Close file", () => this.file.replaceChildren());
+    this.file.replaceChildren(el("h4", {}, path, close), el("pre", {}, text));
+    if (verb === "open") this.file.scrollIntoView({ block: "nearest" });
   }
 
   // Return the nodes of a job: its line, which is a button, and its output.
@@ -109,38 +159,95 @@ class Pane {
   }
 }
 
+const MAX_UPLOAD_BYTES = 8 * 1024 * 1024; // Jupyter's server refuses larger messages (10 MiB)
+
+// Let the user choose files of this computer, and call `use` with them.
+function chooseFiles(use) {
+  const input = el("input", { type: "file", multiple: "" });
+  input.addEventListener("change", () => use([...input.files]));
+  input.click();
+}
+
+// Call `use` with the files that the user drops on a node, and with the event.
+function acceptFiles(node, use) {
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const mark = (event, isOver) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault(); // or the browser would open the file
+    event.stopPropagation(); // or JupyterLab would take it
+    node.classList.toggle("cm-drop", isOver);
+  };
+  node.addEventListener("dragover", (event) => mark(event, true));
+  node.addEventListener("dragleave", (event) => mark(event, false));
+  node.addEventListener("drop", (event) => {
+    mark(event, false);
+    if (hasFiles(event)) use([...event.dataTransfer.files], event);
+  });
+}
+
+// Hand bytes to the browser, which saves them as a file.
+function saveFile(name, bytes) {
+  const url = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+// Call `callback` if the user clicks a button a second time within 4 s.
+function confirmClick(node, callback) {
+  if (node.dataset.asked) {
+    callback();
+    return;
+  }
+  const text = node.textContent;
+  node.dataset.asked = "yes";
+  setText(node, `${text}?`);
+  setTimeout(() => {
+    delete node.dataset.asked;
+    setText(node, text);
+  }, 4000);
+}
+
 // The widget of %fleet: filter, buttons, table, and the pane below it.
 class Dashboard {
-  constructor(model) {
+  constructor(model, send) {
     this.model = model;
-    this.send = (message) => model.send(message);
-    this.pane = new Pane(this.send);
+    this.send = send;
+    this.pane = new Pane(this.send, (names, files, folder) => this.upload(names, files, folder));
     this.table = new Table(
-      (name) => name && this.send({ do: "page", board: name }),
+      (name) => name && this.openPage(name),
       () => this.showCounts(),
       model.get("fact_columns"),
     );
+    acceptFiles(this.table.node, (files, event) => this.onDrop(files, event));
+    this.lastTexts = new Map(); // name of an action -> what the user typed last
+    this.actionInPane = true; // whether the outcome of an action may take the place of a board's page
+    this.notice = button("", () => this.showNotice(), { class: "cm-notice" });
+    this.notice.hidden = true;
     this.filter = el("input", {
-      type: "text", spellcheck: "false", "aria-label": "Target", placeholder: "All boards, or a target: lab-*, room=north, state=busy",
+      type: "text", spellcheck: "false", "aria-label": "Target", placeholder: "All boards, or a target: lab-*, room=north, state=busy; or any text",
     });
     this.filter.value = model.get("initial_filter");
     this.filter.addEventListener("input", () => this.onFilter());
     this.filterError = el("span", { class: "cm-filter-error", role: "status" });
     this.counts = el("span", { class: "cm-count", role: "status" });
-    this.lost = lostBanner();
+    this.banner = new Banner();
     this.buttons = model.get("actions").map((action) =>
       button(action.title, () => this.start(action), { "data-action": action.name }),
     );
     this.prompt = el("form", { class: "cm-prompt" });
     this.prompt.hidden = true;
+    this.chooser = this.newColumnChooser();
+    const columns = button("Columns", () => this.toggleChooser(columns), { class: "cm-columns-button", "aria-expanded": "false" });
     this.node = el(
       "div",
-      { class: "cm-fleet", "data-lm-suppress-shortcuts": "true" },
+      { class: "cm-fleet cm-unused", "data-lm-suppress-shortcuts": "true" },
       el("div", { class: "cm-bar" }, this.filter, this.counts),
       this.filterError,
-      this.lost,
-      el("div", { class: "cm-bar", role: "toolbar", "aria-label": "With the selected boards" }, ...this.buttons),
+      this.banner.node,
+      el("div", { class: "cm-bar", role: "toolbar", "aria-label": "With the selected boards" }, ...this.buttons, columns),
+      this.chooser,
       this.prompt,
+      this.notice,
       this.table.node,
       this.pane.node,
     );
@@ -157,6 +264,71 @@ class Dashboard {
     this.table.node.focus({ preventScroll: true });
   }
 
+  newColumnChooser() {
+    const boxes = this.table.allColumns.filter((column) => column.key !== "name").map(({ key, title }) => {
+      const box = el("input", { type: "checkbox" });
+      box.checked = this.table.shownKeys.has(key);
+      box.addEventListener("change", () => this.table.showColumn(key, box.checked));
+      return el("label", {}, box, title);
+    });
+    const node = el("div", { class: "cm-chooser", role: "group", "aria-label": "Columns" }, ...boxes);
+    node.hidden = true;
+    return node;
+  }
+
+  toggleChooser(node) {
+    this.chooser.hidden = !this.chooser.hidden;
+    node.setAttribute("aria-expanded", String(!this.chooser.hidden));
+  }
+
+  openPage(name) {
+    this.actionInPane = false; // an action that still runs does not close the page
+    this.pane.requestPage(name);
+  }
+
+  // Upload dropped files to the row's board, or to all selected boards if it is one of them.
+  onDrop(files, event) {
+    const row = this.table.rowAt(event), selected = this.table.selectedNames();
+    const names = row && !selected.includes(row.name) ? [row.name] : selected;
+    if (names.length) this.upload(names, files, "/");
+    else this.showOutcome({ title: "Upload", text: "Drop files on a board, or select boards first.", state: "failed" });
+  }
+
+  async upload(names, files, folder) {
+    for (const file of files) {
+      const path = folder + file.name;
+      if (file.size > MAX_UPLOAD_BYTES) {
+        const text = `${file.name} is larger than 8 MB. Use %board_cp in a cell.`;
+        this.showOutcome({ title: `Upload ${path}`, text, state: "failed" });
+        continue;
+      }
+      try {
+        this.send({ do: "upload", boards: names, path }, [await file.arrayBuffer()]);
+      } catch (error) {
+        // A folder, or a file that this user may not read.
+        this.showOutcome({ title: `Upload ${path}`, text: `The browser cannot read it: ${error.message}`, state: "failed" });
+      }
+    }
+  }
+
+  // Show the progress or the outcome of an action: in the pane, or in one line while a board's page is open.
+  showOutcome(outcome) {
+    if (this.actionInPane || !this.pane.wantedBoard) {
+      this.pane.showAction(outcome);
+      return;
+    }
+    this.outcome = outcome;
+    const firstLine = outcome.text.split("\n")[0];
+    this.notice.dataset.state = outcome.state;
+    this.notice.hidden = false;
+    setText(this.notice, outcome.state === "running" ? `${outcome.title} …` : `${outcome.title}: ${firstLine}`);
+  }
+
+  showNotice() {
+    this.notice.hidden = true;
+    this.pane.showAction(this.outcome);
+  }
+
   onFilter() {
     clearTimeout(this.filterTimer); // sent when the user pauses for 120 ms
     this.filterTimer = setTimeout(() => this.send({ do: "filter", text: this.filter.value }), 120);
@@ -168,53 +340,64 @@ class Dashboard {
     const states = STATES.map((state) => [rows.filter((row) => row.state === state).length, state]);
     const byState = states.filter(([count]) => count).map(([count, state]) => `${count.toLocaleString("en")} ${state}`);
     const filtered = this.table.filtered ? `${this.table.list.length.toLocaleString("en")} of ` : "";
+    const found = this.searched ? " contain this text" : "";
     const boards = `${filtered}${rows.length.toLocaleString("en")} ${rows.length === 1 ? "board" : "boards"}`;
-    setText(this.counts, [boards, ...byState, `${selected.toLocaleString("en")} selected`].join(" · "));
-    for (const node of this.buttons) node.disabled = !selected;
+    setText(this.counts, [boards + found, ...byState, `${selected.toLocaleString("en")} selected`].join(" · "));
+    for (const node of this.buttons) node.disabled = !selected || this.banner.kernelLost;
   }
 
-  // Perform an action, after prompting for its text if it needs one.
+  // Perform an action on the boards that are selected now, after prompting for its text if it needs one.
   start(action) {
+    const names = this.table.selectedNames();
     if (!action.prompt) {
-      this.perform(action, "");
+      this.perform(action, names, "");
       return;
     }
     const field = el(action.lines > 1 ? "textarea" : "input", {
       placeholder: action.prompt, rows: String(action.lines), spellcheck: "false", "aria-label": action.prompt,
     });
-    const submit = el("button", { type: "submit" }, action.title);
-    const hint = action.lines > 1 ? "Ctrl+Enter" : "Enter";
-    this.prompt.replaceChildren(field, submit, el("span", { class: "cm-hint" }, hint));
+    field.value = this.lastTexts.get(action.name) ?? "";
+    const submit = el("button", { type: "submit" }, action.title.replace("…", ""));
+    const key = action.lines > 1 ? "Ctrl+Enter" : "Enter";
+    const boards = names.length === 1 ? names[0] : `${names.length.toLocaleString("en")} boards`;
+    this.prompt.replaceChildren(field, submit, el("span", { class: "cm-hint" }, `${key}, for ${boards}`));
     this.prompt.onsubmit = (event) => {
       event.preventDefault();
       this.prompt.hidden = true;
-      this.perform(action, field.value);
+      this.lastTexts.set(action.name, field.value);
+      this.perform(action, names, field.value);
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.prompt.requestSubmit();
     });
     this.prompt.hidden = false;
     field.focus();
+    field.select();
   }
 
-  perform(action, text) {
-    this.send({ do: "action", action: action.name, boards: this.table.selectedNames(), text });
+  perform(action, names, text) {
+    this.actionInPane = true;
+    this.notice.hidden = true;
+    this.send({ do: "action", action: action.name, boards: names, text });
     this.table.node.focus({ preventScroll: true });
   }
 
-  onMessage(message) {
+  onMessage(message, buffers) {
     const { kind } = message;
     if (kind === "boards") {
-      this.setLost("");
+      this.updateBanner({ serverLost: "" });
       this.table.update(message);
     } else if (kind === "filtered") {
       this.table.filtered = message.names && new Set(message.names);
+      this.searched = message.searched;
       setText(this.filterError, message.error);
       this.table.refresh();
     } else if (kind === "lost") {
-      this.setLost(message.reason);
+      this.updateBanner({ serverLost: message.reason });
     } else if (kind === "action") {
-      this.pane.showAction(message);
+      this.showOutcome(message);
+    } else if (kind === "file") {
+      this.pane.showFile(message, buffers);
     } else if (kind === "page") {
       this.pane.showPage(message);
     } else if (kind === "section" && message.board === this.pane.board) {
@@ -226,10 +409,16 @@ class Dashboard {
     }
   }
 
-  // Show that the server is unreachable, and why; "" means that it is reachable.
-  setLost(reason) {
-    showLost(this.lost, reason);
-    this.table.node.classList.toggle("cm-stale", Boolean(reason));
+  // Show whether the kernel and the server can be reached; if not, the table is grey.
+  updateBanner(state) {
+    const isStale = this.banner.update(state);
+    this.table.node.classList.toggle("cm-stale", isStale);
+    this.pane.node.classList.toggle("cm-stale", isStale);
+    this.showCounts();
+  }
+
+  setConnected(isConnected) {
+    if (this.banner.kernelLost === isConnected) this.updateBanner({ kernelLost: !isConnected });
   }
 
   dispose() {

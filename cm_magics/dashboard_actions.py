@@ -125,6 +125,20 @@ def _upload_file(fleet: Fleet, target: str, text: str, show_text: ShowText) -> s
     return _run_transfer(lambda report: boards.put(path, dest, progress=report), show_text)
 
 
+def upload_content(
+    fleet: Fleet, target: str, path: str, content: bytes, show_text: ShowText
+) -> str:
+    """Write a file on boards; return the outcome for each.
+
+    Raises:
+        ActionFailed: it failed on a board.
+        CloudmanagerError: the target or the path is wrong.
+    """
+    return _run_transfer(
+        lambda report: fleet[target].put(content, f":{path}", progress=report), show_text
+    )
+
+
 def _install_packages(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards = fleet[target]
     packages = text.split()

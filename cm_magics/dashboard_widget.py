@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
 import traitlets
@@ -11,20 +14,38 @@ import traitlets
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update
-from cloudmanager.display.text_tables import fleet_table, job_text
+from cloudmanager.display.text_tables import (
+    FLEET_HEADINGS,
+    fleet_rows,
+    fleet_table,
+    format_time,
+    job_text,
+)
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.facts import FACT_NAMES, FACTS, Fact, fact_text
 from cloudmanager.protocol.targets import Target, parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
 
-from .board_page import make_section, make_sections
-from .dashboard_actions import ACTIONS, Action, ActionFailed, action_buttons
+from .board_page import delete_file, file_text, make_section, make_sections, read_file
+from .dashboard_actions import (
+    ACTIONS,
+    Action,
+    ActionFailed,
+    ShowText,
+    action_buttons,
+    upload_content,
+)
 from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .plot import numeric_values
+from .saved_output import Bundle, saved_html, saved_text, table_html
 
 _HISTORY_SAMPLES: Final = 1000  # samples that are plotted when a board's page opens
-_LISTED_FACTS: Final = tuple(fact for fact in FACTS if fact.in_lists)  # columns of the table
+#: The program is in the column "Runs".
+_COLUMN_FACTS: Final = tuple(fact for fact in FACTS if fact.name != "program")
 _MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
+_MAX_SAVED_ROWS: Final = 500  # rows of the table that the notebook keeps
+#: Fields of a row that a text in the filter is searched in, in addition to the facts.
+_SEARCHED_FIELDS: Final = ("name", "state", "labels", "program")
 
 
 class _BoardSnapshot(NamedTuple):
@@ -43,9 +64,10 @@ class Dashboard(LiveWidget):
 
     _esm = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js")
     actions = traitlets.List(action_buttons()).tag(sync=True)
-    #: Of each fact that is a column of the table: name, heading, whether it is a number.
+    #: Of each fact, for a column of the table: name, heading, whether it is a number, and whether
+    #: it is hidden until the user chooses it.
     fact_columns = traitlets.List(
-        [(fact.name, fact.heading, fact.is_number) for fact in _LISTED_FACTS]
+        [(fact.name, fact.heading, fact.is_number, not fact.in_lists) for fact in _COLUMN_FACTS]
     ).tag(sync=True)
     #: The target that is in the filter field when the page opens.
     initial_filter = traitlets.Unicode().tag(sync=True)
@@ -55,7 +77,11 @@ class Dashboard(LiveWidget):
         self._server_time = 0.0  # Unix time, by the server's clock, of the last update
         self._lost_reason = ""  # why the server is unreachable; "" if it is reachable
         self._filter = target
+        #: The text of the filter in lower case, as words to search.
+        self._search_words = target.text.lower().split() if target else []
         self._open_board: str | None = None  # the board whose page is open
+        self._saved_rows: list[tuple[str, ...]] = []  # without what changes all the time
+        self._saved_state: Bundle = {}
         super().__init__(fleet, "all", initial_filter=target.text if target else "")
 
     def on_update(self, update: Update) -> None:
@@ -68,16 +94,30 @@ class Dashboard(LiveWidget):
         self._server_time = update.time
         if update.whole:
             self._boards.clear()
+        old_name = self._follow_rename(update)
         for name in update.gone:
             self._boards.pop(name, None)
         self._boards.update((board["name"], board) for board in update.boards)
         self._send_boards(
             [board["name"] for board in update.boards], update.gone, is_snapshot=update.whole
         )
-        if self._filter is not None and (update.boards or update.gone):
+        if self._search_words and (update.boards or update.gone):
             self._send_filtered_names()
-        if self._open_board is not None:
+        if old_name and self._open_board is not None:
+            run_in_thread(self._send_page, self._open_board, _HISTORY_SAMPLES, old_name)
+        elif self._open_board is not None:
             self._send_page_update(update)
+
+    def _follow_rename(self, update: Update) -> str:
+        """Keep the page of a renamed board open; return its old name, "" if it was not renamed."""
+        old = self._boards.get(self._open_board or "")
+        if old is None or old["name"] not in update.gone:
+            return ""
+        for board in update.boards:
+            if board["id"] == old["id"]:
+                self._open_board = board["name"]
+                return str(old["name"])
+        return ""
 
     def send_everything(self) -> None:
         """Send all boards, the names that the filter selects, and whether the server is lost."""
@@ -86,16 +126,25 @@ class Dashboard(LiveWidget):
         if self._lost_reason:
             self.send({"kind": "lost", "reason": sanitize_text(self._lost_reason)})
 
-    def on_page_message(self, message: dict[str, Any]) -> None:
+    def on_page_message(self, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         """Handle what the user did in the page; ignore messages that make no sense."""
         kind = message.get("do")
         if kind == "filter":
             self._on_filter(str(message.get("text", "")))
         elif kind == "action":
-            names = [str(name) for name in message.get("boards", ())]
+            names = _names_in(message)
             actions = [action for action in ACTIONS if action.name == message.get("action")]
             if names and actions:
+                self._open_board = None  # its page makes room for the outcome
                 run_in_thread(self._run_action, actions[0], names, str(message.get("text", "")))
+        elif kind == "upload":
+            names, path = _names_in(message), str(message.get("path", ""))
+            if names and path and len(buffers) == 1:
+                run_in_thread(self._upload, names, path, bytes(buffers[0]))
+        elif kind == "file":
+            run_in_thread(
+                self._on_file, message.get("board"), str(message.get("path")), message.get("verb")
+            )
         elif kind == "page":
             self._open_board = message.get("board")
             if self._open_board is not None:
@@ -118,51 +167,123 @@ class Dashboard(LiveWidget):
         )
 
     def _on_filter(self, text: str) -> None:
-        error = ""
+        error, target = "", None
         try:
             target = parse_target(text) if text.strip() else None
         except CloudmanagerError as target_error:
             error = sanitize_text(str(target_error))
-        else:
-            with self._lock:
+        words = text.lower().split()
+        with self._lock:
+            if error and not self._search_boards(words):
+                words = self._search_words  # half a target: keep what the last text selected
+            else:
                 self._filter = target
+            self._search_words = words
         self._send_filtered_names(error)
 
     def _send_filtered_names(self, error: str = "") -> None:
-        """Send the names of the boards that the filter selects; None means all boards."""
+        """Send the names of the boards that the filter selects; None means all boards.
+
+        These are the boards of the target; if there are none, those with all words of the text.
+
+        Args:
+            error: why the text is not a target; it is shown if the text is found nowhere either.
+        """
         with self._lock:
             names: list[str] | None = None
-            if self._filter is not None:
-                names = [
-                    name
-                    for name, board in self._boards.items()
-                    if self._filter.covers(name, _board_snapshot(board))
-                ]
-            self.send({"kind": "filtered", "names": names, "error": error})
+            searched = False
+            if self._search_words:
+                names = self._boards_of_target()
+                searched = not names and bool(found := self._search_boards(self._search_words))
+                names = found if searched else names
+            message = {"names": names, "error": "" if searched else error, "searched": searched}
+            self.send({"kind": "filtered", **message})
+
+    def _boards_of_target(self) -> list[str]:
+        if self._filter is None:
+            return []
+        return [
+            name
+            for name, board in self._boards.items()
+            if self._filter.covers(name, _board_snapshot(board))
+        ]
+
+    def _search_boards(self, words: Sequence[str]) -> list[str]:
+        """Return the names of the boards in whose row each of these words occurs."""
+        found = []
+        for name, board in self._boards.items():
+            row = _table_row(board)
+            texts = [row[field] for field in _SEARCHED_FIELDS]
+            texts += [cell[0] for cell in row["facts"].values()]
+            text = " ".join(texts).lower()
+            if all(word in text for word in words):
+                found.append(name)
+        return found
 
     def _run_action(self, action: Action, names: list[str], text: str) -> None:
+        self._report(
+            f"{action.title.rstrip('…')}: {fold_names(names)}",
+            lambda show_text: action.handler(self._fleet, fold_names(names), text, show_text),
+        )
+
+    def _upload(self, names: list[str], path: str, content: bytes) -> None:
+        """Write a file that the user dropped or chose in the browser."""
         target = fold_names(names)
-        title = f"{action.title.rstrip('…')}: {target}"
+        self._report(
+            f"Upload {sanitize_text(path)}: {target}",
+            lambda show_text: upload_content(self._fleet, target, path, content, show_text),
+        )
+        if self._open_board in names:
+            self._send_section(self._open_board, "Files")
+
+    def _report(self, title: str, act: Callable[[ShowText], str]) -> None:
+        """Do something that takes time, and show its progress and its outcome in the page."""
 
         def show_text(shown: str, state: str = "running") -> None:
             self.send({"kind": "action", "title": title[:200], "text": shown, "state": state})
 
         show_text("…")
         try:
-            outcome = action.handler(self._fleet, target, text, show_text)
+            outcome = act(show_text)
         except (CloudmanagerError, ActionFailed, OSError) as error:  # OSError: local or board file
             show_text(sanitize_text(str(error)), "failed")
         else:
             show_text(sanitize_text(outcome), "done")
 
-    def _send_page(self, name: str, history: int = _HISTORY_SAMPLES) -> None:
+    def _on_file(self, name: Any, path: str, verb: Any) -> None:
+        """Open, download or delete a file of a board."""
+        if name not in self._boards:
+            return
+        answer = {"kind": "file", "board": name, "path": sanitize_text(path), "verb": verb}
+        try:
+            if verb == "open":
+                self.send({**answer, "text": file_text(read_file(self._fleet, name, path))})
+            elif verb == "download":
+                content = read_file(self._fleet, name, path)
+                file_name = sanitize_text(PurePosixPath(path).name)
+                self.send({**answer, "file_name": file_name}, [content])
+            elif verb == "delete":
+                delete_file(self._fleet, name, path)
+                self.send({**answer, "text": f"{sanitize_text(path)} was deleted."})
+                self._send_section(name, "Files")
+        except (CloudmanagerError, OSError) as error:  # OSError: the board's file system
+            self.send({**answer, "text": sanitize_text(str(error)), "failed": True})
+
+    def _send_page(
+        self, name: str, history: int = _HISTORY_SAMPLES, renamed_from: str = ""
+    ) -> None:
         board = self._boards.get(name)
         if board is None:
             return
         samples: list[Any] = []
         with contextlib.suppress(CloudmanagerError):  # the sections show the error
             samples = [_plot_sample(sample) for sample in self._fleet.samples(name, history)]
-        page = {"board": name, "sections": make_sections(self._fleet, board), "samples": samples}
+        page = {
+            "board": name,
+            "renamed_from": renamed_from,
+            "sections": make_sections(self._fleet, board),
+            "samples": samples,
+        }
         if self._open_board == name:
             self.send({"kind": "page", **page})
 
@@ -188,24 +309,51 @@ class Dashboard(LiveWidget):
             text = sanitize_text(str(error))
         self.send({"kind": "job", "number": number, "text": text})
 
-    def _repr_mimebundle_(self, **arguments: Any) -> Any:
-        """Add the table of the filter's boards as text, for frontends without widgets."""
-        bundle = super()._repr_mimebundle_(**arguments)
+    def make_saved_state(self) -> Bundle:
+        """Return the table of the boards that the dashboard was opened for.
+
+        It is renewed only when a board's state, labels or software changed: free heap and times
+        change all the time, and each change makes the notebook one with unsaved changes.
+        """
         try:
-            text = fleet_table(self._fleet.boards(self._filter.text if self._filter else None))
+            boards = self._fleet.boards(self.initial_filter or None)
         except CloudmanagerError as error:
-            text = str(error)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**(data or {}), "text/plain": text}, metadata
+            return saved_text(str(error))
+        stable = [tuple(str(board[key]) for key in _STABLE_FIELDS) for board in boards]
+        if stable != self._saved_rows or not self._saved_state:
+            self._saved_rows, self._saved_state = stable, _saved_table(boards)
+        return self._saved_state
+
+
+_STABLE_FIELDS: Final = ("id", "name", "state", "labels", "version", "client", "program")
+
+
+def _saved_table(boards: Sequence[Mapping[str, Any]]) -> Bundle:
+    text = fleet_table(boards)
+    if not boards:
+        return saved_text(text)
+    rows = fleet_rows(boards)
+    omitted = len(rows) - _MAX_SAVED_ROWS
+    more = f" {omitted:,} more boards are left out." if omitted > 0 else ""
+    note = f"The boards at {format_time(time.time())}.{more} Run the cell for the live table."
+    table = table_html(FLEET_HEADINGS, rows[:_MAX_SAVED_ROWS])
+    return {"text/plain": text, "text/html": saved_html(f"{table}<p>{escape(note)}</p>")}
+
+
+def _names_in(message: Mapping[str, Any]) -> list[str]:
+    """Return the boards that a message of the page names."""
+    return [str(name) for name in message.get("boards", ())]
 
 
 def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
     """Return a board's row in the table; facts that the board reported are sanitized and cut."""
     job = board["job"]
     return {
+        "id": board["id"],
         "name": board["name"],
         "state": board["state"],
-        "facts": {fact.name: _fact_cell(fact, board) for fact in _LISTED_FACTS},
+        "labels": ", ".join(f"{key}={value}" for key, value in sorted(board["labels"].items())),
+        "facts": {fact.name: _fact_cell(fact, board) for fact in _COLUMN_FACTS},
         "booted": board["booted"],
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],

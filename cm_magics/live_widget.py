@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anywidget
 
@@ -28,6 +29,11 @@ from cloudmanager.client.watch import Update, Watch
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import sanitize_text
 
+from .saved_output import Bundle, SavedOutput
+
+#: Seconds between two signs of life; a page that misses three of them shows "not connected".
+HEARTBEAT_SECONDS: Final = 2.0
+SAVE_SECONDS: Final = 30.0  # between two updates of the state that the notebook keeps
 _live_widgets: weakref.WeakSet[LiveWidget] = weakref.WeakSet()
 _FOLDER = Path(__file__).parent
 CSS = (_FOLDER / "dashboard.css").read_text(encoding="utf-8")
@@ -50,6 +56,7 @@ class LiveWidget(anywidget.AnyWidget):
         self._target = target
         self._watch: Watch | None = None
         self._open_views: set[str] = set()
+        self._saved_output = SavedOutput()
         self._page_context: contextvars.Context | None = None
         self._lock = threading.RLock()  # held while a change is stored and sent: keeps the order
         self.on_msg(self._on_message)
@@ -67,12 +74,31 @@ class LiveWidget(anywidget.AnyWidget):
         """Handle an update; called with the lock held."""
         raise NotImplementedError
 
+    def on_watch_failed(self, error: CloudmanagerError) -> None:
+        """Show why there are no updates any more: the target's boards were removed, say."""
+        self.send({"kind": "lost", "reason": sanitize_text(str(error))})
+
     def send_everything(self) -> None:
         """Send the whole state to a page that has just opened; called with the lock held."""
         raise NotImplementedError
 
-    def on_page_message(self, message: dict[str, Any]) -> None:
-        """Handle a message from the page."""
+    def on_page_message(self, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        """Handle a message from the page; ``buffers`` are the bytes that came with it."""
+
+    def make_saved_state(self) -> Bundle:
+        """Return the state that the notebook keeps, as ``text/plain`` and others by MIME type."""
+        raise NotImplementedError
+
+    def _ipython_display_(self) -> None:
+        bundle = super()._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        self._saved_output.show(data or {}, self.make_saved_state())
+
+    def _repr_mimebundle_(self, **arguments: Any) -> Any:
+        """Add the state of this moment, for whatever does not display widgets."""
+        bundle = super()._repr_mimebundle_(**arguments)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**(data or {}), **self.make_saved_state()}, metadata
 
     def start_watching(self) -> None:
         """Subscribe to the boards, unless already subscribed."""
@@ -80,6 +106,7 @@ class LiveWidget(anywidget.AnyWidget):
             if self._watch is None:
                 self._watch = self._fleet.watch(self._target)
                 run_in_thread(self._watch_boards, self._watch)
+                run_in_thread(self._send_heartbeats, self._watch)
 
     def stop_watching(self) -> None:
         """End the subscription."""
@@ -99,9 +126,19 @@ class LiveWidget(anywidget.AnyWidget):
                 with self._lock:
                     self.on_update(update)
         except CloudmanagerError as error:
-            self.send({"kind": "lost", "reason": sanitize_text(str(error))})
+            self.on_watch_failed(error)
 
-    def _on_message(self, _: object, message: dict[str, Any], __: object) -> None:
+    def _send_heartbeats(self, watch: Watch) -> None:
+        """Send signs of life to the page, and update what the notebook keeps, until watch ends."""
+        next_save = time.monotonic() + SAVE_SECONDS
+        while self._watch is watch:
+            self.send({"kind": "alive"})
+            if time.monotonic() >= next_save:
+                next_save = time.monotonic() + SAVE_SECONDS
+                self._saved_output.update(self.make_saved_state())
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _on_message(self, _: object, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         self._page_context = contextvars.copy_context()
         if message.get("do") == "open":
             self._open_views.add(str(message.get("view")))
@@ -116,7 +153,7 @@ class LiveWidget(anywidget.AnyWidget):
             # From this answer on, ipykernel routes the page's messages to its subshell (see above).
             self.send({"kind": "pong"})
         else:
-            self.on_page_message(message)
+            self.on_page_message(message, buffers)
 
 
 def stop_all_watching() -> None:

@@ -27,15 +27,23 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// A banner that is shown while the server is unreachable.
-function lostBanner() {
-  return el("div", { class: "cm-lost", role: "alert", hidden: "" });
-}
+// A banner that says why the widget shows old data: the notebook's kernel or the server is gone.
+class Banner {
+  constructor() {
+    this.node = el("div", { class: "cm-lost", role: "alert", hidden: "" });
+    this.kernelLost = false;
+    this.serverLost = ""; // why the server is unreachable; "" if it is not
+  }
 
-// Show why the server is unreachable; "" hides the banner.
-function showLost(banner, reason = "") {
-  banner.hidden = !reason;
-  setText(banner, reason);
+  update({ kernelLost = this.kernelLost, serverLost = this.serverLost }) {
+    Object.assign(this, { kernelLost, serverLost });
+    const text = kernelLost
+      ? "Not connected: the notebook's kernel has ended or does not answer. Run the cell again."
+      : serverLost;
+    this.node.hidden = !text;
+    setText(this.node, text);
+    return Boolean(text);
+  }
 }
 
 // Return a function that calls `callback` once before the next frame, however often it is called.
@@ -51,21 +59,40 @@ function oncePerFrame(callback) {
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
-// Lines over time, on a canvas.
+const CHART_LEFT = 52; // px: the labels of the value axis
+const CHART_RIGHT = 12; // px
+const TIME_AXIS_HEIGHT = 22; // px
+const PANEL_HEIGHTS = [160, 128, 104]; // px, of one, two, and more panels
+const PANEL_GAPS = [12, 20]; // px, above a panel: without and with a name
+
+// Lines over time, on a canvas: a panel with its own axis for each quantity (name of a value). A legend
+// entry hides and shows its line; the pointer shows the values at its time.
 class Chart {
   constructor(valueNames = null) {
     this.valueNames = valueNames; // names of the values to draw; null: all that are numbers
-    this.lines = new Map(); // JSON of [board, name] -> {board, name, points}
+    this.lines = new Map(); // JSON of [board, name] -> {key, board, name, points}
+    this.hiddenKeys = new Set(); // of lines
     this.canvas = el("canvas", { role: "img", "aria-label": "Plot" });
+    this.tip = el("div", { class: "cm-tip" });
+    this.tip.hidden = true;
     this.legend = el("div", { class: "cm-legend" });
-    this.node = el("div", { class: "cm-chart" }, this.canvas, this.legend);
+    this.node = el("div", { class: "cm-chart" }, this.canvas, this.tip, this.legend);
     this.draw = oncePerFrame(() => this.drawNow());
     this.resizeObserver = new ResizeObserver(() => this.draw());
     this.resizeObserver.observe(this.node);
+    this.pointer = null; // {x, y} in the canvas, while the pointer is there
+    this.canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => this.point({ x: offsetX, y: offsetY }));
+    this.canvas.addEventListener("pointerleave", () => this.point(null));
+  }
+
+  point(pointer) {
+    this.pointer = pointer;
+    this.draw();
   }
 
   clear() {
     this.lines.clear();
+    this.hiddenKeys.clear();
     this.draw();
   }
 
@@ -75,7 +102,7 @@ class Chart {
       for (const [name, value] of Object.entries(values)) {
         if (!isNumber(value) || (this.valueNames && !this.valueNames.includes(name))) continue;
         const key = JSON.stringify([board, name]);
-        if (!this.lines.has(key) && this.lines.size < MAX_LINES) this.lines.set(key, { board, name, points: [] });
+        if (!this.lines.has(key) && this.lines.size < MAX_LINES) this.lines.set(key, { key, board, name, points: [] });
         const line = this.lines.get(key);
         if (!line) continue;
         if (time <= (line.points.at(-1)?.[0] ?? -Infinity)) unsorted.add(line);
@@ -105,66 +132,163 @@ class Chart {
 
   drawNow() {
     const lines = this.sortedLines(), labels = this.labels(lines);
-    this.legend.replaceChildren(
-      ...lines.map((line, index) => {
-        const mark = el("i", {});
-        mark.style.background = COLOURS[index % COLOURS.length];
-        const last = line.points.at(-1)[1];
-        return el("span", {}, mark, `${labels[index]}  ${+last.toPrecision(6)}`);
-      }),
-    );
+    lines.forEach((line, index) => Object.assign(line, { label: labels[index], colour: COLOURS[index % COLOURS.length] }));
+    this.drawLegend(lines);
     this.canvas.hidden = !lines.length;
-    if (!lines.length) this.legend.replaceChildren("No values yet: boards emit them with cm.emit(temp=21.5).");
-    this.drawLines(lines);
+    this.tip.hidden = true;
+    if (lines.length) this.drawPanels(lines.filter((line) => !this.hiddenKeys.has(line.key)));
   }
 
-  drawLines(lines) {
-    const ratio = window.devicePixelRatio || 1;
-    const width = this.node.clientWidth, height = 180;
+  // Update the legend in place: an entry that is replaced between press and release gets no click.
+  drawLegend(lines) {
+    if (!lines.length) {
+      this.legend.replaceChildren("No values yet: boards emit them with cm.emit(temp=21.5).");
+      return;
+    }
+    const keys = lines.map((line) => line.key).join();
+    if (this.legendKeys !== keys || !this.legend.children.length) {
+      this.legendKeys = keys;
+      this.legend.replaceChildren(...lines.map((line) => this.legendEntry(line)));
+    }
+    lines.forEach((line, index) => {
+      const node = this.legend.children[index];
+      node.setAttribute("aria-pressed", String(!this.hiddenKeys.has(line.key)));
+      node.firstChild.style.background = line.colour;
+      setText(node.lastChild, `${line.label}  ${numberText(line.points.at(-1)[1])}`);
+    });
+  }
+
+  legendEntry(line) {
+    const node = button("", () => this.toggle(line.key), { title: "Hide or show this line" });
+    node.replaceChildren(el("i", {}), el("span", {}));
+    return node;
+  }
+
+  toggle(key) {
+    if (!this.hiddenKeys.delete(key)) this.hiddenKeys.add(key);
+    this.draw();
+  }
+
+  // Draw a panel for each quantity, one above the other, with a common time axis.
+  drawPanels(lines) {
+    const names = [...new Set(lines.map((line) => line.name))].sort(collator.compare);
+    const panelHeight = PANEL_HEIGHTS[Math.min(Math.max(names.length, 1), PANEL_HEIGHTS.length) - 1];
+    const width = this.node.clientWidth, height = Math.max(names.length, 1) * panelHeight + TIME_AXIS_HEIGHT;
     if (!width) return;
+    const context = this.startDrawing(width, height);
+    const times = lines.flatMap((line) => line.points.map((point) => point[0]));
+    if (!times.length) return;
+    const [from, to] = extent(times, 1), span = width - CHART_LEFT - CHART_RIGHT;
+    const x = (time) => CHART_LEFT + ((time - from) / (to - from)) * span;
+    const gap = PANEL_GAPS[names.length > 1 ? 1 : 0];
+    names.forEach((name, index) => {
+      const panel = { lines: lines.filter((line) => line.name === name), name: names.length > 1 ? name : "" };
+      this.drawPanel(context, { ...panel, x, width, top: index * panelHeight + gap, bottom: (index + 1) * panelHeight });
+    });
+    this.drawTimes(context, { from, to, x, width, height });
+    if (!this.pointer || this.pointer.x < CHART_LEFT) return;
+    const time = from + ((this.pointer.x - CHART_LEFT) / span) * (to - from);
+    this.drawPointer(context, lines, { time, margin: (to - from) / 20, x, width, height });
+  }
+
+  startDrawing(width, height) {
+    const ratio = window.devicePixelRatio || 1;
     Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
+    this.canvas.style.height = `${height}px`;
     const context = this.canvas.getContext("2d"), style = getComputedStyle(this.node);
     context.scale(ratio, ratio);
     context.font = `11px ${style.fontFamily}`;
     context.fillStyle = context.strokeStyle = style.color;
-    const points = lines.flatMap((line) => line.points);
-    if (!points.length) return;
-    const [from, to] = extent(points.map((point) => point[0]), 1);
-    const [low, high] = extent(points.map((point) => point[1]), 0);
-    const x = (time) => 52 + ((time - from) / (to - from)) * (width - 64);
-    const y = (value) => height - 22 - ((value - low) / (high - low)) * (height - 34);
-    this.drawAxes(context, { from, to, low, high, x, y, width });
-    lines.forEach((line, index) => {
-      context.beginPath();
-      context.strokeStyle = COLOURS[index % COLOURS.length];
-      context.lineWidth = 1.6;
-      for (const [time, value] of line.points) context.lineTo(x(time), y(value)); // the first one moves
-      if (line.points.length === 1) context.arc(x(line.points[0][0]), y(line.points[0][1]), 2, 0, 7);
-      context.stroke();
-    });
+    return context;
   }
 
-  drawAxes(context, { from, to, low, high, x, y, width }) {
+  drawPanel(context, { lines, name, x, width, top, bottom }) {
+    const [low, high] = extent(lines.flatMap((line) => line.points.map((point) => point[1])), 0);
+    const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
     context.textBaseline = "middle";
     context.textAlign = "right";
     for (const value of ticks(low, high, 4)) {
       context.globalAlpha = 0.2;
-      context.fillRect(52, Math.round(y(value)), width - 64, 1);
+      context.fillRect(CHART_LEFT, Math.round(y(value)), width - CHART_LEFT - CHART_RIGHT, 1);
       context.globalAlpha = 0.8;
-      context.fillText(String(+value.toPrecision(6)), 46, y(value));
-    }
-    context.textAlign = "center";
-    for (let index = 0; index <= 3; index++) {
-      const time = from + ((to - from) * index) / 3;
-      const left = Math.min(Math.max(x(time), 78), width - 38);
-      context.fillText(new Date(time * 1000).toLocaleTimeString([], { hour12: false }), left, 170);
+      context.fillText(numberText(value), CHART_LEFT - 6, y(value));
     }
     context.globalAlpha = 1;
+    context.save();
+    for (const line of lines) {
+      context.beginPath();
+      context.strokeStyle = line.colour;
+      context.lineWidth = 1.6;
+      for (const [time, value] of line.points) context.lineTo(x(time), y(value)); // the first one moves
+      if (line.points.length === 1) context.arc(x(line.points[0][0]), y(line.points[0][1]), 2, 0, 7);
+      context.stroke();
+      line.y = y;
+    }
+    context.restore();
+    context.save();
+    context.textAlign = "left";
+    context.font = `bold ${context.font}`;
+    context.fillText(name, CHART_LEFT, top - 10);
+    context.restore();
+  }
+
+  drawTimes(context, { from, to, x, width, height }) {
+    context.textAlign = "center";
+    context.globalAlpha = 0.8;
+    const count = width < 420 ? 1 : 3;
+    for (let index = 0; index <= count; index++) {
+      const time = from + ((to - from) * index) / count;
+      const left = Math.min(Math.max(x(time), CHART_LEFT + 26), width - 38);
+      context.fillText(timeText(time), left, height - 10);
+    }
+    context.globalAlpha = 1;
+  }
+
+  // Mark the samples that are nearest to the pointer's time, and list their values beside it.
+  drawPointer(context, lines, { time, margin, x, width, height }) {
+    const found = lines.map((line) => ({ line, point: nearestPoint(line.points, time) }));
+    const near = found.filter(({ point }) => Math.abs(point[0] - time) <= margin);
+    if (!near.length) return;
+    context.globalAlpha = 0.5;
+    context.fillRect(Math.round(x(time)), 0, 1, height - TIME_AXIS_HEIGHT);
+    context.globalAlpha = 1;
+    for (const { line, point } of near) {
+      context.beginPath();
+      context.fillStyle = line.colour;
+      context.arc(x(point[0]), line.y(point[1]), 3, 0, 7);
+      context.fill();
+    }
+    this.tip.replaceChildren(el("b", {}, timeText(time)), ...near.map(({ line, point }) => this.tipLine(line, point[1])));
+    this.tip.hidden = false;
+    const left = x(time) + 12, tipWidth = this.tip.offsetWidth;
+    this.tip.style.left = `${left + tipWidth > width ? Math.max(x(time) - 12 - tipWidth, 0) : left}px`;
+    this.tip.style.top = `${Math.max(Math.min(this.pointer.y, height - this.tip.offsetHeight), 0)}px`;
+  }
+
+  tipLine(line, value) {
+    const mark = el("i", {});
+    mark.style.background = line.colour;
+    return el("div", {}, mark, `${line.label}  ${numberText(value)}`);
   }
 
   dispose() {
     this.resizeObserver.disconnect();
   }
+}
+
+const numberText = (value) => String(+value.toPrecision(6));
+const timeText = (time) => new Date(time * 1000).toLocaleTimeString([], { hour12: false });
+
+// Return the point whose time is nearest; `points` are in order of time, and there is at least one.
+function nearestPoint(points, time) {
+  let low = 0, high = points.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] < time) low = middle + 1;
+    else high = middle;
+  }
+  const before = points[Math.max(low - 1, 0)], after = points[low];
+  return time - before[0] <= after[0] - time ? before : after;
 }
 
 // Earlier samples arrive after the first new ones, and overlap with them.
@@ -197,14 +321,22 @@ function ticks(low, high, count) {
 class Plot {
   constructor(model) {
     this.chart = new Chart(model.get("values"));
-    this.lost = lostBanner();
-    this.node = el("div", { class: "cm-fleet" }, this.lost, this.chart.node);
+    this.banner = new Banner();
+    this.node = el("div", { class: "cm-fleet cm-unused" }, this.banner.node, this.chart.node);
     this.chart.draw();
   }
 
   onMessage({ kind, samples, reason }) {
     if (kind === "samples") this.chart.add(samples);
-    showLost(this.lost, reason);
+    if (kind === "samples" || kind === "lost") this.update({ serverLost: reason ?? "" });
+  }
+
+  update(state) {
+    this.chart.node.classList.toggle("cm-stale", this.banner.update(state));
+  }
+
+  setConnected(isConnected) {
+    this.update({ kernelLost: !isConnected });
   }
 
   dispose() {
@@ -212,21 +344,41 @@ class Plot {
   }
 }
 
+// The kernel sends a sign of life every 2 s (HEARTBEAT_SECONDS in live_widget.py).
+const SILENCE_MS = 6500; // without any message: the kernel counts as gone
+
 // Return an anywidget module whose `render` shows a `View` and passes it the widget's messages.
 function show(View) {
   return {
     render({ model, el: container }) {
-      const view = new View(model), id = Math.random().toString(36).slice(2);
-      const listener = (message) => view.onMessage(message);
+      const send = (message, buffers) => {
+        try {
+          model.send(message, undefined, buffers);
+        } catch {
+          view.setConnected(false); // the comm is closed: the kernel was restarted
+        }
+      };
+      const view = new View(model, send), id = Math.random().toString(36).slice(2);
+      let lastMessage = Date.now();
+      const listener = (message, buffers) => {
+        lastMessage = Date.now();
+        view.node.classList.remove("cm-unused"); // see saved_output.py
+        view.setConnected(true);
+        view.onMessage(message, buffers);
+      };
       model.on("msg:custom", listener);
       container.append(view.node);
-      model.send({ do: "open", view: id });
+      send({ do: "open", view: id });
       // JupyterLab sends this one through a subshell, unlike the first: see live_widget.py.
-      const ping = setTimeout(() => model.send({ do: "ping" }), 1000);
+      const ping = setTimeout(() => send({ do: "ping" }), 1000);
+      const watch = setInterval(() => {
+        if (Date.now() - lastMessage > SILENCE_MS) view.setConnected(false);
+      }, 1000);
       return () => {
         clearTimeout(ping);
+        clearInterval(watch);
         model.off("msg:custom", listener);
-        model.send({ do: "close", view: id });
+        send({ do: "close", view: id });
         view.dispose();
       };
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
@@ -15,14 +15,15 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import sanitize_text
 
 from .live_widget import LiveWidget, javascript_module, run_in_thread
+from .saved_output import Bundle, image_html, saved_html, saved_text
 
-_HISTORY_SAMPLES: Final = 20_000  # earlier samples that are plotted when a plot opens
+_MAX_SAMPLES: Final = 20_000  # samples that a plot keeps
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _MAX_BLOCKS: Final = 40  # characters of a line in the text form
 _NO_VALUES_TEXT: Final = "No values yet: boards emit them with `cm.emit(temp=21.5)`."
 _COLOURS: Final = ("#1f9ed1", "#e8833a", "#45a85b", "#c75bb0", "#d4b106", "#7d7bd6")
 _MAX_LINES: Final = 24  # as MAX_LINES in plot.js
-_IMAGE_SIZE: Final = (640, 200)  # width and height in pixels, without the legend
+_IMAGE_SIZE: Final = (640, 160)  # width and height of a panel in pixels, without the legend
 
 #: (board, name of the value) -> (Unix time, value) of each sample.
 PlotLines = dict[tuple[str, str], list[tuple[float, float]]]
@@ -35,42 +36,64 @@ class Plot(LiveWidget):
     values: traitlets.List[str] = traitlets.List(allow_none=True).tag(sync=True)
 
     def __init__(self, fleet: Fleet, target: str, values: Sequence[str] = ()) -> None:
+        # Kept here, because the boards may be gone when a page opens.
+        self._samples: dict[tuple[str, float, int, str], Sample] = {}
+        self._keep(fleet.samples(target, _MAX_SAMPLES))
         super().__init__(fleet, target, values=list(values) or None)
+
+    def _keep(self, samples: Iterable[Sample]) -> None:
+        """Keep samples, each once, and the newest ones if there are too many."""
+        for sample in samples:
+            self._samples[sample.board, sample.at, sample.ticks, str(sample.values)] = sample
+        if len(self._samples) > 2 * _MAX_SAMPLES:
+            newest = sorted(self._samples.items(), key=lambda item: item[1].at)[-_MAX_SAMPLES:]
+            self._samples = dict(newest)
 
     def on_update(self, update: Update) -> None:
         """Send new samples, or that the server is unreachable, to the page."""
         if update.lost:
             self.send({"kind": "lost", "reason": sanitize_text(update.lost)})
-        elif update.samples or update.whole:
+            return
+        self._keep(update.samples)
+        if update.whole:
+            run_in_thread(self._add_history)
+        elif update.samples:
             self._send_samples(update.samples)
 
+    def on_watch_failed(self, error: CloudmanagerError) -> None:
+        """Show the error, but not in the place of values: boards that were removed had some."""
+        if not self._samples:
+            super().on_watch_failed(error)
+
     def send_everything(self) -> None:
-        """Send the earlier samples."""
-        run_in_thread(self._send_history)
+        """Send the samples so far."""
+        self._send_samples(self._samples.values())
 
-    def _send_history(self) -> None:
+    def _add_history(self) -> None:
+        """Add the samples that arrived while there was no subscription, and send all of them."""
         try:
-            self._send_samples(self._history())
+            history = self._fleet.samples(self._target, _MAX_SAMPLES)
         except CloudmanagerError as error:
-            self.send({"kind": "lost", "reason": sanitize_text(str(error))})
+            self.on_watch_failed(error)
+            return
+        with self._lock:
+            self._keep(history)
+            self.send_everything()
 
-    def _history(self) -> Sequence[Sample]:
-        return self._fleet.samples(self._target, _HISTORY_SAMPLES)
-
-    def _send_samples(self, samples: Sequence[Sample]) -> None:
+    def _send_samples(self, samples: Iterable[Sample]) -> None:
         rows = [(sample.board, sample.at, numeric_values(sample)) for sample in samples]
         self.send({"kind": "samples", "samples": rows})
 
-    def _repr_mimebundle_(self, **arguments: Any) -> Any:
-        """Add the samples of this moment, as an image and as text."""
-        bundle = super()._repr_mimebundle_(**arguments)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        try:
-            lines = make_plot_lines(self._history(), self.values)
-            static = {"text/plain": lines_text(lines), "image/svg+xml": lines_svg(lines)}
-        except CloudmanagerError as error:
-            static = {"text/plain": str(error)}
-        return {**(data or {}), **static}, metadata
+    def make_saved_state(self) -> Bundle:
+        """Return the samples of this moment, as an image and as text."""
+        with self._lock:
+            samples = sorted(self._samples.values(), key=lambda sample: sample.at)
+        lines = make_plot_lines(samples, self.values)
+        text, svg = lines_text(lines), lines_svg(lines)
+        if not lines:
+            return saved_text(text)
+        html = saved_html(image_html(svg, text))
+        return {"text/plain": text, "image/svg+xml": svg, "text/html": html}
 
 
 def numeric_values(sample: Sample) -> dict[str, float]:
@@ -120,26 +143,44 @@ def _block_text(points: Sequence[tuple[float, float]]) -> str:
 
 
 def lines_svg(lines: PlotLines) -> str:
-    """Return lines as an SVG image with axes and a legend, for saved notebooks."""
+    """Return lines as an SVG image with a legend, for saved notebooks.
+
+    Each quantity (name of a value) has a panel with an axis of its own.
+    """
     width, height = _IMAGE_SIZE
-    points = [point for line in lines.values() for point in line]
-    time_bounds = _axis_bounds([time for time, _ in points])
-    value_bounds = _axis_bounds([value for _, value in points])
+    indexes = {key: index for index, key in enumerate(lines)}
+    times = _axis_bounds([time for line in lines.values() for time, _ in line])
+    names = list(dict.fromkeys(name for _, name in lines))
     drawn = []
-    for index, (key, line) in enumerate(lines.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
-        corners = _polyline_points(line, (time_bounds, value_bounds))
-        drawn.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{corners}"/>'
-            f"{_legend(index, key)}"
-        )
-    low, high = value_bounds
+    for number, name in enumerate(names):
+        panel = {key: line for key, line in lines.items() if key[1] == name}
+        values = _axis_bounds([value for line in panel.values() for _, value in line])
+        content = [_axes(name if len(names) > 1 else "", values)]
+        for key, line in panel.items():
+            colour = _COLOURS[indexes[key] % len(_COLOURS)]
+            corners = _polyline_points(line, (times, values))
+            content.append(
+                f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{corners}"/>'
+            )
+        drawn.append(f'<g transform="translate(0 {number * height})">{"".join(content)}</g>')
+    top = max(len(names), 1) * height
+    drawn += [_legend(index, key, top) for key, index in indexes.items()]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 18 * len(lines)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + 18 * len(lines)}" '
         f'width="{width}" font-family="sans-serif" font-size="11" fill="#888">'
-        f'<text x="4" y="20">{high:g}</text><text x="4" y="{height - 10}">{low:g}</text>'
-        f'<path d="M52 10V{height - 14}H{width - 8}" stroke="#888" fill="none"/>'
         f"{''.join(drawn)}</svg>"
+    )
+
+
+def _axes(name: str, bounds: tuple[float, float]) -> str:
+    """Return the axes of a panel, with the name of its quantity."""
+    width, height = _IMAGE_SIZE
+    low, high = bounds
+    return (
+        f'<text x="46" y="20" text-anchor="end">{high:g}</text>'
+        f'<text x="46" y="{height - 14}" text-anchor="end">{low:g}</text>'
+        f'<path d="M52 10V{height - 14}H{width - 8}" stroke="#888" fill="none"/>'
+        f'<text x="60" y="20" font-weight="bold">{escape(name)}</text>'
     )
 
 
@@ -160,8 +201,8 @@ def _polyline_points(line: Sequence[tuple[float, float]], bounds: Any) -> str:
     )
 
 
-def _legend(index: int, key: tuple[str, str]) -> str:
-    y, colour = _IMAGE_SIZE[1] + 18 * index + 6, _COLOURS[index % len(_COLOURS)]
+def _legend(index: int, key: tuple[str, str], top: int) -> str:
+    y, colour = top + 18 * index + 6, _COLOURS[index % len(_COLOURS)]
     return (
         f'<path d="M52 {y - 4}h16" stroke="{colour}" stroke-width="3"/>'
         f'<text x="76" y="{y}">{escape(" ".join(key))}</text>'

@@ -26,44 +26,71 @@ function activity(row, now) {
   return `job ${row.job.job} for ${row.job.caller}${elapsed}${queued}`;
 }
 
-// The columns: `text` returns what is shown, `order` what is sorted by (default: `text`).
+// The columns: `text` returns what is shown, `order` what is sorted by (default: `text`), `width` and
+// `grow` are the least width in pixels and the share of the space that is left. Those with `extra` are
+// hidden until the user chooses them.
 const STATES = ["busy", "idle", "lost", "offline"];
 const FIRST_COLUMNS = [
-  { key: "name", title: "Name", width: "minmax(110px, 1.6fr)", text: (row) => row.name, order: (row) => row.rank },
-  { key: "state", title: "State", width: "80px", text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
+  { key: "name", title: "Name", width: 110, grow: 1.2, text: (row) => row.name, order: (row) => row.rank },
+  { key: "state", title: "State", width: 80, text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
+  { key: "labels", title: "Labels", width: 90, grow: 1.6, text: (row) => row.labels },
 ];
 const LAST_COLUMNS = [
   {
     key: "uptime",
     title: "Uptime",
-    width: "76px",
+    width: 76,
     isNumber: true,
     text: (row, now) => (row.online && isNumber(row.booted) ? durationText(now - row.booted) : ""),
     order: (row) => (row.online ? -row.booted : undefined),
   },
-  { key: "job", title: "Runs", width: "minmax(110px, 2fr)", text: activity, order: (row) => row.job?.started },
+  { key: "job", title: "Runs", width: 110, grow: 1.6, text: activity, order: (row) => row.job?.started },
   {
     key: "seen",
     title: "Last seen",
-    width: "92px",
+    width: 92,
     text: (row, now) => (row.online ? "now" : ago(isNumber(row.seen) ? now - row.seen : null)),
     order: (row) => (row.online ? -Infinity : -row.seen),
   },
 ];
 
 // Return the column of a fact. A row has the fact's text, and what it is sorted by.
-function factColumn([name, heading, isNumber]) {
+function factColumn([name, heading, isNumber, isExtra]) {
   return {
-    key: name,
+    key: `fact-${name}`,
     title: heading.charAt(0).toUpperCase() + heading.slice(1),
-    width: "minmax(72px, 0.9fr)",
+    width: Math.max(72, 9 * heading.length + 16), // the heading fits
+    grow: 0.6,
     isNumber,
+    extra: isExtra,
     text: (row) => row.facts[name]?.[0],
     order: (row) => row.facts[name]?.[1],
   };
 }
 
 const columnClass = (column) => `cm-${column.key}${column.isNumber ? " cm-number" : ""}`;
+const CHECKBOX_WIDTH = 28; // px, of the first column
+const COLUMNS_KEY = "cloudmanager-columns"; // of the browser's storage: the keys that the user chose
+
+// Return the keys of the columns that are shown: those that the user chose in this browser, or the usual ones.
+function storedColumns(columns) {
+  let keys = null;
+  try {
+    keys = JSON.parse(localStorage.getItem(COLUMNS_KEY));
+  } catch {
+    // No storage, or not JSON.
+  }
+  const usual = columns.filter((column) => !column.extra).map((column) => column.key);
+  return new Set(Array.isArray(keys) ? ["name", ...keys] : usual);
+}
+
+function storeColumns(keys) {
+  try {
+    localStorage.setItem(COLUMNS_KEY, JSON.stringify([...keys]));
+  } catch {
+    // The choice holds until the page is closed.
+  }
+}
 
 // Return the comparison function of a column; `direction` is 1 (ascending) or -1.
 function compare(column, direction) {
@@ -80,15 +107,16 @@ function compare(column, direction) {
 // A table of any number of rows, of which only the visible ones are in the page.
 class Table {
   // `open` is called with the name of a board; `onChange` when the rows or the selection changed;
-  // `facts` are the facts that are columns: name, heading, and whether they are numbers.
+  // `facts` are the facts that are columns: name, heading, whether they are numbers, whether extra.
   constructor(open, onChange, facts) {
-    this.columns = [...FIRST_COLUMNS, ...facts.map(factColumn), ...LAST_COLUMNS];
-    this.rows = new Map(); // name -> row
+    this.allColumns = [...FIRST_COLUMNS, ...facts.map(factColumn), ...LAST_COLUMNS];
+    this.rows = new Map(); // id of the board, which a rename does not change -> row
     this.filtered = null; // the names that the filter selects; null: all
-    this.selected = new Set(); // names
-    this.cursor = null; // the name of the row that the keyboard moves from
-    this.anchor = null; // the name of the row where a range selection began
-    this.sort = { column: this.columns[0], direction: 1 };
+    this.selected = new Set(); // ids
+    this.cursor = null; // the id of the row that the keyboard moves from
+    this.anchor = null; // the id of the row where a range selection began
+    this.shownKeys = storedColumns(this.allColumns);
+    this.sort = { column: this.allColumns[0], direction: 1 };
     this.clockOffset = 0; // seconds that the server's clock is ahead of this computer's
     this.list = []; // the rows that are shown, in order
     this.stale = true; // whether the list must be rebuilt
@@ -97,8 +125,7 @@ class Table {
     this.pool = []; // the nodes of the visible rows, which are reused
     this.draw = oncePerFrame(() => this.drawNow());
     this.id = `cm-${Math.random().toString(36).slice(2)}`;
-    this.head = el("div", { class: "cm-head", role: "row" }, el("span", { role: "columnheader" }));
-    for (const column of this.columns) this.head.append(this.header(column));
+    this.head = el("div", { class: "cm-head", role: "row" });
     this.space = el("div", { class: "cm-space" });
     this.empty = el("div", { class: "cm-empty" });
     this.body = el("div", { class: "cm-body", role: "presentation" }, this.empty, this.space);
@@ -108,18 +135,36 @@ class Table {
       this.head,
       this.body,
     );
-    const widths = this.columns.map((column) => column.width);
-    this.node.style.setProperty("--cm-columns", ["28px", ...widths].join(" "));
     this.node.addEventListener("keydown", (event) => this.onKey(event));
     this.space.addEventListener("click", (event) => this.onClick(event));
-    this.space.addEventListener("dblclick", (event) => this.open(this.nameAt(event)));
+    this.space.addEventListener("dblclick", (event) => this.open(this.rowAt(event)?.name));
     this.body.addEventListener("scroll", () => this.draw());
+    this.buildColumns();
+  }
+
+  showColumn(key, isShown) {
+    if (isShown) this.shownKeys.add(key);
+    else this.shownKeys.delete(key);
+    storeColumns(this.shownKeys);
+    this.buildColumns();
+    this.refresh();
+  }
+
+  // Create the headings of the columns that are shown; the nodes of the rows follow when they are drawn.
+  buildColumns() {
+    this.columns = this.allColumns.filter((column) => this.shownKeys.has(column.key));
+    if (!this.columns.includes(this.sort.column)) this.sort = { column: this.columns[0], direction: 1 };
+    this.head.replaceChildren(el("span", { role: "columnheader" }), ...this.columns.map((column) => this.header(column)));
+    for (const node of this.pool.splice(0)) node.remove();
+    const widths = this.columns.map(({ width, grow }) => (grow ? `minmax(${width}px, ${grow}fr)` : `${width}px`));
+    const least = this.columns.reduce((sum, column) => sum + column.width, CHECKBOX_WIDTH);
+    this.node.style.setProperty("--cm-columns", `${CHECKBOX_WIDTH}px ${widths.join(" ")}`);
+    this.node.style.setProperty("--cm-least-width", `${least}px`);
   }
 
   header(column) {
     const node = el("span", { role: "columnheader", class: columnClass(column) });
     node.append(button(column.title, () => this.sortBy(column), { tabindex: "-1" }));
-    column.header = column.key;
     return node;
   }
 
@@ -137,7 +182,7 @@ class Table {
     this.stale = false;
     this.list = [...this.rows.values()].filter((row) => !this.filtered || this.filtered.has(row.name));
     this.list.sort(compare(this.sort.column, this.sort.direction));
-    this.indexes = new Map(this.list.map((row, index) => [row.name, index])); // name -> index in the list
+    this.indexes = new Map(this.list.map((row, index) => [row.id, index])); // id -> index in the list
     this.columns.forEach((column, index) => {
       const direction = this.sort.direction > 0 ? "ascending" : "descending";
       this.head.children[index + 1].setAttribute("aria-sort", column === this.sort.column ? direction : "none");
@@ -154,6 +199,7 @@ class Table {
 
   drawNow() {
     if (this.stale) this.rebuildList();
+    this.head.style.paddingRight = `${this.body.offsetWidth - this.body.clientWidth}px`; // above the scroll bar
     const now = Date.now() / 1000 + this.clockOffset;
     const first = Math.max(0, Math.floor(this.body.scrollTop / ROW_HEIGHT) - EXTRA_ROWS);
     const count = Math.ceil(this.body.clientHeight / ROW_HEIGHT) + 2 * EXTRA_ROWS;
@@ -179,8 +225,8 @@ class Table {
     node.id = `${this.id}-${rowIndex}`;
     node.dataset.state = STATES.includes(row.state) ? row.state : "";
     node.setAttribute("aria-rowindex", String(rowIndex + 1));
-    node.setAttribute("aria-selected", String(this.selected.has(row.name)));
-    const isCursor = row.name === this.cursor;
+    node.setAttribute("aria-selected", String(this.selected.has(row.id)));
+    const isCursor = row.id === this.cursor;
     node.classList.toggle("cm-cursor", isCursor);
     if (isCursor) this.node.setAttribute("aria-activedescendant", node.id);
     this.columns.forEach((column, index) => {
@@ -189,40 +235,40 @@ class Table {
     });
   }
 
-  nameAt(event) {
-    return event.target.closest(".cm-row")?.row?.name;
+  rowAt(event) {
+    return event.target.closest?.(".cm-row")?.row;
   }
 
   onClick(event) {
-    const name = this.nameAt(event);
-    if (name === undefined) return;
+    const row = this.rowAt(event);
+    if (!row) return;
     const isCheckbox = event.target.classList.contains("cm-check");
-    if (event.shiftKey) this.selectRange(name);
-    else if (isCheckbox || event.ctrlKey || event.metaKey) this.toggle(name);
-    else this.selectOnly(name);
-    this.moveTo(name, event.shiftKey);
+    if (event.shiftKey) this.selectRange(row.id);
+    else if (isCheckbox || event.ctrlKey || event.metaKey) this.toggle(row.id);
+    else this.selectOnly(row.id);
+    this.moveTo(row.id, event.shiftKey);
   }
 
   // Select the rows from the anchor to this one.
-  selectRange(name) {
-    const from = this.indexes.get(this.anchor ?? name) ?? 0, to = this.indexes.get(name);
+  selectRange(id) {
+    const from = this.indexes.get(this.anchor ?? id) ?? 0, to = this.indexes.get(id);
     const [low, high] = from < to ? [from, to] : [to, from];
-    this.selected = new Set(this.list.slice(low, high + 1).map((row) => row.name));
+    this.selected = new Set(this.list.slice(low, high + 1).map((row) => row.id));
   }
 
-  toggle(name) {
-    if (!this.selected.delete(name)) this.selected.add(name);
+  toggle(id) {
+    if (!this.selected.delete(id)) this.selected.add(id);
   }
 
-  selectOnly(name) {
-    this.selected = new Set([name]);
+  selectOnly(id) {
+    this.selected = new Set([id]);
   }
 
   // Move the cursor to a row and scroll it into view.
-  moveTo(name, keepAnchor = false) {
-    this.cursor = name;
-    if (!keepAnchor) this.anchor = name;
-    const top = this.indexes.get(name) * ROW_HEIGHT, bottom = top + ROW_HEIGHT;
+  moveTo(id, keepAnchor = false) {
+    this.cursor = id;
+    if (!keepAnchor) this.anchor = id;
+    const top = this.indexes.get(id) * ROW_HEIGHT, bottom = top + ROW_HEIGHT;
     if (top < this.body.scrollTop) this.body.scrollTop = top;
     if (bottom > this.body.scrollTop + this.body.clientHeight) this.body.scrollTop = bottom - this.body.clientHeight;
     this.onChange();
@@ -238,15 +284,15 @@ class Table {
       event.preventDefault();
     } else if (event.key in steps) {
       const to = Math.min(Math.max((from ?? -1) + steps[event.key], 0), this.list.length - 1);
-      if (event.shiftKey) this.selectRange(this.list[to].name);
-      this.moveTo(this.list[to].name, event.shiftKey);
+      if (event.shiftKey) this.selectRange(this.list[to].id);
+      this.moveTo(this.list[to].id, event.shiftKey);
     } else if (event.key === " " && from !== undefined) {
       this.toggle(this.cursor);
       this.moveTo(this.cursor);
     } else if (event.key === "Enter" && from !== undefined) {
-      this.open(this.cursor);
+      this.open(this.list[from].name);
     } else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
-      this.selected = new Set(this.list.map((row) => row.name));
+      this.selected = new Set(this.list.map((row) => row.id));
       this.onChange();
       this.draw();
     } else {
@@ -257,31 +303,32 @@ class Table {
 
   // Apply changes; a snapshot contains all boards and replaces the rows.
   update({ rows, gone, is_snapshot: isSnapshot, now }) {
-    const sizeBefore = this.rows.size;
-    if (isSnapshot) this.rows.clear();
-    for (const name of gone) this.rows.delete(name);
-    for (const row of rows) {
-      const old = this.rows.get(row.name);
-      if (old) Object.assign(old, row); // in place, so that 1,000 names need not be sorted again
-      else this.rows.set(row.name, row);
+    const goneNames = new Set(gone);
+    let namesChanged = isSnapshot || gone.length > 0;
+    for (const row of isSnapshot || gone.length ? [...this.rows.values()] : []) {
+      if (isSnapshot || goneNames.has(row.name)) this.rows.delete(row.id);
     }
-    for (const name of this.selected) if (!this.rows.has(name)) this.selected.delete(name);
+    for (const row of rows) {
+      const old = this.rows.get(row.id);
+      namesChanged ||= old?.name !== row.name;
+      if (old) Object.assign(old, row); // in place, so that 1,000 names need not be sorted again
+      else this.rows.set(row.id, row);
+    }
     this.clockOffset = now - Date.now() / 1000;
-    const namesChanged = isSnapshot || gone.length > 0 || this.rows.size !== sizeBefore;
     if (namesChanged) this.rankNames();
-    if (namesChanged || this.sort.column !== this.columns[0]) this.stale = true;
+    if (namesChanged || this.sort.column !== this.allColumns[0]) this.stale = true;
     else this.onChange();
     this.draw();
   }
 
   // Store each row's position in the order of names, which decides between equal rows.
   rankNames() {
-    const names = [...this.rows.keys()].sort(collator.compare);
-    names.forEach((name, rank) => (this.rows.get(name).rank = rank));
+    const rows = [...this.rows.values()].sort((a, b) => collator.compare(a.name, b.name));
+    rows.forEach((row, rank) => (row.rank = rank));
   }
 
   // Return the selected names that the filter shows, in the order of the table.
   selectedNames() {
-    return this.list.filter((row) => this.selected.has(row.name)).map((row) => row.name);
+    return this.list.filter((row) => this.selected.has(row.id)).map((row) => row.name);
   }
 }

@@ -129,11 +129,21 @@ class Lab:
         self._browser = browser  # one context, so that JupyterLab's files are loaded once
 
     def open(
-        self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
+        self,
+        name: str,
+        cells: Sequence[str] | None = None,
+        *,
+        kernel: str = "cm_kernel",
+        keep: bool = False,
     ) -> Notebook:
-        """Open a notebook: a tutorial, without its outputs, or a new one with these cells."""
-        if cells is None:
-            notebook: Any = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        """Open a notebook: a tutorial, without its outputs, or a new one with these cells.
+
+        With ``keep``, the notebook is opened as it was saved.
+        """
+        if keep:
+            notebook: Any = nbformat.read(self._folder / name, as_version=4)
+        elif cells is None:
+            notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
             for cell in notebook.cells:
                 if cell.cell_type == "code":
                     cell.outputs, cell.execution_count = [], None
@@ -151,8 +161,12 @@ class Lab:
 
     def close(self, notebook: Notebook) -> None:
         """Close a notebook's page, and shut down its kernel."""
-        name = Path(urlsplit(notebook.page.url).path).name
+        self.shut_down(notebook)
         notebook.page.close()
+
+    def shut_down(self, notebook: Notebook) -> None:
+        """Shut down a notebook's kernel."""
+        name = Path(urlsplit(notebook.page.url).path).name
         head = {"Authorization": f"token {self._token}"}
         for session in self._browser.request.get(f"{self._url}/api/sessions", headers=head).json():
             if session["path"] == name:

@@ -218,6 +218,138 @@ def test_label_and_reset_actions_and_their_errors(desk: DashboardPage, fleet: Fl
     expect(view.count).to_contain_text("3 of ")
 
 
+def test_text_can_be_typed_while_boards_change(desk: DashboardPage, fleet: Fleet):
+    """A board's page must not take the focus back, nor the place of an action's outcome."""
+    view = desk
+    view.row("rack-1").locator(".cm-name").dblclick()
+    expect(view.pane).to_contain_text("Recent jobs")
+    view.enter("Run…", "6 * 7", "Control+Enter")
+    expect(view.pane).to_contain_text("42")
+    view.button("Label…").click()
+    for letter in "key = value":
+        view.page.keyboard.type(letter)
+        fleet["rack-1"].run("import cm; cm.emit(level=8)")
+    assert view.node.locator(".cm-prompt input").input_value() == "key = value"
+    expect(view.pane).to_contain_text("42")
+    view.page.keyboard.press("Escape")
+    view.page.keyboard.press("Escape")
+    expect(view.pane).to_be_hidden()
+
+
+def test_selection_survives_a_rename_and_run_remembers_its_code(desk: DashboardPage, fleet: Fleet):
+    view = desk
+    view.row("rack-1").locator(".cm-name").click()
+    expect(view.count).to_contain_text("1 selected")
+    view.enter("Run…", "print('once more')", "Control+Enter")
+    expect(view.pane).to_contain_text("once more")
+    fleet.rename("rack-1", "rack-9")
+    try:
+        expect(view.row("rack-9")).to_have_attribute("aria-selected", "true")
+        expect(view.count).to_contain_text("1 selected")
+        view.button("Run…").click()
+        field = view.node.locator(".cm-prompt textarea")
+        expect(field).to_have_value("print('once more')")
+        field.press("Control+Enter")
+        expect(view.pane).to_contain_text("Run: rack-9")
+        view.row("rack-9").locator(".cm-name").dblclick()
+        expect(view.pane.locator("h3")).to_have_text("rack-9")
+    finally:
+        fleet.rename("rack-9", "rack-1")
+    expect(view.pane.locator("h3")).to_have_text("rack-1")
+    view.page.keyboard.press("Escape")
+
+
+def test_columns_are_chosen_and_any_text_is_searched_for(desk: DashboardPage, fleet: Fleet):
+    view = desk
+    view.button("Columns").click()
+    view.node.get_by_label("Machine", exact=True).check()
+    expect(view.row("rack-1").locator(".cm-fact-machine")).to_contain_text("linux")
+    view.node.get_by_label("Machine", exact=True).uncheck()
+    expect(view.row("rack-1").locator(".cm-fact-machine")).to_have_count(0)
+    view.button("Columns").click()
+    fleet["rack-3"].label({"shelf": "upper left"})
+    expect(view.row("rack-3").locator(".cm-labels")).to_have_text("shelf=upper left")
+    view.target.fill("LEFT upper")
+    expect(view.count).to_contain_text(re.compile("1 of .* contain this text"))
+    view.target.fill("rack-*")
+    expect(view.count).to_contain_text("3 of ")
+    fleet["rack-3"].label({"shelf": ""})
+
+
+def test_files_are_dropped_opened_downloaded_and_deleted(desk, fleet: Fleet, tmp_path: Path):
+    view = desk
+    view.row("rack-2").locator(".cm-name").dblclick()
+    expect(view.pane.locator("h3")).to_have_text("rack-2")
+    view.button("Files of").click()
+    expect(view.pane).to_contain_text("/cm.json")
+    files = view.page.evaluate_handle(
+        "() => { const data = new DataTransfer();"
+        " data.items.add(new File(['dropped text'], 'drop.txt')); return data; }"
+    )
+    for event in ("dragover", "drop"):
+        view.pane.locator(".cm-content").dispatch_event(event, {"dataTransfer": files})
+    expect(view.pane.get_by_role("button", name="Open /drop.txt")).to_be_visible()
+    assert fleet["rack-2"].read(":/drop.txt").value == b"dropped text"
+    view.pane.get_by_role("button", name="Open /drop.txt").click()
+    expect(view.pane.locator(".cm-file")).to_contain_text("dropped text")
+    with view.page.expect_download() as download:
+        view.pane.get_by_role("button", name="Download /drop.txt").click()
+    assert download.value.suggested_filename == "drop.txt"
+    assert Path(download.value.path()).read_bytes() == b"dropped text"
+    view.pane.get_by_role("button", name="Delete /drop.txt").click()
+    expect(view.pane.get_by_role("button", name="Delete /drop.txt")).to_have_text("Delete?")
+    view.pane.get_by_role("button", name="Delete /drop.txt").click()
+    expect(view.pane.get_by_role("button", name="Open /drop.txt")).to_have_count(0)
+    (tmp_path / "chosen.txt").write_text("chosen")
+    with view.page.expect_file_chooser() as chooser:
+        view.pane.get_by_role("button", name="Upload…", exact=True).click()
+    chooser.value.set_files(tmp_path / "chosen.txt")
+    expect(view.pane.get_by_role("button", name="Open /chosen.txt")).to_be_visible()
+    fleet["rack-2"].rm(":/chosen.txt").raise_for_error()
+    view.page.keyboard.press("Escape")
+
+
+def test_plot_shows_the_values_at_the_pointer(desk: DashboardPage, fleet: Fleet):
+    view = desk
+    emit = (
+        "import cm, time\nfor n in range(5):\n    cm.emit(one=n, two=100 * n)\n    time.sleep(0.1)"
+    )
+    fleet["rack-3"].run(emit).raise_for_error()
+    view.row("rack-3").locator(".cm-name").dblclick()
+    chart = view.pane.locator(".cm-chart")
+    expect(chart.locator(".cm-legend")).to_contain_text("two  400")
+    canvas = chart.locator("canvas")
+    before: Any = canvas.bounding_box()
+    canvas.hover(position={"x": before["width"] - 13, "y": 40})
+    expect(chart.locator(".cm-tip")).to_contain_text("two  400")
+    for name in ("one", "two"):
+        chart.get_by_role("button", name=name).click()
+    expect(chart.get_by_role("button", name="two")).to_have_attribute("aria-pressed", "false")
+    after: Any = canvas.bounding_box()
+    assert after["height"] < before["height"], "one panel is hidden"
+    view.page.keyboard.press("Escape")
+
+
+def test_dashboard_without_its_kernel_is_grey_and_its_last_table_is_saved(lab: Lab, rack):
+    notebook = lab.open(
+        "saved.ipynb", ["import cm_magics\ncm_magics.dashboard('rack-*')"], kernel="python3"
+    )
+    view = DashboardPage(notebook)
+    expect(notebook.area.locator(".cm-saved")).to_be_hidden()
+    notebook.area.locator('[data-jp-item-name="save"]').click()
+    expect(notebook.page.locator(".jp-mod-dirty")).to_have_count(0)
+    lab.shut_down(notebook)
+    expect(view.node.locator(".cm-lost")).to_contain_text("Not connected")
+    expect(view.table).to_have_class(re.compile("cm-stale"))
+    expect(view.button("Run…")).to_be_disabled()
+    notebook.page.close()
+    reopened = lab.open("saved.ipynb", keep=True)
+    expect(reopened.area.locator(".cm-saved")).to_contain_text("rack-3")
+    expect(reopened.area.get_by_text("model not found")).to_be_hidden()
+    reopened.picture("dashboard-saved")
+    lab.close(reopened)
+
+
 def test_sorts_by_any_column(desk: DashboardPage, rack):
     view = desk
     first = view.table.get_by_role("row").nth(1)

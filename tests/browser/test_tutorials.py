@@ -28,7 +28,7 @@ def test_tutorial_runs_from_top_to_bottom(lab: Lab, name: str):
     errors = notebook.area.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
     assert errors.count() == count_expected_errors(name), errors.all_inner_texts()
     if name == "05_the_dashboard":  # the reader can still try it
-        expect(table.locator(".cm-count")).to_contain_text("6 idle")
+        expect(table.locator(".cm-count")).to_contain_text("9 idle")  # and demo-1 to demo-3
         picture = notebook.area.locator("img[alt='The dashboard']")
         assert picture.evaluate("image => image.naturalWidth") > 0
     notebook.cells.nth(3).scroll_into_view_if_needed()

@@ -18,11 +18,12 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.targets import parse_target
-from cm_magics import plot
+from cm_magics import board_page, plot, saved_output
 from cm_magics.dashboard_actions import ACTIONS, action_buttons
 from cm_magics.dashboard_widget import Dashboard
 from cm_magics.live_widget import LiveWidget
 from cm_magics.plot import Plot
+from tests.conftest import running_boards
 
 WAIT = 15.0  # seconds: the maximum wait for a message
 HOSTILE = "<script>\x1b[2J\u202e"
@@ -37,7 +38,8 @@ class Page:
 
         def send(_: LiveWidget, content: Any, buffers: Any = None) -> None:
             with self._received:
-                self.messages.append(json.loads(json.dumps(content, allow_nan=False)))
+                message = json.loads(json.dumps(content, allow_nan=False))
+                self.messages.append(message | ({"buffers": buffers} if buffers else {}))
                 self._received.notify_all()
 
         monkeypatch.setattr(LiveWidget, "send", send)
@@ -59,9 +61,9 @@ class Page:
             del self.messages[: index + 1]
             return message
 
-    def send(self, widget: LiveWidget, **message: Any) -> None:
+    def send(self, widget: LiveWidget, *buffers: bytes, **message: Any) -> None:
         """Send a message from the page to a widget."""
-        widget._on_message(widget, message, [])
+        widget._on_message(widget, message, list(buffers))
 
 
 @pytest.fixture
@@ -137,6 +139,34 @@ def test_filter_accepts_targets_and_reports_errors(page: Page, dashboard: Dashbo
     fleet["demo-3"].label({"dash": ""})
     page.send(dashboard, do="filter", text=" ")
     assert page.until("filtered", lambda message: message["names"] is None)["error"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("attic", ["demo-3"]),  # a name that no board has, and a label's value
+        ("ATT", ["demo-3"]),
+        ("mo-2", ["demo-2"]),
+        ("linux attic", ["demo-3"]),  # not a target; each word occurs
+        ("attic demo-2", []),
+        ("1.29", ["demo-1", "demo-2", "demo-3"]),
+        ("demo-1", ["demo-1"]),  # a target
+    ],
+)
+def test_text_that_selects_no_board_is_searched_for(page, dashboard, fleet, text, names):
+    fleet["demo-3"].label({"dash": "attic"})
+    page.until("boards", lambda message: "attic" in row_of(message, "demo-3").get("labels", ""))
+    page.send(dashboard, do="filter", text="demo-*")
+    page.until("filtered", lambda message: message["names"])
+    page.send(dashboard, do="filter", text=text)
+    message = page.until("filtered")
+    shown = [name for name in message["names"] if name.startswith("demo-")]
+    if message["error"]:
+        assert names == []  # neither a target nor found: the last target holds
+    else:
+        assert (shown, message["searched"]) == (names, text != "demo-1")
+    fleet["demo-3"].label({"dash": ""})
+    page.until("boards", lambda message: row_of(message, "demo-3").get("labels") == "")
 
 
 def run_action(
@@ -217,8 +247,8 @@ def test_installed_packages_are_listed_on_the_boards_page(page: Page, dashboard,
     ((package, _),) = section("Packages")["pairs"]
     assert "blinker" in package
     files = section("Files")
-    assert [pair[0] for pair in files["pairs"] if "blinker" in pair[0]], files
-    assert not [pair for pair in files["pairs"] if pair[0].startswith("/lib/cm/")]
+    assert [file["line"] for file in files["files"] if "blinker" in file["path"]], files
+    assert not [file for file in files["files"] if file["path"].startswith("/lib/cm/")]
     assert " free of " in files["text"]
     fleet["demo-1"].rm(":/lib/blinker.mpy").raise_for_error()
     _, (word, missing) = section("Packages")["pairs"]
@@ -232,12 +262,93 @@ def test_installed_packages_are_listed_on_the_boards_page(page: Page, dashboard,
     fleet.revoke("gone-1")
 
 
+def test_files_are_written_opened_downloaded_and_deleted(page: Page, dashboard, fleet):
+    page.send(dashboard, do="page", board="demo-1")
+    page.until("page")
+    page.send(dashboard, b"t\xc3\xa4glich", do="upload", boards=["demo-1"], path="/up/note.txt")
+    done = page.until("action", lambda message: message["state"] == "done")
+    assert (done["title"], done["text"]) == ("Upload /up/note.txt: demo-1", "8 bytes written")
+    files = page.until("section")["section"]["files"]
+    assert {"path": "/up", "line": "/up", "size": "folder", "is_folder": True} in files
+    assert "/up/note.txt" in [file["path"] for file in files]
+
+    def act(verb: str, path: str = "/up/note.txt") -> Any:
+        page.send(dashboard, do="file", board="demo-1", path=path, verb=verb)
+        return page.until("file")
+
+    assert act("open")["text"] == "täglich"
+    download = act("download")
+    assert (download["file_name"], download["buffers"]) == ("note.txt", ["täglich".encode()])
+    assert act("open", "/up")["failed"]
+    assert act("delete")["text"] == "/up/note.txt was deleted."
+    files = page.until("section")["section"]["files"]
+    assert "/up/note.txt" not in [file["path"] for file in files]
+    assert "No such file" in act("download")["text"]
+    fleet["demo-1"].rm(":/up", recursive=True).raise_for_error()
+    page.send(dashboard, b"x", do="upload", boards=["nobody-9"], path="/x")
+    assert page.until("action", lambda m: m["state"] == "failed")["title"].endswith("nobody-9")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "The file is empty."),
+        (b"\x1b[2J", "\\x1b[2J"),
+        (b"\xff\x00\x01", "This is not a text file: 3 bytes. Download it to open it."),
+        (b"x" * 100_003, "x" * 100_000 + "\n… 3 more characters"),
+    ],
+)
+def test_content_of_a_file_as_text(content: bytes, text: str):
+    assert board_page.file_text(content) == text
+
+
+def test_open_page_follows_a_rename(page: Page, dashboard, fleet):
+    page.send(dashboard, do="page", board="demo-2")
+    page.until("page")
+    fleet.rename("demo-2", "demo-8")
+    try:
+        page.until("page", lambda message: message["board"] == "demo-8")
+    finally:
+        fleet.rename("demo-8", "demo-2")
+    assert page.until("page", lambda message: message["board"] == "demo-2")
+
+
+def test_action_closes_the_page_of_a_board(page: Page, dashboard, fleet):
+    page.send(dashboard, do="page", board="demo-2")
+    page.until("page")
+    run_action(page, dashboard, "run", "1")
+    page.messages.clear()
+    fleet["demo-2"].run("import cm; cm.emit(temp=6)")
+    time.sleep(0.6)  # two updates
+    assert [m for m in page.messages if m["kind"] in ("samples", "page")] == []
+
+
+def test_rows_have_labels_and_all_facts(page: Page, dashboard, fleet):
+    fleet["demo-1"].label({"b": "2", "a": "1"})
+    labelled = lambda message: row_of(message, "demo-1").get("labels")  # noqa: E731
+    row = row_of(page.until("boards", labelled), "demo-1")
+    assert row["labels"] == "a=1, b=2"
+    assert row["facts"]["client"][0]
+    assert set(row["facts"]) == {column[0] for column in dashboard.fact_columns}
+    extra = [name for name, _, _, is_extra in dashboard.fact_columns if is_extra]
+    assert {"client", "address", "mac"} <= set(extra)
+    fleet["demo-1"].label({"a": "", "b": ""})
+
+
+def test_page_gets_signs_of_life(page: Page, dashboard):
+    page.messages.clear()
+    page.until("alive")
+
+
 def test_invalid_messages_are_ignored(page: Page, dashboard: Dashboard):
     for message in (
         {},
         {"do": "action"},
         {"do": "action", "action": "run"},
         {"do": "action", "boards": [1]},
+        {"do": "upload", "boards": ["demo-1"], "path": "/x"},
+        {"do": "file", "board": "demo-1", "path": "/x", "verb": "format"},
+        {"do": "file", "board": "nobody-9", "path": "/x", "verb": "open"},
     ):
         page.send(dashboard, **message)
     page.send(dashboard, do="action", action="format", boards=["demo-1"])
@@ -300,6 +411,24 @@ def test_dashboard_as_text_is_the_table(dashboard: Dashboard):
     assert "demo-1" in dashboard._repr_mimebundle_()[0]["text/plain"]
 
 
+def test_saved_table_has_the_boards_of_the_target(page: Page, boards: Any):
+    shown = cm_magics.dashboard("demo-[1-2]")
+    state = shown.make_saved_state()
+    for text in (state["text/plain"], state["text/html"]):
+        assert ("demo-1" in text, "demo-2" in text, "demo-3" in text) == (True, True, False)
+    assert shown.make_saved_state() is state, "nothing has changed"
+    shown.close()
+    nobody = cm_magics.dashboard("nobody-*")
+    assert nobody.make_saved_state()["text/plain"].startswith("No board matches.")
+    nobody.close()
+    cm_magics.magics.close_fleet()
+
+
+def test_saved_table_escapes_what_boards_report():
+    html = saved_output.table_html(("name",), [("<script>&",)])
+    assert html.count(">&lt;script&gt;&amp;</td>") == 1
+
+
 def test_dashboard_has_an_initial_filter(page: Page, boards: Any):
     shown = cm_magics.dashboard("demo-1")
     page.send(shown, do="open", view="v1")
@@ -329,6 +458,20 @@ def test_plot_gets_earlier_samples_then_new_ones(page: Page, fleet: Fleet, board
     assert bundle["text/plain"].startswith("demo-3 level  ")
     assert bundle["text/plain"].endswith("  7")
     assert bundle["image/svg+xml"].startswith("<svg ")
+    assert '<img alt="demo-3 level' in bundle["text/html"]
+    shown.close()
+
+
+def test_plot_keeps_the_values_of_boards_that_were_removed(page: Page, server, fleet: Fleet):
+    with running_boards(server, fleet, ["brief-1"]):
+        fleet["brief-1"].run("import cm; cm.emit(level=3)")
+        shown = Plot(fleet, "brief-1")
+    fleet.revoke("brief-1")
+    page.send(shown, do="open", view="v1")
+    message = page.until("samples", lambda message: message["samples"])
+    assert message["samples"][-1][2] == {"level": 3}
+    assert shown.make_saved_state()["text/plain"] == "brief-1 level  ▁  3"
+    assert not [message for message in page.messages if message["kind"] == "lost"]
     shown.close()
 
 
@@ -356,6 +499,14 @@ def test_plot_as_an_image_escapes_names_from_boards():
     assert "&lt;script&gt;" in svg
     assert not set("\x1b\u202e") & set(svg)
     assert plot.lines_svg({}).startswith("<svg ")
+
+
+def test_image_has_a_panel_for_each_quantity():
+    received = samples({"temp": 20, "light": 900}, {"temp": 21, "light": 800})
+    svg = plot.lines_svg(plot.make_plot_lines(received, None))
+    assert svg.count("<g transform=") == 2
+    for text in (">21<", ">20<", ">900<", ">800<", ">temp<", ">light<"):
+        assert text in svg
 
 
 def test_number_of_lines_is_limited():
