@@ -107,7 +107,6 @@ async def install_packages(
     body = {
         "wanted": list(names.values()),
         "sent": sent,
-        "force": change_options["force"],
         **plan_options,
     }
     body["target"] = target or boards.target

@@ -31,9 +31,9 @@ PACKAGE_ATTACKS: Final = [
         26,
         "paths that leave the folder or are reserved; a source that hides bytecode",
         TESTS + "test_install_paths.py: unsafe_path_is_refused "
-        "reserved_path_is_refused invalid_or_reserved_folder_is_refused",
-        TESTS + "test_index.py: unsafe_or_reserved_path_of_a_package_is_refused "
-        "reserved_paths_are_refused_in_the_root_folder",
+        "path_of_owner_or_client_is_reserved invalid_or_reserved_folder_is_refused",
+        TESTS + "test_index.py: unsafe_path_of_a_package_is_refused "
+        "reserved_paths_in_the_root_folder_are_left_out",
         TESTS + "test_plan.py: shadowing_paths_are_the_other_forms_of_modules",
         "cm_server/installs/test_board_install.py: shadowing_source_is_removed_and_obstacle_is_an_error",
         "cm_server/installs/test_install_manifest.py: overwriting_other_files_needs_force",
@@ -148,14 +148,14 @@ PACKAGES: Final = [
         CODE + "install_paths.py",
         "_leaves_folder = lambda parts: False",
         TESTS + "test_install_paths.py::test_unsafe_path_is_refused",
-        TESTS + "test_index.py::test_unsafe_or_reserved_path_of_a_package_is_refused",
+        TESTS + "test_index.py::test_unsafe_path_of_a_package_is_refused",
     ),
     defence(
         "package: no package writes boot files, the client or its key",
         CODE + "install_paths.py",
-        "_is_reserved = lambda path: False",
-        TESTS + "test_install_paths.py::test_reserved_path_is_refused",
-        TESTS + "test_index.py::test_reserved_paths_are_refused_in_the_root_folder",
+        "is_reserved = lambda path: False",
+        TESTS + "test_install_paths.py::test_path_of_owner_or_client_is_reserved",
+        TESTS + "test_index.py::test_reserved_paths_in_the_root_folder_are_left_out",
     ),
     defence(
         "package: files of other packages are not overwritten",

@@ -25,7 +25,6 @@ _OPTION_TYPES = {
     "indexes": dict,
     "lock": str,
     "locked": bool,
-    "force": bool,
 }
 
 

@@ -2,7 +2,8 @@
 
 A package names paths relative to the folder of the install. Paths are not normalised: one that has
 an ambiguous or unusual part is refused. Some paths are reserved for the board's owner and for the
-client.
+client: a package's file there is left out. Built-in modules' names are allowed: a package may
+extend MicroPython's `os` or `ssl`, and the client imports its own before it looks for files.
 """
 
 from __future__ import annotations
@@ -19,17 +20,11 @@ TARGET_DIR: Final = "/lib"
 _MAX_PATH_BYTES: Final = 120  # fits into a message of the smallest board buffer
 _MAX_DEPTH: Final = 8  # folders
 _DRIVE = re.compile(r"[A-Za-z]:")
-#: Reserved: start-up files of the owner, the client and its key, wherever boards look for modules.
+#: Reserved: start-up files of the owner, the client, its key and its journal, wherever boards look
+#: for modules. FAT ignores case.
 _RESERVED = re.compile(
-    r"(/(boot|main)\.(py|mpy)|/cm\.json|/\.cm.*|(/lib)?/cm(\.py|\.mpy|/.*)?|/romfs/.*|/rom/.*)",
+    r"(/(boot|main)\.(py|mpy)|/cm\.json|/\.cm.*|(/lib)?/cm(_start)?([./].*)?|/romfs/.*|/rom/.*)",
     re.IGNORECASE,
-)
-#: Built-in modules that the client may import. A file that is imported instead of one of them could
-#: keep the board from connecting again.
-BUILTIN_MODULES: Final = re.compile(
-    "array|binascii|builtins|cmath|cryptolib|deflate|framebuf|gc|hashlib|io|json|machine|math|"
-    "micropython|network|os|platform|random|re|select|socket|ssl|struct|sys|time|tls|uctypes|"
-    "vfs|websocket|_thread"
 )
 
 
@@ -44,7 +39,7 @@ def check_folder(folder: str) -> str:
         raise PackageError(f"{folder!r} is not a folder on a board: it must begin with one /")
     if plain:
         check_relative_path(plain[1:])
-    if _is_reserved(plain + "/x"):
+    if is_reserved(plain + "/x"):
         raise PackageError(f"{folder!r} is reserved for the board client")
     return plain
 
@@ -78,31 +73,9 @@ def _leaves_folder(parts: Iterable[str]) -> bool:
     return any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts)
 
 
-def _is_reserved(path: str) -> bool:
+def is_reserved(path: str) -> bool:
     """Return whether an absolute path belongs to the board's owner or to the client."""
     return _RESERVED.fullmatch(path) is not None
-
-
-def board_path(folder: str, path: str, *, force: bool = False) -> str:
-    """Return the absolute path of a package's file on the board.
-
-    Args:
-        folder: the folder of the install, as `check_folder` returns it.
-        path: the path that the package names.
-        force: whether the file may hide a built-in module of MicroPython.
-
-    Raises:
-        PackageError: the path is unsafe or reserved, or the file would hide a built-in module.
-    """
-    full = f"{folder}/{check_relative_path(path)}"
-    if _is_reserved(full):
-        raise PackageError(f"packages may not write {full}: it is reserved")
-    if not force and folder in ("", TARGET_DIR) and BUILTIN_MODULES.fullmatch(module_name(path)):
-        raise PackageError(
-            f"{full} would hide MicroPython's built-in module {module_name(path)!r}; "
-            "--force installs it"
-        )
-    return full
 
 
 def check_installed_path(path: str) -> str:
@@ -112,14 +85,9 @@ def check_installed_path(path: str) -> str:
         PackageError: no install could have written a file there.
     """
     check_folder(path)
-    if _is_reserved(path):
+    if is_reserved(path):
         raise PackageError(f"packages may not write {path}: it is reserved")
     return path
-
-
-def module_name(path: str) -> str:
-    """Return the name of the top-level module or package that a file belongs to."""
-    return re.sub(r"\.(py|mpy)$", "", path.partition("/")[0])
 
 
 def other_form(path: str) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.limits import MIB, Limits
 
-from .install_paths import board_path, find_clash, other_form
+from .install_paths import check_relative_path, find_clash, is_reserved, other_form
 from .release import Release
 
 
@@ -107,26 +107,41 @@ def check_sizes(releases: Iterable[Release], limits: Limits) -> None:
         raise PackageError(f"the files of the packages are too big: more than {max_mib} MiB")
 
 
-def place_files(
-    releases: Iterable[Release], folder: str, *, force: bool = False
-) -> list[PlannedFile]:
-    """Return the files of all releases with their paths on the board; sources are not compiled.
+class PlacedFiles(NamedTuple):
+    """The files of releases with their paths on the board.
+
+    Attributes:
+        files: in the order of their paths.
+        notes: which files are left out, one sentence each.
+    """
+
+    files: list[PlannedFile]
+    notes: list[str]
+
+
+def place_files(releases: Iterable[Release], folder: str) -> PlacedFiles:
+    """Return where the files of all releases are put on the board; sources are not compiled.
+
+    Files at reserved paths are left out.
 
     Args:
         releases: the releases, with hashes and sizes of their files.
         folder: the folder of the install, as `check_folder` returns it.
-        force: whether files may hide built-in modules of MicroPython.
 
     Raises:
         PackageError: a path is refused, or two packages have different files of the same path.
     """
     by_path: dict[str, PlannedFile] = {}
+    notes = []
     for release in releases:
         for part in release.parts:
             try:
-                path = board_path(folder, part.path, force=force)
+                path = f"{folder}/{check_relative_path(part.path)}"
             except PackageError as error:
                 raise PackageError(f"{release}: {error.args[0]}") from None
+            if is_reserved(path):
+                notes.append(f"{release}: {path} is left out: packages may not write it")
+                continue
             file = PlannedFile(path, part.sha256, part.size, release.key)
             other = by_path.setdefault(path, file)
             if other.sha256 != file.sha256:
@@ -135,7 +150,7 @@ def place_files(
                     "with different contents"
                 )
     check_clash(by_path)
-    return sorted(by_path.values())
+    return PlacedFiles(sorted(by_path.values()), notes)
 
 
 def check_clash(by_path: Mapping[str, PlannedFile]) -> None:

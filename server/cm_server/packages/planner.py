@@ -47,7 +47,6 @@ class PlanRequest:
         sent: files that the caller sent: requirement -> path -> content.
         lock: the text of a lock file, to compare with or, if `locked`, to install.
         locked: whether to install exactly what is in the lock file.
-        force: whether files may hide built-in modules of MicroPython.
         trusted: whether `indexes` may be private, since the caller is an administrator.
     """
 
@@ -59,7 +58,6 @@ class PlanRequest:
     sent: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     lock: str | None = None
     locked: bool = False
-    force: bool = False
     trusted: bool = False
 
 
@@ -174,9 +172,10 @@ class _PlanBuilder:
             self._notes += locks.compare_releases(lock.releases, releases, pinned_keys)
         for release in releases:
             self._notes += release.notes
-        sources = place_files(releases, self._folder, force=self._request.force)
+        placed = place_files(releases, self._folder)
+        self._notes += placed.notes
         files = {
-            mpy: await self._board_files(sources, board) for mpy, board in self._boards.items()
+            mpy: await self._board_files(placed.files, board) for mpy, board in self._boards.items()
         }
         notes = tuple(dict.fromkeys(self._notes))
         wanted = lock.wanted if lock and self._request.locked else tuple(self._request.wanted)

@@ -21,7 +21,6 @@ from .archives import unpack
 from .cache import PackageCache, sha256
 from .documents import is_dummy, read_metadata, read_requires
 from .http_fetcher import HttpFetcher, SourceNotFound
-from .install_paths import BUILTIN_MODULES
 from .release import Release, ReleaseFile
 from .requirement import Requirement, parse_requirement
 
@@ -39,6 +38,12 @@ _NOT_INSTALLED = re.compile(
     re.IGNORECASE,
 )
 _PREFIX: Final = "micropython-"
+#: Modules that all boards have built in: the old distributions for them are not needed.
+_BUILTIN_MODULES = re.compile(
+    "array|binascii|builtins|cmath|cryptolib|deflate|framebuf|gc|hashlib|io|json|machine|math|"
+    "micropython|network|os|platform|random|re|select|socket|ssl|struct|sys|time|tls|uctypes|"
+    "vfs|websocket|_thread"
+)
 
 
 class PipSettings(NamedTuple):
@@ -285,7 +290,7 @@ def _read_dependencies(
                 f"{requirement} has an invalid dependency: {error.args[0]}"
             ) from error
         module = re.split("[-.]", need.name.removeprefix(_PREFIX))[0]
-        if BUILTIN_MODULES.fullmatch(module):
+        if _BUILTIN_MODULES.fullmatch(module):
             notes.append(
                 f"{requirement.key} needs {need.name}: MicroPython's built-in {module} is used"
             )

@@ -24,7 +24,7 @@ FORGE_NAMES: Final = ("github", "gitlab", "codeberg")
 COMMIT_PATTERN: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 _MAX_CHARS: Final = 500  # of a requirement; enough for a URL
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # such as __future__
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")

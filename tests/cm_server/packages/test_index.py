@@ -118,8 +118,8 @@ async def test_url_outside_the_index_is_refused(package_server, planner, where):
         await planner.make_plan(["log"])
 
 
-@pytest.mark.parametrize("path", ["../main.py", "/../boot.py", "lib/..", "cm/link.py", "os.py"])
-async def test_unsafe_or_reserved_path_of_a_package_is_refused(package_server, planner, path):
+@pytest.mark.parametrize("path", ["../main.py", "/../boot.py", "lib/.."])
+async def test_unsafe_path_of_a_package_is_refused(package_server, planner, path):
     package_server.publish("log", files={path: "evil\n"})
     with pytest.raises(PackageError, match=r"^log@1.0: "):
         await planner.make_plan(["log"], target_dir="/lib")
@@ -128,10 +128,19 @@ async def test_unsafe_or_reserved_path_of_a_package_is_refused(package_server, p
 @pytest.mark.parametrize(
     "path", ["boot.py", "main.py", "lib/cm/link.mpy", "cm.json", ".cm/journal"]
 )
-async def test_reserved_paths_are_refused_in_the_root_folder(package_server, planner, path):
-    package_server.publish("log", files={path: "evil\n"})
-    with pytest.raises(PackageError, match="is reserved"):
-        await planner.make_plan(["log"], target_dir="/", force=True)
+async def test_reserved_paths_in_the_root_folder_are_left_out(package_server, planner, path):
+    package_server.publish("log", files={path: "evil\n", "log.py": "L = 1\n"})
+    plan = await planner.make_plan(["log"], target_dir="/", mpys=[MPY])
+    assert paths(plan) == ["/log.mpy"]
+    assert plan.notes == (f"log@1.0: /{path} is left out: packages may not write it",)
+
+
+async def test_package_may_extend_a_builtin_module(package_server, planner):
+    package_server.publish("os-path", files={"os/path.py": "P = 1\n", "ssl.py": "S = 1\n"})
+    package_server.publish("__future__", files={"__future__.py": "F = 1\n"})
+    found = await planned_sources(planner, "os-path")
+    assert set(found) == {"/lib/os/path.py", "/lib/ssl.py"}
+    assert set(await planned_sources(planner, "__future__")) == {"/lib/__future__.py"}
 
 
 # Dependency confusion (attack group 31)

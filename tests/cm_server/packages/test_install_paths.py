@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.install_paths import board_path, check_folder, find_clash, other_form
+from cm_server.packages.install_paths import (
+    check_folder,
+    check_relative_path,
+    find_clash,
+    is_reserved,
+    other_form,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,43 +49,50 @@ from cm_server.packages.install_paths import board_path, check_folder, find_clas
 )
 def test_unsafe_path_is_refused(path):
     with pytest.raises(PackageError, match="is refused"):
-        board_path("/lib", path)
+        check_relative_path(path)
 
 
 @pytest.mark.parametrize("path", ["logging.py", "a/b/__init__.mpy", "data/é.json", ".hidden/x"])
-def test_safe_path_is_placed_below_the_folder(path):
-    assert board_path("/lib", path) == f"/lib/{path}"
+def test_safe_path_is_accepted(path):
+    assert check_relative_path(path) == path
 
 
 @pytest.mark.parametrize(
-    ("folder", "path"),
+    "path",
     [
-        ("", "boot.py"),
-        ("", "Boot.PY"),
-        ("", "main.py"),
-        ("", "main.mpy"),
-        ("", "cm.json"),
-        ("", ".cm/journal"),
-        ("", "cm/link.py"),
-        ("", "cm.py"),
-        ("", "lib/cm/link.mpy"),
-        ("/lib", "cm/link.mpy"),
-        ("/lib", "CM/link.mpy"),
-        ("/lib", "cm.mpy"),
+        "/boot.py",
+        "/Boot.PY",
+        "/main.py",
+        "/main.mpy",
+        "/cm.json",
+        "/.cm/journal",
+        "/.cm.new",
+        "/cm",
+        "/cm/link.py",
+        "/cm.py",
+        "/cm_start.py",
+        "/CM_START.mpy",
+        "/lib/cm",
+        "/lib/cm/link.mpy",
+        "/lib/CM/link.mpy",
+        "/lib/cm.mpy",
+        "/lib/cm.old/link.mpy",
+        "/lib/cm_start.mpy",
+        "/rom/x.py",
     ],
 )
-@pytest.mark.parametrize("force", [False, True])
-def test_reserved_path_is_refused(folder, path, force):
-    with pytest.raises(PackageError, match="is reserved"):
-        board_path(folder, path, force=force)
+def test_path_of_owner_or_client_is_reserved(path):
+    assert is_reserved(path)
 
 
-@pytest.mark.parametrize("path", ["os.py", "os/path.py", "json/__init__.mpy", "ssl.mpy"])
-def test_hiding_a_builtin_module_needs_force(path):
-    with pytest.raises(PackageError, match="would hide MicroPython's built-in"):
-        board_path("/lib", path)
-    assert board_path("/lib", path, force=True) == f"/lib/{path}"
-    assert board_path("/apps", path) == f"/apps/{path}"
+@pytest.mark.parametrize(
+    "path",
+    ["/lib/os.py", "/lib/json/__init__.mpy", "/ssl.mpy", "/lib/main.py", "/cmath.py", "/lib/cmd.py",
+     "/cm_starter.py", "/apps/cm.py", "/lib/boot.py"],
+)  # fmt: skip
+def test_other_path_is_not_reserved(path):
+    """Built-in modules' names too: packages extend them."""
+    assert not is_reserved(path)
 
 
 @pytest.mark.parametrize("folder", ["lib", "//lib", "/lib/..", "/../x", "/cm", "/lib/cm/", "/.cm"])

@@ -23,12 +23,15 @@ def release(name: str, *files: str, content: str = "x") -> Release:
 
 def test_files_are_sorted_by_path_and_name_their_package():
     found = place_files([release("b", "b.py"), release("a", "a.py")], "/lib")
-    assert [(file.path, file.package) for file in found] == [("/lib/a.py", "a"), ("/lib/b.py", "b")]
+    assert [(file.path, file.package) for file in found.files] == [
+        ("/lib/a.py", "a"),
+        ("/lib/b.py", "b"),
+    ]
 
 
 def test_identical_file_of_two_packages_is_written_once():
     found = place_files([release("a", "x.py"), release("b", "x.py")], "/lib")
-    assert len(found) == 1
+    assert len(found.files) == 1
 
 
 def test_different_files_at_one_path_are_refused():
@@ -47,6 +50,16 @@ def test_packages_whose_modules_hide_each_other_are_refused(one, other):
 def test_error_for_a_path_names_its_package():
     with pytest.raises(PackageError, match="^a@1: the path '../x.py' is refused"):
         place_files([release("a", "../x.py")], "/lib")
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"),
+    [("", "main.py"), ("", "lib/cm/link.mpy"), ("/lib", "cm_start.py"), ("", ".cm/journal")],
+)
+def test_file_at_a_reserved_path_is_left_out_with_a_note(folder, path):
+    found = place_files([release("a", path, "os/path.py")], folder)
+    assert [file.path for file in found.files] == [f"{folder}/os/path.py"]
+    assert found.notes == [f"a@1: {folder}/{path} is left out: packages may not write it"]
 
 
 def plan(*paths: str) -> InstallPlan:

@@ -62,11 +62,10 @@ async def test_dependencies_are_installed_but_builtin_modules_are_not(package_se
     )
 
 
-async def test_package_that_hides_a_builtin_module_is_refused(package_server, planner):
+async def test_package_of_a_builtin_modules_name_is_installed_if_requested(package_server, planner):
     raw = upip_sdist("micropython-os", "1", {"os/__init__.py": "import ffi\n"})
     package_server.project("micropython-os", {"micropython-os-1.tar.gz": raw})
-    with pytest.raises(PackageError, match="would hide MicroPython's built-in module 'os'"):
-        await planner.make_plan(["pypi:micropython-os"])
+    assert set(await planned_sources(planner, "pypi:micropython-os")) == {"/lib/os/__init__.py"}
 
 
 async def test_dummy_package_is_noted(package_server, planner):
