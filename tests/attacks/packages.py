@@ -151,6 +151,12 @@ PACKAGES: Final = [
         TESTS + "test_index.py::test_unsafe_path_of_a_package_is_refused",
     ),
     defence(
+        "package: a path in a package.json stays in its repository",
+        CODE + "references.py",
+        'join_path = lambda folder, reference, package: f"{folder}/{reference}"',
+        TESTS + "test_references.py::test_path_that_is_not_below_the_root_is_refused",
+    ),
+    defence(
         "package: no package writes boot files, the client or its key",
         CODE + "install_paths.py",
         "is_reserved = lambda path: False",

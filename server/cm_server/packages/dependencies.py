@@ -10,11 +10,12 @@ from dataclasses import replace
 from cloudmanager.protocol.errors import PackageError
 
 from .documents import PackageDocument
+from .references import is_relative_document, join_path, join_url
 from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_requirement
 
 
 def read_dependencies(
-    document: PackageDocument, package: Requirement, commit: str = ""
+    document: PackageDocument, package: Requirement, commit: str = "", base: str = ""
 ) -> tuple[Requirement, ...]:
     """Return the requirements of a package.
 
@@ -23,13 +24,25 @@ def read_dependencies(
         package: the package.
         commit: the commit at which the package's repository is read. It applies to dependencies
             from the same repository that have no version.
+        base: the folder of the package.json in its repository, or its URL.
 
     Raises:
         PackageError: a dependency is malformed, or chooses an index.
     """
     return tuple(
-        _read_dependency(text, version, package, commit) for text, version in document.deps
+        _read_relative(text, package, commit, base)
+        if is_relative_document(text) and package.source in (*FORGE_NAMES, "url")
+        else _read_dependency(text, version, package, commit)
+        for text, version in document.deps
     )
+
+
+def _read_relative(text: str, package: Requirement, commit: str, base: str) -> Requirement:
+    """Return a dependency that is the path of another package.json beside the package's."""
+    if package.source == "url":
+        return parse_requirement(join_url(base, text, package))
+    path = join_path(base, text, package)
+    return Requirement(package.source, f"{package.repository}/{path}", commit)
 
 
 def _read_dependency(text: str, version: str, package: Requirement, commit: str) -> Requirement:

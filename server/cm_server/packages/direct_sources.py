@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from cloudmanager.protocol.errors import PackageError
 
@@ -13,9 +13,9 @@ from .dependencies import read_dependencies
 from .documents import PackageDocument, read_document
 from .forge import ForgeSource
 from .http_fetcher import HttpFetcher, SourceNotFound
-from .install_paths import check_relative_path
+from .references import is_address, join_path, join_url
 from .release import Release, ReleaseFile
-from .requirement import FORGE_NAMES, Requirement
+from .requirement import Requirement
 
 _DOCUMENT_NAME = "package.json"
 
@@ -51,18 +51,17 @@ class UrlSource:
             for path, reference in document.urls
         ]
         return Release(
-            requirement, document.version, tuple(parts), read_dependencies(document, requirement)
+            requirement,
+            document.version,
+            tuple(parts),
+            read_dependencies(document, requirement, base=url),
         )
 
     async def _file_url(self, reference: str, requirement: Requirement, base: str) -> str:
         """Return the URL of a file that a package.json at the URL ``base`` names."""
-        if (
-            reference.startswith(("http://", "https://"))
-            or reference.partition(":")[0] in FORGE_NAMES
-        ):
+        if is_address(reference):
             return await self._forges.locate(reference, requirement, "", "")
-        check_relative_path(reference)
-        return urljoin(base, reference)
+        return join_url(base, reference, requirement)
 
 
 class SentFilesSource:
@@ -127,15 +126,13 @@ class SentFilesSource:
             files: the sent files.
             requirement: the package.
         """
-        if reference not in files:
-            if not reference.startswith(
-                ("http://", "https://", *(f"{name}:" for name in FORGE_NAMES))
-            ):
-                raise SourceNotFound(f"{requirement} has no file {reference[:100]!r}")
+        if is_address(reference):
             return ReleaseFile(path, await self._forges.locate(reference, requirement, "", ""))
-        content = files[reference]
-        name = await asyncio.to_thread(self._cache.put, content)
-        return ReleaseFile(path, sha256=name, size=len(content))
+        name = reference if reference in files else join_path("", reference, requirement)
+        if name not in files:
+            raise SourceNotFound(f"{requirement} has no file {reference[:100]!r}")
+        digest = await asyncio.to_thread(self._cache.put, files[name])
+        return ReleaseFile(path, sha256=digest, size=len(files[name]))
 
 
 def _refuse_hashes(document: PackageDocument, requirement: Requirement) -> None:

@@ -98,7 +98,11 @@ def read_document(raw: bytes, source_name: str, max_entries: int) -> PackageDocu
 
 
 def _read_pairs(rows: Any, field: str, source_name: str, max_entries: int) -> list[tuple[str, str]]:
-    """Return the pairs of a field; a dependency may consist of its name only."""
+    """Return the pairs of a field.
+
+    A dependency may consist of its name only. A third item of a row and further ones are ignored,
+    as mip's successors may define them.
+    """
     if isinstance(rows, dict):
         rows = list(rows.items())
     if not isinstance(rows, list) or len(rows) > max_entries:
@@ -108,7 +112,7 @@ def _read_pairs(rows: Any, field: str, source_name: str, max_entries: int) -> li
         pair = [row] if isinstance(row, str) else row
         if field == "deps" and isinstance(pair, list) and len(pair) == 1:
             pair = [*pair, ""]
-        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
+        if not (isinstance(pair, (list, tuple)) and len(pair) >= 2 and isinstance(pair[0], str)):
             raise PackageError(f"{source_name}: {field!r} has an entry that is not a pair")
         value = "" if pair[1] is None else pair[1]
         if not isinstance(value, str):

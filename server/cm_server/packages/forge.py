@@ -14,8 +14,9 @@ from cloudmanager.protocol.errors import PackageError
 from .dependencies import read_dependencies
 from .documents import read_document, read_refs
 from .http_fetcher import HttpFetcher, SourceNotFound
+from .references import is_address, join_path
 from .release import Release, ReleaseFile
-from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_requirement
+from .requirement import COMMIT_PATTERN, Requirement, parse_requirement
 from .source_settings import ForgeUrls
 
 _REF_PREFIXES = ("refs/tags/", "refs/heads/")  # in order of preference, as in git
@@ -106,7 +107,7 @@ class ForgeSource:
             requirement,
             version,
             tuple(parts),
-            read_dependencies(document, requirement, version),
+            read_dependencies(document, requirement, version, folder),
             ref,
         )
 
@@ -123,21 +124,16 @@ class ForgeSource:
         Raises:
             PackageError: the reference is malformed or leaves the repository.
         """
+        if not is_address(reference):
+            return self._raw_url(package, commit, join_path(folder, reference, package))
         if reference.startswith(("http://", "https://")):
             return parse_requirement(reference).name
-        if reference.partition(":")[0] in FORGE_NAMES:
-            file = parse_requirement(reference)
-            if not file.path:
-                raise PackageError(f"{package} names a file without its path: {reference[:100]!r}")
-            if not _has_same_commit(file, package):
-                commit, _ = await self.resolve_ref(file)
-            return self._raw_url(file, commit, file.path)
-        path = "/".join(filter(None, (folder, reference)))
-        if ":" in reference or any(not part.strip(".") for part in path.split("/")):
-            raise PackageError(
-                f"{package} names a file outside its repository: {reference[:100]!r}"
-            )
-        return self._raw_url(package, commit, path)
+        file = parse_requirement(reference)
+        if not file.path:
+            raise PackageError(f"{package} names a file without its path: {reference[:100]!r}")
+        if not _has_same_commit(file, package):
+            commit, _ = await self.resolve_ref(file)
+        return self._raw_url(file, commit, file.path)
 
     def _raw_url(self, requirement: Requirement, commit: str, path: str) -> str:
         template = self._forges[requirement.source].raw_url

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from urllib.parse import urljoin
 
 from cloudmanager.protocol.errors import PackageError
 
 from .dependencies import read_dependencies
 from .documents import PackageDocument, load_json, read_document
 from .http_fetcher import HttpFetcher, SourceNotFound, SourceUnreachable
+from .references import join_url
 from .release import Release, ReleaseFile
 from .requirement import Requirement
 
@@ -78,7 +78,7 @@ class IndexSource:
         for path, prefix in document.hashes:
             parts.append(ReleaseFile(path, f"{base}/file/{prefix[:2]}/{prefix}", prefix))
         for path, reference in document.urls:
-            parts.append(ReleaseFile(path, _join_url(url, reference, requirement)))
+            parts.append(ReleaseFile(path, join_url(url, reference, requirement)))
         return Release(requirement, version, tuple(parts), read_dependencies(document, requirement))
 
     async def _fetch_document(
@@ -129,19 +129,3 @@ class IndexSource:
         ):
             return ""
         return f"; did you mean {similar[0]}?" if similar else ""
-
-
-def _join_url(base: str, reference: str, requirement: Requirement) -> str:
-    """Return the URL of a file that the document at the URL ``base`` names.
-
-    Raises:
-        PackageError: it is outside the document's folder, or not http or https.
-    """
-    if ".." in reference.split("/"):
-        raise PackageError(f"{requirement} names a file outside its folder: {reference[:100]!r}")
-    url = urljoin(base, reference)
-    if not url.startswith(("http://", "https://")):
-        raise PackageError(
-            f"{requirement} names a file that is not at an http URL: {reference[:100]!r}"
-        )
-    return url

@@ -12,9 +12,10 @@ from cm_server.packages.requirement import parse_requirement
 COMMIT = "a" * 40
 
 
-def needs(package, *deps, commit=COMMIT):
+def needs(package, *deps, commit=COMMIT, base=""):
     document = PackageDocument("", [], [], list(deps))
-    return [str(need) for need in read_dependencies(document, parse_requirement(package), commit)]
+    found = read_dependencies(document, parse_requirement(package), commit, base)
+    return [str(need) for need in found]
 
 
 def test_dependency_gets_its_version():
@@ -40,6 +41,14 @@ def test_ref_does_not_apply_to_another_repository():
 
 def test_pypi_dependency_gets_a_specifier():
     assert needs("a", ("pypi:b", "1"), ("pypi:c", ">=2")) == ["pypi:b==1", "pypi:c>=2"]
+
+
+def test_relative_dependency_is_in_the_same_repository():
+    assert needs("github:o/r/pkg@v1", ("../b/b.json", ""), base="pkg") == [
+        f"github:o/r/b/b.json@{COMMIT}"
+    ]
+    with pytest.raises(PackageError, match="outside its repository"):
+        needs("github:o/r/pkg@v1", ("../../b.json", ""), base="pkg")
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,30 @@ async def test_hashes_in_a_document_at_a_url_are_refused(public, planner):
         await planner.make_plan([public.url])
 
 
-@pytest.mark.parametrize("where", ["../x.py", "/x.py", "a/../../x.py", "x\\y.py"])
-async def test_file_outside_the_documents_folder_is_refused(public, planner, where):
+@pytest.mark.parametrize("where", ["./x.py", "../x.py", "sub/../../x.py", "../p/./x.py"])
+async def test_document_names_files_relative_to_itself(public, planner, where):
+    public.put("/p/package.json", {"urls": [["y.py", where, "a third item"]]})
+    path = "/p/x.py" if where in ("./x.py", "../p/./x.py") else "/x.py"
+    public.put(path, "X = 1\n")
+    assert await planned_sources(planner, f"{public.url}/p") == {"/lib/y.py": b"X = 1\n"}
+
+
+@pytest.mark.parametrize("where", ["x\\y.py", "file:///etc/passwd", "c:x.py"])
+async def test_file_that_is_not_at_an_http_url_is_refused(public, planner, where):
     public.put("/p/package.json", {"urls": [["x.py", where]]})
-    with pytest.raises(PackageError, match="is refused"):
+    with pytest.raises(PackageError, match="not at an http URL"):
         await planner.make_plan([f"{public.url}/p"])
+
+
+async def test_dependency_may_be_a_relative_document(public, planner):
+    public.put("/p/package.json", {"urls": [["a.py", "a.py"]], "deps": [["../q/other.json", ""]]})
+    public.put("/p/a.py", "A = 1\n")
+    public.put("/q/other.json", {"urls": [["b.py", "./b.py"]], "deps": ["../p/package.json"]})
+    public.put("/q/b.py", "B = 1\n")
+    assert await planned_sources(planner, f"{public.url}/p/package.json") == {
+        "/lib/a.py": b"A = 1\n",
+        "/lib/b.py": b"B = 1\n",
+    }
 
 
 async def test_web_page_instead_of_a_file_is_refused(public, planner):
@@ -82,10 +101,26 @@ async def test_sent_package_json_lists_files_and_dependencies(package_server, pl
     ]
 
 
+@pytest.mark.parametrize("where", ["./src/x.py", "src/../src/x.py", "../shared/y.py"])
+async def test_sent_document_names_sent_files(planner, where):
+    """A caller sends a file outside of its folder under the path that the document has for it."""
+    files = {"src/x.py": b"X\n", "../shared/y.py": b"Y\n"}
+    document = {"urls": [["z.py", where, None]]}
+    files["package.json"] = json.dumps(document).encode()
+    found = await planned_sources(planner, "x", sent={"x": files})
+    assert found == {"/lib/z.py": files["../shared/y.py" if "shared" in where else "src/x.py"]}
+
+
+async def test_file_that_was_not_sent_is_an_error(planner):
+    files = {"package.json": b'{"urls": [["x.py", "no.py"]]}'}
+    with pytest.raises(SourceNotFound, match="x has no file 'no.py'"):
+        await planner.make_plan(["x"], sent={"x": files})
+
+
 async def test_sent_document_cannot_refer_to_files_of_the_server(planner):
     document = {"urls": [["x.py", "/etc/passwd"]]}
     files = {"package.json": json.dumps(document).encode()}
-    with pytest.raises(SourceNotFound, match="has no file '/etc/passwd'"):
+    with pytest.raises(PackageError, match="names a file outside its repository or folder"):
         await planner.make_plan(["x"], sent={"x": files})
 
 

@@ -39,6 +39,13 @@ def test_numeric_version_becomes_text():
     assert read(version=0.1).version == "0.1"
 
 
+def test_further_items_of_an_entry_are_ignored():
+    document = read_document(
+        b'{"urls": [["a.py", "b", {"arch": 1}], ["c.py", "d", 1, 2]]}', "it", 9
+    )
+    assert document.urls == [("a.py", "b"), ("c.py", "d")]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -62,7 +69,7 @@ def test_numeric_version_becomes_text():
         b'{"hashes": [[1, "0123abcd"]]}',
         b'{"hashes": [["a.py", "0123"]]}',
         b'{"hashes": [["a.py", "../../xx"]]}',
-        b'{"urls": [["a.py", "b", "c"]]}',
+        b'{"urls": [["a.py"]]}',
         b'{"urls": [{"a": 1}]}',
         b'{"deps": [[["a"], "1"]]}',
         b'{"deps": [["a", 1]]}',

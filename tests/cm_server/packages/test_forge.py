@@ -106,6 +106,24 @@ async def test_unknown_repository_or_missing_document_is_an_error(package_server
         await planner.make_plan(["github:o/r/p"])
 
 
+async def test_document_names_files_and_packages_relative_to_itself(package_server, planner):
+    package_server.refs("o/r", HEAD="a")
+    urls = [["a.py", "./a.py"], ["b.py", "../src/b.py", "a third item"]]
+    files = {
+        "pkg/other.json": {"urls": urls, "deps": [["../lib/package.json", ""]]},
+        "pkg/a.py": "A = 1\n",
+        "src/b.py": "B = 1\n",
+        "lib/package.json": {"urls": [["c.py", "c.py"]]},
+        "lib/c.py": "C = 1\n",
+    }
+    package_server.commit("o/r", "a", files)
+    assert set(await planned_sources(planner, "github:o/r/pkg/other.json")) == {
+        "/lib/a.py",
+        "/lib/b.py",
+        "/lib/c.py",
+    }
+
+
 @pytest.mark.parametrize(
     "where",
     [

@@ -111,8 +111,16 @@ async def test_urls_are_relative_to_the_document(package_server, planner):
     assert (found["/lib/extra.py"], found["/lib/deep/x.py"]) == (b"E = 1\n", b"A = 1\n")
 
 
-@pytest.mark.parametrize("where", ["../../secret", "file:///etc/passwd", "ftp://a/x"])
-async def test_url_outside_the_index_is_refused(package_server, planner, where):
+async def test_relative_urls_are_joined_as_mip_does(package_server, planner):
+    package_server.publish("log", urls=[["a.py", "./a.py"], ["b.py", "../b.py", "third"]])
+    package_server.put("/pi/package/py/log/a.py", "A = 1\n")
+    package_server.put("/pi/package/py/b.py", "B = 1\n")
+    found = await planned_sources(planner, "log")
+    assert (found["/lib/a.py"], found["/lib/b.py"]) == (b"A = 1\n", b"B = 1\n")
+
+
+@pytest.mark.parametrize("where", ["..\\secret", "file:///etc/passwd", "ftp://a/x"])
+async def test_url_of_another_scheme_is_refused(package_server, planner, where):
     package_server.publish("log", urls=[["x.py", where]])
     with pytest.raises(PackageError):
         await planner.make_plan(["log"])
