@@ -152,9 +152,9 @@ PACKAGES: Final = [
     ),
     defence(
         "package: a path in a package.json stays in its repository",
-        CODE + "references.py",
+        "cloudmanager/protocol/package_references.py",
         'join_path = lambda folder, reference, package: f"{folder}/{reference}"',
-        TESTS + "test_references.py::test_path_that_is_not_below_the_root_is_refused",
+        "cloudmanager/protocol/test_package_references.py::test_path_that_is_not_below_the_root_is_refused",
     ),
     defence(
         "package: no package writes boot files, the client or its key",

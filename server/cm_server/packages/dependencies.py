@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import (
+    FORGE_NAMES,
+    is_relative_document,
+    join_path,
+    join_url,
+)
 
 from .documents import PackageDocument
-from .references import is_relative_document, join_path, join_url
-from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_requirement
+from .requirement import COMMIT_PATTERN, Requirement, parse_requirement
 
 
 def read_dependencies(

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import DOCUMENT_NAME, is_address, join_path, join_url
 
 from .cache import PackageCache, sha256
 from .dependencies import read_dependencies
 from .documents import PackageDocument, read_document
 from .forge import ForgeSource
 from .http_fetcher import HttpFetcher, SourceNotFound
-from .references import is_address, join_path, join_url
 from .release import Release, ReleaseFile
 from .requirement import Requirement
-
-_DOCUMENT_NAME = "package.json"
 
 
 class UrlSource:
@@ -41,7 +39,7 @@ class UrlSource:
         url = (
             requirement.name
             if path.endswith(".json")
-            else f"{requirement.name.rstrip('/')}/{_DOCUMENT_NAME}"
+            else f"{requirement.name.rstrip('/')}/{DOCUMENT_NAME}"
         )
         reply = await self._fetcher.fetch(url, limit=self._fetcher.limits.package_document_bytes)
         document = read_document(reply.body, url, self._fetcher.limits.package_files)
@@ -100,13 +98,13 @@ class SentFilesSource:
         files = self._sent[requirement.name]
         if len(files) > self._max_files:
             raise PackageError(f"{requirement} has too many files")
-        if _DOCUMENT_NAME not in files:
+        if DOCUMENT_NAME not in files:
             parts = [
                 await self._load_part(path, path, files, requirement) for path in sorted(files)
             ]
             return Release(requirement, version, tuple(parts))
         document = read_document(
-            files[_DOCUMENT_NAME], f"{requirement}'s {_DOCUMENT_NAME}", self._max_files
+            files[DOCUMENT_NAME], f"{requirement}'s {DOCUMENT_NAME}", self._max_files
         )
         _refuse_hashes(document, requirement)
         parts = [
@@ -139,5 +137,5 @@ def _refuse_hashes(document: PackageDocument, requirement: Requirement) -> None:
     """Raise PackageError if a package.json has files by hash, which only an index can serve."""
     if document.hashes:
         raise PackageError(
-            f"{requirement} has hashes in its {_DOCUMENT_NAME}: only an index serves files by hash"
+            f"{requirement} has hashes in its {DOCUMENT_NAME}: only an index serves files by hash"
         )

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import is_address, join_path
 
 from .dependencies import read_dependencies
 from .documents import read_document, read_refs
 from .http_fetcher import HttpFetcher, SourceNotFound
-from .references import is_address, join_path
 from .release import Release, ReleaseFile
 from .requirement import COMMIT_PATTERN, Requirement, parse_requirement
 from .source_settings import ForgeUrls

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Collection, Mapping
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import join_url
 
 from .dependencies import read_dependencies
 from .documents import PackageDocument, load_json, read_document
 from .http_fetcher import HttpFetcher, SourceNotFound, SourceUnreachable
-from .references import join_url
 from .release import Release, ReleaseFile
 from .requirement import Requirement
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import FORGE_NAMES
 from cm_server.limits import Limits
 
 from .documents import load_json
 from .install_paths import check_relative_path
 from .release import Release, ReleaseFile
-from .requirement import FORGE_NAMES, Requirement, parse_requirement
+from .requirement import Requirement, parse_requirement
 
 FORMAT: Final = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import FORGE_NAMES
 
 from .archives import unpack
 from .cache import PackageCache, sha256
 from .http_fetcher import HttpFetcher
 from .pypi import installable_files
 from .release import Release, ReleaseFile
-from .requirement import FORGE_NAMES
 
 T = TypeVar("T")
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import FORGE_NAMES
 from cm_server.limits import Limits
 
 from . import lock as locks
@@ -29,7 +30,7 @@ from .package_files import PackageFiles, gather_or_cancel
 from .plan import InstallPlan, PlannedFile, check_clash, check_sizes, place_files
 from .pypi import PipSettings, PyPISource, read_pip_settings
 from .release import Release
-from .requirement import FORGE_NAMES, parse_requirement
+from .requirement import parse_requirement
 from .resolve import KnownReleases, NotKnownYet, find_missing, resolve
 from .source_settings import SourceSettings
 

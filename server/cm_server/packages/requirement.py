@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import FORGE_NAMES
 
-FORGE_NAMES: Final = ("github", "gitlab", "codeberg")
 COMMIT_PATTERN: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 _MAX_CHARS: Final = 500  # of a requirement; enough for a URL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.references import (
+from cloudmanager.protocol.package_references import (
     is_address,
     is_relative_document,
     join_path,

@@ -6,13 +6,14 @@ a path relative to the package.json, in which ``.`` and ``..`` have their usual 
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import urljoin
 
-from cloudmanager.protocol.errors import PackageError
+from .errors import PackageError
 
-from .requirement import FORGE_NAMES
-
-_ADDRESS_PREFIXES = ("http://", "https://", *(f"{name}:" for name in FORGE_NAMES))
+DOCUMENT_NAME: Final = "package.json"
+FORGE_NAMES: Final = ("github", "gitlab", "codeberg")
+_ADDRESS_PREFIXES: Final = ("http://", "https://", *(f"{name}:" for name in FORGE_NAMES))
 
 
 def is_address(reference: str) -> bool:
