@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError
@@ -16,16 +15,13 @@ from cloudmanager.protocol.names import find_installed
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from . import sources
 from .file_jobs import upload_content
 from .files import FileJobGroup, FileResult
 from .jobs import Job, JobGroup
+from .local_packages import is_local_source, local_package_name, read_local_package
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
-from .syncing import read_ignore_file
 from .verb import HasTarget
-
-_DOCUMENT_NAME: Final = "package.json"
 
 
 class PackageJobGroup(FileJobGroup):
@@ -118,49 +114,12 @@ async def install_packages(
     return results, plan["lock"]
 
 
-def is_local_source(text: str) -> bool:
-    """Whether a requirement is the path of a local file or folder."""
-    is_path = text.startswith((".", "/", "~")) or text.endswith((".py", ".mpy", ".json"))
-    return is_path and "://" not in text and ":" not in text.partition("/")[0]
-
-
-def local_package_name(text: str) -> str:
-    """Return the name of a package that is a local file or folder: that of its module."""
-    path = _local_path(text)
-    return path.name if path.is_dir() else path.stem
-
-
-def _local_path(text: str) -> Path:
-    """Return the absolute path; of a package.json, that of its folder."""
-    path = Path(text).expanduser().resolve()
-    return path.parent if path.name == _DOCUMENT_NAME else path
-
-
 async def _upload_local_source(boards: HasTarget, text: str) -> dict[str, str]:
-    """Upload local files to the server; return path in the package -> SHA-256."""
-    files = _local_files(_local_path(text))
-    if not files:
-        raise PackageError(f"{text} has no file that could be installed")
+    """Upload a local package's files to the server; return path in the package -> SHA-256."""
+    files = read_local_package(text)
     for source in files.values():
         await upload_content(boards.exchange(), source)
     return {name: source.digest for name, source in files.items()}
-
-
-def _local_files(path: Path) -> dict[str, sources.ContentSource]:
-    """Return path in the package -> source of a file, or of the files of a folder.
-
-    The paths begin with the name of the folder if it is a Python package.
-    """
-    if not path.is_dir():
-        return {path.name: sources.source_from_file(path)}
-    ignored = read_ignore_file(path)
-    is_module = (path / "__init__.py").exists() and not (path / _DOCUMENT_NAME).exists()
-    prefix = f"{path.name}/" if is_module else ""
-    return {
-        prefix + str(inner): sources.source_from_file(file)
-        for inner, file in sources.walk_files(path)
-        if not ignored.match_file(str(inner))
-    }
 
 
 async def list_packages(boards: HasTarget) -> Results:

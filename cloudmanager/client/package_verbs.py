@@ -15,6 +15,7 @@ from cloudmanager.results.results import Result, Results
 from . import files, package_jobs
 from .install_options import InstallKeywords, InstallOptions
 from .keywords import show_keywords
+from .local_packages import is_local_source, local_package_name
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
 from .verb import HasTarget, verb
@@ -41,7 +42,7 @@ class PackageVerbs(HasTarget):
 
         Args:
             requirements: such as ``logging@0.6.1``, ``github:OWNER/REPO``, ``pypi:NAME``, a URL,
-                ``./FOLDER`` or ``./FILE.py``.
+                ``./FOLDER``, ``./FILE.py``, ``./package.json`` or ``./manifest.py``.
             file: a file of more requirements, one per line; ``#`` begins a comment.
             lock: a lock file to write, with the hash of every file, if any board succeeded.
             locked: install exactly what ``lock`` lists.
@@ -94,10 +95,7 @@ class PackageVerbs(HasTarget):
         Returns:
             For each board, an ``InstallResult``; ``removed`` are the files that were deleted.
         """
-        names = [
-            package_jobs.local_package_name(text) if package_jobs.is_local_source(text) else text
-            for text in packages
-        ]
+        names = [local_package_name(text) if is_local_source(text) else text for text in packages]
         request = {"remove": names, "force": force, "dry_run": dry_run}
         return await package_jobs.run_package_job(
             self, request, InstallResult.from_op_results, progress=progress

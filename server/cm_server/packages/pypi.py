@@ -31,7 +31,7 @@ _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 6
 _ARCHIVE_SUFFIXES: Final = (".tar.gz", ".whl", ".zip")
 #: Files that serve the building, testing or description of a distribution.
 _NOT_INSTALLED = re.compile(
-    r"(__init__\.py|setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
+    r"(__init__\.py|(manifest|conftest|noxfile)\.py|setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
     r"|PKG-INFO|(README|LICEN[CS]E|COPYING|CHANGE|AUTHORS|HISTORY|INSTALL|Makefile|tox\.ini"
     r"|requirements)[^/]*|(tests?|docs?|examples?|scripts?|\.[^/]*|[^/]*\.(egg-info|dist-info|data"
     r"))/.*|\.[^/]*|.*\.(pth|pyc|so|pyd|dll|exe))",
@@ -257,9 +257,17 @@ def installable_files(members: dict[str, bytes], name: str) -> dict[str, bytes]:
         if not is_wheel:
             _, _, path = member_path.partition("/")
             path = path.removeprefix("src/")
-        if path and not _NOT_INSTALLED.fullmatch(path):
+        if path and not _NOT_INSTALLED.fullmatch(path) and (is_wheel or _is_module_file(path)):
             files[path] = content
     return files
+
+
+def _is_module_file(path: str) -> bool:
+    """Return whether a file of an sdist is a module, or in the folder of a package.
+
+    Others in the root folder, such as package.json and examples.json, are about the project.
+    """
+    return "/" in path or path.endswith((".py", ".mpy"))
 
 
 def read_archive_metadata(members: dict[str, bytes]) -> tuple[list[str], bool]:

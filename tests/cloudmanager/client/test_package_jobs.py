@@ -186,33 +186,6 @@ def test_async_fleet_installs_packages(three, tmp_path: Path):
     assert [list(each) for each in have.values()] == [["zzz"], ["zzz"]]
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("./lib/x.py", "x"),
-        ("lib/x.mpy", "x"),
-        ("~/x.py", "x"),
-        ("./pack", "pack"),
-        ("./pack/", "pack"),
-        ("pack/package.json", "pack"),
-    ],
-)
-def test_local_package_has_the_name_of_its_module(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
-):
-    (tmp_path / "pack").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert package_jobs.is_local_source(text)
-    assert package_jobs.local_package_name(text) == name
-
-
-@pytest.mark.parametrize(
-    "text", ["logging", "logging@1.0", "github:o/r/x.py", "https://h/x.py", "pypi:a", "here:b"]
-)
-def test_remote_requirements_are_not_local_sources(text: str):
-    assert not package_jobs.is_local_source(text)
-
-
 def test_upgrade_requests_are_grouped_by_options():
     have = BoardPackages(
         {"a": "1", "b": "1", "c": "1", "d": "1", "dep": "1"},

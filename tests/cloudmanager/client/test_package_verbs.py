@@ -79,6 +79,18 @@ def test_local_package_json_installs_its_folder(board, tmp_path):
     assert board.uninstall("mine").value.removed == ("/lib/m/a.mpy",)
 
 
+def test_local_manifest_installs_its_files(board, tmp_path):
+    (tmp_path / "mine/src/drv").mkdir(parents=True)
+    (tmp_path / "mine/src/drv/__init__.py").write_text("D = 8")
+    (tmp_path / "mine/unused.py").write_text("")
+    text = 'metadata(version="3.1")\npackage("drv", base_path="src")\n'
+    (tmp_path / "mine/manifest.py").write_text(text)
+    outcome = board.install(str(tmp_path / "mine")).value
+    assert outcome.put == ("/lib/drv/__init__.mpy",)
+    assert board.run("import drv\ndrv.D").value == 8
+    assert board.uninstall("mine").value.removed == ("/lib/drv/__init__.mpy",)
+
+
 def test_missing_requirements_and_sources_are_errors(board, source, tmp_path):
     with pytest.raises((PackageError, OSError)):
         board.install("./no-such-folder")

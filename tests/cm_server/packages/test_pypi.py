@@ -36,6 +36,19 @@ async def test_sdist_without_a_setup_py_is_a_package(package_server, planner):
     }
 
 
+async def test_root_files_of_an_sdist_that_are_no_modules_stay_out(package_server, planner):
+    about = ("package.json", "examples.json", "manifest.py", "pins.csv", "uv.lock", "src/notes.md")
+    files = {"x.py": "X\n", "y.mpy": "M", "x_data/font.bin": "F", "src/z.py": "Z\n"}
+    raw = sdist("x-1", {**files, **dict.fromkeys(about, "{}")})
+    package_server.project("x", {"x-1.tar.gz": raw})
+    assert set(await planned_sources(planner, "pypi:x")) == {
+        "/lib/x.py",
+        "/lib/y.mpy",
+        "/lib/x_data/font.bin",
+        "/lib/z.py",
+    }
+
+
 async def test_newest_version_is_chosen_by_pep_440(package_server, planner):
     files = {}
     for version in ("0.9", "0.10", "0.10-1", "0.2", "1.0rc1"):
