@@ -221,4 +221,18 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "_may_receive_local_token = lambda url: True",
         "cloudmanager/test_config.py::test_local_token_is_sent_to_this_machine_only",
     ),
+    defence(
+        "who knows the hash of an uploaded content does not have it",
+        SERVER + "installs/content_store.py",
+        "_may_use = lambda content, owner: True",
+        "cm_server/installs/test_content_store.py::"
+        "test_content_is_the_tokens_own_until_another_sends_it",
+        "cm_server/api/test_job_requests.py::test_content_of_another_token_is_not_sent",
+    ),
+    defence(
+        "who knows the hash of a cached content does not have it",
+        SERVER + "packages/cache.py",
+        "TokenCache.get = lambda self, digest: self.shared.get(digest)",
+        "cm_server/packages/test_planner.py::test_lock_gives_no_content_that_the_token_did_not_have",
+    ),
 ]

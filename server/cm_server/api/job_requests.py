@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
@@ -12,6 +12,9 @@ from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
+
+if TYPE_CHECKING:
+    from cm_server.store.rows import TokenRow
 
 #: The bytes at the start of a new /main.py in which the call that starts the client is looked for.
 _STARTER_SCAN_BYTES = 4096
@@ -34,14 +37,20 @@ class JobRequest(NamedTuple):
     detail: str = ""
 
 
+class Caller(Protocol):
+    """The link of a caller."""
+
+    token: TokenRow
+
+
 def read_job_request(
-    services: InstallServices, connection: object, head: dict[str, Any], code: bytes, boards: int
+    services: InstallServices, caller: Caller, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
     """Check a SUBMIT: a cell, a list of file operations, or an install.
 
     Args:
         services: with the contents and plans that the request refers to.
-        connection: the caller's; plans belong to a connection.
+        caller: the caller's link; plans belong to a link, and uploaded contents to its token.
         head: the JSON head of the message.
         code: the rest of the message: a cell, or nothing.
         boards: the number of boards; the more, the smaller the windows of their transfers.
@@ -50,23 +59,24 @@ def read_job_request(
         ServerError: it is invalid, or refers to a content or plan that is not on the server.
     """
     if "acts" in head:
-        packed, files = read_file_ops(services, head["acts"], boards)
+        packed, files = read_file_ops(services, caller.token.hash, head["acts"], boards)
         return JobRequest(packed, files, detail=describe_file_ops(head["acts"]))
     if "packages" in head:
         request = head["packages"]
-        spec = board_install.read_package_job(services, connection, request, boards)
-        plan = services.plan_cache.get(connection, request["plan"]) if "plan" in request else None
+        spec = board_install.read_package_job(services, caller, request, boards)
+        plan = services.plan_cache.get(caller, request["plan"]) if "plan" in request else None
         return JobRequest(spec.code, spec, *board_install.describe_for_audit(request, plan))
     return JobRequest(code)
 
 
 def read_file_ops(
-    services: InstallServices, ops: object, boards: int
+    services: InstallServices, owner: str, ops: object, boards: int
 ) -> tuple[bytes, FileTransferSpec]:
     """Check a list of file operations.
 
     Args:
         services: with the uploaded contents.
+        owner: identifies the caller's token, which has to have uploaded the contents.
         ops: the operations in the caller's form, not checked yet.
         boards: the number of boards.
 
@@ -84,7 +94,7 @@ def read_file_ops(
     board_ops = []
     for op in checked:
         if op[0] == "put":
-            content = services.content_store.get(op[2])
+            content = services.content_store.get(op[2], owner)
             if content is None:
                 raise ServerError(f"the content for {op[1]} was not uploaded")
             contents.append(content)

@@ -210,23 +210,23 @@ def _stop_programs(context: RequestContext) -> list[str]:
 
 
 def _start_upload(context: RequestContext) -> int:
-    """Start the upload of a content; return the upload's number, 0 if the server has it already."""
-    context.audit_entry.detail = str(context.body.get("sha256"))
+    """Start the upload of a content; return its number, 0 if the token has sent it already."""
+    digest, size = context.body.get("sha256"), context.body.get("size")
+    context.audit_entry.detail = str(digest)
     return context.services.installs.content_store.start_upload(
-        context.connection, context.body.get("sha256"), context.body.get("size")
+        context.connection, context.token.hash, digest, size
     )
 
 
 def _plan_install(context: RequestContext) -> Any:
     """Return a coroutine that makes the plan of an install."""
     boards = resolve_boards(context)
-    context.audit_entry.detail = " ".join(map(str, context.body.get("wanted") or ()))[
-        : context.services.limits.audit_chars
-    ]
-    trusted = context.token.role == ROLES[-1] and access.reaches_all(context.token)
-    return planning.plan_install(
-        context.services.installs, context.connection, boards, context.body, trusted=trusted
-    )
+    options = planning.read_plan_options(context.body)
+    max_chars = context.services.limits.audit_chars
+    context.audit_entry.detail = " ".join(options["wanted"])[:max_chars]
+    options["trusted"] = context.token.role == ROLES[-1] and access.reaches_all(context.token)
+    options["owner"] = context.token.hash
+    return planning.plan_install(context.services.installs, context.connection, boards, options)
 
 
 async def _list_installed(context: RequestContext) -> dict[str, Any]:

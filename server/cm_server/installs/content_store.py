@@ -3,6 +3,8 @@
 A content is identified by its SHA-256. It is kept in an unlinked temporary file, so that memory
 stays bounded. The store holds the most recently used contents; an evicted content exists as long
 as a job uses it.
+
+Whoever knows a SHA-256 does not thereby have the content: it belongs to the tokens that sent it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Content:
         self.digest = digest
         self.size = size
         self.written = 0
+        self.owners: set[str] = set()  # the tokens that sent it; empty if the server made it
         self._hash = hashlib.sha256()
         self._file, path = tempfile.mkstemp(dir=folder)
         os.unlink(path)  # noqa: PTH108  # freed when the last reader or the process ends
@@ -98,22 +101,24 @@ class ContentStore:
         self._folder = folder
         self._limits = limits
         self._contents: OrderedDict[str, Content] = OrderedDict()  # complete; oldest first
-        #: Upload number -> the link that may write it, and the incomplete content.
-        self._uploads: dict[int, tuple[object, Content]] = {}
+        #: Upload number -> the link that may write it, its token, and the incomplete content.
+        self._uploads: dict[int, tuple[object, str, Content]] = {}
         self._upload_numbers = itertools.count(1)
 
-    def get(self, digest: str) -> Content | None:
-        """Return a complete content, or None; it counts as used most recently."""
+    def get(self, digest: str, owner: str) -> Content | None:
+        """Return a complete content that a token has sent, or None; it counts as used now."""
         content = self._contents.get(digest)
-        if content is not None:
-            self._contents.move_to_end(digest)
+        if content is None or not _may_use(content, owner):
+            return None
+        self._contents.move_to_end(digest)
         return content
 
-    def start_upload(self, connection: object, digest: object, size: object) -> int:
-        """Start an upload; return its number, or 0 if the store has the content already.
+    def start_upload(self, connection: object, owner: str, digest: object, size: object) -> int:
+        """Start an upload; return its number, or 0 if the token has sent the content already.
 
         Args:
             connection: the caller's link; no other may write this upload.
+            owner: identifies the caller's token.
             digest: the SHA-256 of the content, in hexadecimal.
             size: its number of bytes.
 
@@ -130,13 +135,13 @@ class ContentStore:
         if not isinstance(size, int) or not 0 <= size <= self._limits.content_bytes:
             max_mib = self._limits.content_bytes // MIB
             raise ServerError(f"a file for boards may have at most {max_mib} MiB")
-        if self.get(digest) is not None:
+        if self.get(digest, owner) is not None:
             return 0
         if len(self._uploads) >= self._limits.uploads:
             raise ServerError("too many files are being uploaded to the server; try again")
         content = Content(digest, size, self._folder, self._limits.file_read_bytes)
         number = next(self._upload_numbers)
-        self._uploads[number] = (connection, content)
+        self._uploads[number] = (connection, owner, content)
         if size == 0:
             self.write_upload(connection, number, b"")
             return 0
@@ -148,8 +153,8 @@ class ContentStore:
         Raises:
             ServerError: this link has no such upload, or the content is not as announced.
         """
-        owner, content = self._uploads.get(number, (None, None))
-        if content is None or owner is not connection:
+        link, owner, content = self._uploads.get(number, (None, "", None))
+        if content is None or link is not connection:
             raise ServerError("there is no upload of this number; send the file again")
         try:
             content.write(piece)
@@ -158,20 +163,23 @@ class ContentStore:
             raise
         if content.written == content.size:
             del self._uploads[number]
-            self.add(content)
+            complete = self._contents.setdefault(content.digest, content)
+            complete.owners.add(owner)
+            self.add(complete)
         return content.written
 
     def add_bytes(self, data: bytes) -> Content:
         """Add bytes that the server itself sends to boards; return their content."""
-        content = self.get(hashlib.sha256(data).hexdigest())
+        content = self._contents.get(hashlib.sha256(data).hexdigest())
         if content is None:
             content = Content.from_bytes(data, self._folder, self._limits.file_read_bytes)
-            self.add(content)
+        self.add(content)
         return content
 
     def add(self, content: Content) -> None:
         """Add a complete content; evict the oldest ones if there are too many or too large ones."""
         self._contents[content.digest] = content
+        self._contents.move_to_end(content.digest)
         total = sum(each.size for each in self._contents.values())
         while (
             total > self._limits.content_store_bytes
@@ -182,6 +190,11 @@ class ContentStore:
 
     def discard_uploads(self, connection: object) -> None:
         """Discard the uploads of a link that was closed."""
-        for number, (owner, _) in list(self._uploads.items()):
-            if owner is connection:
+        for number, (link, _, _) in list(self._uploads.items()):
+            if link is connection:
                 del self._uploads[number]
+
+
+def _may_use(content: Content, owner: str) -> bool:
+    """Return whether a token has sent a content itself."""
+    return owner in content.owners

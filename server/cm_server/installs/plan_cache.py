@@ -54,7 +54,7 @@ class PlanCache:
             ServerError: the link has no such plan, or it was discarded.
         """
         plans = self._plans.get(connection, {})
-        if not isinstance(number, int) or number not in plans:
+        if type(number) is not int or number not in plans:  # True is an int, too
             raise ServerError("the server has discarded this plan; install again")
         return plans[number]
 

@@ -4,6 +4,9 @@ Contents are verified when they are read and written atomically. A second part m
 content never changes (a file of a repository at a commit, an index's file under its hash) to the
 SHA-256 of that content, so that it is fetched only once.
 
+Whoever knows a SHA-256 does not thereby have the content: `TokenCache` gives a token only what was
+fetched for it, or sent by it, before.
+
 The functions block: call them in a thread. They may be called from several threads.
 """
 
@@ -73,6 +76,10 @@ class PackageCache:
         _write_atomically(path, digest.encode())
         self._add_to_total(len(digest))
 
+    def has_address(self, address: str) -> bool:
+        """Return whether an address is known; its content may have been evicted."""
+        return (self._addresses / sha256(address.encode())).exists()
+
     def get_by_address(self, address: str) -> bytes | None:
         """Return the content of an address, or None if it is not cached."""
         try:
@@ -107,6 +114,33 @@ class PackageCache:
                 if total <= self._max_bytes * 3 // 4:  # room for several writes
                     break
         return total
+
+
+class TokenCache:
+    """What one token may take out of a cache by its SHA-256.
+
+    Args:
+        cache: the contents of all tokens.
+        owner: identifies the token.
+    """
+
+    def __init__(self, cache: PackageCache, owner: str) -> None:
+        self.shared = cache
+        self._owner = owner
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a content that the token had before; None if it had not, or it is not cached."""
+        return self.shared.get_by_address(self._address(digest))
+
+    def put(self, content: bytes) -> str:
+        """Add a content that the token has, and return its SHA-256."""
+        digest = self.shared.put(content)
+        if not self.shared.has_address(self._address(digest)):
+            self.shared.put_address(self._address(digest), digest)
+        return digest
+
+    def _address(self, digest: str) -> str:
+        return f"token:{self._owner}:{digest}"
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

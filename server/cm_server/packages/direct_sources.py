@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.package_references import DOCUMENT_NAME, is_address, join_path, join_url
 
-from .cache import PackageCache, sha256
+from .cache import TokenCache, sha256
 from .dependencies import read_dependencies
 from .documents import PackageDocument, read_document
 from .forge import ForgeSource
@@ -78,7 +78,7 @@ class SentFilesSource:
     def __init__(
         self,
         sent: Mapping[str, Mapping[str, bytes]],
-        cache: PackageCache,
+        cache: TokenCache,
         forges: ForgeSource,
         max_files: int,
     ) -> None:

@@ -11,7 +11,7 @@ from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.package_references import FORGE_NAMES
 
 from .archives import unpack
-from .cache import PackageCache, sha256
+from .cache import TokenCache, sha256
 from .http_fetcher import HttpFetcher
 from .pypi import installable_files
 from .release import Release, ReleaseFile
@@ -45,7 +45,7 @@ class PackageFiles:
     def __init__(
         self,
         fetcher: HttpFetcher,
-        cache: PackageCache,
+        cache: TokenCache,
         trusted_url_of: Callable[[Release, str], str],
         fetch_archive: Callable[[Release], Awaitable[bytes]],
         sent: Mapping[str, Mapping[str, bytes]],
@@ -63,13 +63,14 @@ class PackageFiles:
 
     async def _fetch_part(self, release: Release, part: ReleaseFile) -> ReleaseFile:
         """Fetch one file if it is not cached; return it with its hash and size."""
-        if part.sha256 and await asyncio.to_thread(self._cache.get, part.sha256) is not None:
+        if part.sha256 and await self._cached_for_token(part.sha256) is not None:
             return part
         is_at_commit = release.requirement.source in FORGE_NAMES and release.version in part.url
-        never_changes = bool(part.hash_prefix) or is_at_commit
+        # A lock file is the caller's word: its URLs are fetched with the caller's rights.
+        never_changes = not part.sha256 and (bool(part.hash_prefix) or is_at_commit)
         content = None
         if never_changes:
-            content = await asyncio.to_thread(self._cache.get_by_address, part.url)
+            content = await asyncio.to_thread(self._cache.shared.get_by_address, part.url)
         is_cached = content is not None and sha256(content).startswith(
             part.sha256 or part.hash_prefix
         )
@@ -77,8 +78,15 @@ class PackageFiles:
             content = await self._fetch_content(release, part)
         digest = await asyncio.to_thread(self._cache.put, content)
         if never_changes and not is_cached:
-            await asyncio.to_thread(self._cache.put_address, part.url, digest)
+            await asyncio.to_thread(self._cache.shared.put_address, part.url, digest)
         return replace(part, hash_prefix="", sha256=digest, size=len(content))
+
+    async def _cached_for_token(self, digest: str) -> bytes | None:
+        """Return a content by its hash if the caller's token had it before.
+
+        Hashes come from lock files, which anybody can write.
+        """
+        return await asyncio.to_thread(self._cache.get, digest)
 
     async def _fetch_content(self, release: Release, part: ReleaseFile) -> bytes:
         """Return the content of a file from its URL, its archive or the caller's files.
@@ -108,7 +116,7 @@ class PackageFiles:
 
     async def _unpack_archive(self, release: Release) -> dict[str, bytes]:
         """Return the files in the archive of a release from a lock file."""
-        raw = await asyncio.to_thread(self._cache.get, release.archive_sha256)
+        raw = await self._cached_for_token(release.archive_sha256)
         if raw is None:
             raw = await self._fetch_archive(release)
             if sha256(raw) != release.archive_sha256:

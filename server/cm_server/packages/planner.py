@@ -19,7 +19,7 @@ from cloudmanager.protocol.package_references import FORGE_NAMES
 from cm_server.limits import Limits
 
 from . import lock as locks
-from .cache import PackageCache
+from .cache import PackageCache, TokenCache
 from .compiler import Bytecode, CompileFailed, Compiler
 from .direct_sources import SentFilesSource, UrlSource
 from .forge import ForgeSource
@@ -49,6 +49,7 @@ class PlanRequest:
         lock: the text of a lock file, to compare with or, if `locked`, to install.
         locked: whether to install exactly what is in the lock file.
         trusted: whether `indexes` may be private, since the caller is an administrator.
+        owner: identifies the caller's token, which may use cached contents that it had before.
     """
 
     wanted: Sequence[str]
@@ -60,6 +61,7 @@ class PlanRequest:
     lock: str | None = None
     locked: bool = False
     trusted: bool = False
+    owner: str = ""
 
 
 class PackagePlanner:
@@ -148,12 +150,13 @@ class _PlanBuilder:
         )
         self._forges = ForgeSource(fetcher, settings.forges)
         self._urls = UrlSource(fetcher, self._forges)
+        self._cache = TokenCache(planner.cache, request.owner)
         self._sent_files = SentFilesSource(
-            request.sent, planner.cache, self._forges, planner.limits.package_files
+            request.sent, self._cache, self._forges, planner.limits.package_files
         )
         self._pypi: PyPISource | None = None
         self._package_files = PackageFiles(
-            fetcher, planner.cache, self._trusted_url, self._fetch_archive, request.sent
+            fetcher, self._cache, self._trusted_url, self._fetch_archive, request.sent
         )
         self._notes: list[str] = []
 
@@ -242,7 +245,7 @@ class _PlanBuilder:
             if self._pypi is None:
                 pip = await self._planner.pip_settings()
                 fetcher = HttpFetcher(self._limits, pip.cert) if pip.cert else self._planner.fetcher
-                self._pypi = PyPISource(fetcher, self._planner.cache, pip.url)
+                self._pypi = PyPISource(fetcher, self._cache, pip.url)
             return self._pypi
         sources = {"index": self._index, "url": self._urls, "local": self._sent_files}
         return sources.get(name, self._forges)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from cloudmanager.protocol.errors import PackageError
 
 from .archives import unpack
-from .cache import PackageCache, sha256
+from .cache import TokenCache, sha256
 from .documents import is_dummy, read_metadata, read_requires
 from .http_fetcher import HttpFetcher, SourceNotFound
 from .release import Release, ReleaseFile
@@ -90,7 +90,7 @@ class PyPISource:
         index: the URL of the index.
     """
 
-    def __init__(self, fetcher: HttpFetcher, cache: PackageCache, index: str) -> None:
+    def __init__(self, fetcher: HttpFetcher, cache: TokenCache, index: str) -> None:
         self._fetcher = fetcher
         self._cache = cache
         self.index = index.rstrip("/") + "/"
@@ -152,8 +152,10 @@ class PyPISource:
                 f"{requirement}: its index no longer has {requirement.name} {version}"
             )
         expected_digest = (file.digests or {}).get("sha256", "")
-        raw = await asyncio.to_thread(self._cache.get, expected_digest)
+        # The index names this digest, so its content is for everybody who may use the index.
+        raw = await asyncio.to_thread(self._cache.shared.get, expected_digest)
         if raw is not None:
+            await asyncio.to_thread(self._cache.put, raw)
             return raw
         # A private index may have its archives on another private host; a public index may not.
         is_private = await self._fetcher.is_private_host(self.index)

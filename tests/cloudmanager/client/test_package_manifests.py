@@ -72,7 +72,7 @@ def test_what_would_need_execution_is_an_error_with_its_line(text: str, why: str
         read_manifest(text, "the manifest")
 
 
-def test_manifest_is_told_from_a_module():
+def test_manifest_is_distinguished_from_a_module():
     assert is_manifest('import x\nmetadata(version="1")')
     assert is_manifest("freeze('x')")
     assert not is_manifest("X = 1\nprint(X)")

@@ -70,6 +70,34 @@ async def test_content_is_uploaded_once_and_sent_with_its_size(lab):
     assert row.detail == "makedirs /lib; put /lib/a.py"
 
 
+async def test_content_of_another_token_is_not_sent(lab):
+    """Knowing the SHA-256 of a content is not having it."""
+    service, board, caller = lab
+    await give(caller, DATA)
+    token = service.add_token("operator")
+    async with await FakeCaller.join(service, token) as other:
+        assert "was not uploaded" in await refusal(other, [["put", "/stolen", SHA]])
+        sent = {"./x.py": {"x.py": SHA}}
+        reply = await other.ask("plan", target="lab-1", wanted=["./x.py"], sent=sent)
+        assert "was not sent to the server" in reply["args"][0]
+    async with await FakeCaller.join(service, token) as other:
+        await give(other, DATA)  # every token has to send it itself
+        (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
+        assert (await board.next()).job == job
+        await board.end(job, rest=b"[8]")
+        assert await other.ending(job) == ("ok", "[8]")
+
+
+async def test_content_may_be_used_by_other_links_of_its_token(lab):
+    service, board, caller = lab
+    await give(caller, DATA)
+    async with await FakeCaller.join(service) as again:
+        assert (await again.ask("offer", sha256=SHA, size=len(DATA)))["reply"] == 0
+        (job,) = await again.submit("lab-1", b"", acts=[["put", "/a", SHA]])
+        assert (await board.next()).job == job
+        await board.end(job, rest=b"[8]")
+
+
 @pytest.mark.parametrize(
     ("acts", "why"),
     [

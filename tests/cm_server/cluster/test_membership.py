@@ -110,6 +110,22 @@ async def test_files_are_copied_to_and_from_boards_of_another_server(two: Two):
         await board.end(job)
 
 
+async def test_content_of_another_token_is_not_sent_through_another_server(two: Two):
+    _, board = await two.board_at_b(parts=["run", "files"])
+    digest = hashlib.sha256(b"secret").hexdigest()
+    token = two.a.add_token("operator")
+    await two.b.until(lambda: "operator" in [row["name"] for row in two.b.server.tokens.describe()])
+    async with board, await FakeCaller.join(two.a) as owner:
+        upload = (await owner.ask("offer", sha256=digest, size=6))["reply"]
+        await owner.socket.send(wire.pack_content(9, upload, b"secret"))
+        assert (await owner.next()).op == wire.REPLY
+        for service in (two.a, two.b):
+            async with await FakeCaller.join(service, token) as other:
+                acts = [["put", "/stolen", digest]]
+                await other.socket.send(wire.pack_submit(1, {"target": "lab-1", "acts": acts}, b""))
+                assert "was not uploaded" in (await other.next()).payload.decode()
+
+
 async def test_changes_at_one_server_apply_at_the_other(two: Two):
     identity, board = await two.board_at_b()
     token = two.a.add_token("viewer")

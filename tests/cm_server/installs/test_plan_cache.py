@@ -7,28 +7,35 @@ from typing import Any
 
 import pytest
 
+from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.installs.plan_cache import PlanCache, PreparedPlan
-from cm_server.installs.planning import _upgrade_options
+from cm_server.installs.planning import _OPTION_TYPES, _upgrade_options
 from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
+CONTENT = b"A = 1\n"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+#: What no field of a request about packages may be.
+WRONG_VALUES: list[Any] = [True, -7, 1.5, "text", [], ["x", 1], [[]], {}, {"": 1}, {"x": []}]
+
 
 async def plan(service: Service, **body: Any) -> Any:
+    """Return the answer to a `plan` request; the content `A = 1` was uploaded before it."""
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity),
         await FakeCaller.join(service) as caller,
     ):
+        upload = (await caller.ask("offer", sha256=DIGEST, size=len(CONTENT)))["reply"]
+        await caller.socket.send(wire.pack_content(9, upload, CONTENT))
+        assert (await caller.next()).op == wire.REPLY
         return await caller.ask("plan", target="lab-1", **body)
 
 
 async def test_sent_file_is_planned_as_bytecode(service: Service):
-    content = b"A = 1\n"
-    service.server.installs.content_store.add_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    answer = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
+    answer = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": DIGEST}})
     reply = answer["reply"]
     ((path, size, _),) = reply["plan"]["boards"][str(0x0306)]["files"]
     assert (path, size > 0) == ("/lib/a.mpy", True)
@@ -94,3 +101,29 @@ async def test_malformed_request_is_refused(service: Service, body):
     answer = await plan(service, **body)
     assert answer["error"] in ("ServerError", "PackageError")
     assert "Traceback" not in str(answer)
+
+
+async def test_no_value_of_a_field_makes_the_server_fail(service: Service):
+    (identity,) = service.enrol("lab-1")
+    refusals = []
+    async with (
+        await FakeBoard.join(service, identity, parts=["run", "files"]),
+        await FakeCaller.join(service) as caller,
+    ):
+        for field in (*_OPTION_TYPES, "force", "target"):
+            for value in WRONG_VALUES:
+                body = {"target": "lab-1", "wanted": [], field: value}
+                refusals.append(str(await caller.ask("plan", **body)))
+        for value in WRONG_VALUES:
+            refusals.append(str(await caller.ask("installed", target=value)))
+        wrong: list[Any] = [value for value in WRONG_VALUES if not isinstance(value, dict)]
+        wrong += [{"plan": value} for value in [*WRONG_VALUES, None]]
+        wrong += [{"remove": value} for value in WRONG_VALUES]
+        for ref, request in enumerate(wrong, 1):
+            head = {"target": "lab-1", "packages": request}
+            await caller.socket.send(wire.pack_submit(ref, head, b""))
+            reply = await caller.next()
+            assert reply.op == wire.REPLY, request
+            refusals.append(reply.payload.decode())
+    assert [text for text in refusals if "server.log" in text] == []
+    assert sum("of the wrong type" in text for text in refusals) > 40

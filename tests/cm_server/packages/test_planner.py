@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -131,8 +132,8 @@ async def test_slow_planning_times_out(package_server, planner):
 # Locks
 
 
-async def locked(planner, text, wanted=()):
-    return await planner.make_plan(list(wanted), mpys=[MPY], lock=text, locked=True)
+async def locked(planner, text, wanted=(), owner=""):
+    return await planner.make_plan(list(wanted), mpys=[MPY], lock=text, locked=True, owner=owner)
 
 
 async def test_locked_plan_does_not_depend_on_the_sources(package_server, planner, tmp_path):
@@ -156,6 +157,40 @@ async def test_locked_plan_works_offline(package_server, planner):
     assert package_server.requested_paths == []
     with pytest.raises(PackageError):
         await planner.make_plan(plan.wanted, mpys=[MPY])
+
+
+async def test_lock_gives_no_content_that_the_token_did_not_have(package_server, planner):
+    """Anybody can write a lock file with the hash of a content in the server's cache."""
+    sent = {"mine": {"secret.py": b"PASSWORD = 1\n"}}
+    mine = await planner.make_plan(["mine"], sent=sent, owner="ann")
+    wanted = publish_everything(package_server)
+    plan = await planner.make_plan(wanted, mpys=[MPY], owner="ann")
+    package_server.pages.clear()
+    with pytest.raises(PackageError, match="neither cached on the server nor sent"):
+        await locked(planner, dump(mine.wanted, mine.packages), owner="eve")
+    for text in _single_locks(plan):
+        with pytest.raises(PackageError):
+            await locked(planner, text, owner="eve")
+        assert await locked(planner, text, owner="ann")
+    assert await locked(planner, dump(mine.wanted, mine.packages), owner="ann")
+
+
+def _single_locks(plan):
+    """Return a lock file for each package of a plan, without its dependencies."""
+    return [dump([each.key], [replace(each, dependencies=())]) for each in plan.packages]
+
+
+async def test_forged_lock_gives_no_content_of_anothers_index(package_server, planner):
+    """A commit in a URL would make it one whose content never changes."""
+    package_server.publish("log", files={"log.py": "PASSWORD = 1\n"})
+    plan = await planner.make_plan(["log"], owner="ann")
+    ((part,), key) = plan.packages[0].parts, plan.packages[0].key
+    package_server.pages.clear()
+    commit = part.url.rpartition("/")[2]
+    text = dump([key], plan.packages).replace('"log"', '"github:o/r/m.py"')
+    forged = text.replace('"version": "1.0"', f'"version": "{commit}"')
+    with pytest.raises(PackageError, match="does not exist|private address"):
+        await locked(planner, forged, owner="eve")
 
 
 async def test_lock_for_other_requirements_is_refused(package_server, planner):
