@@ -27,6 +27,8 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server.limits import Limits
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
+_UNICAST: Final = ipaddress.ip_network("2000::/3")  # the only public range of IPv6 (IANA)
+_DOCUMENTATION: Final = ipaddress.ip_network("3fff::/20")  # RFC 9637; `is_global` may not know it
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are IPv4
 _USER_AGENT: Final = "cloudmanager"
 _FETCH_ERRORS: Final = (
@@ -89,7 +91,8 @@ def without_credentials(url: str) -> str:
 def is_public(address: str) -> bool:
     """Return whether an IP address belongs to the public internet.
 
-    IPv6 addresses that contain an IPv4 address count as that one; Teredo addresses are refused.
+    IPv6 addresses that contain an IPv4 address count as that one; Teredo addresses are refused. Of
+    the others, those in 2000::/3 are public, except for the ranges in it that have another use.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])  # without a zone such as %eth0
     if isinstance(ip, ipaddress.IPv6Address):
@@ -99,7 +102,12 @@ def is_public(address: str) -> bool:
         if ip.teredo:
             return False
         if inner:
-            return inner.is_global and not inner.is_multicast
+            return _is_global(inner)
+        return ip in _UNICAST and ip not in _DOCUMENTATION and _is_global(ip)
+    return _is_global(ip)
+
+
+def _is_global(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return ip.is_global and not ip.is_multicast
 
 

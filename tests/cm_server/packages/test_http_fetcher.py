@@ -60,7 +60,28 @@ async def get(web, package_server, path="/x", **more):
         "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::",
+        "2002:a00:1::",
+        "2002:a9fe:a9fe::1",
         "2001::1",
+        "2001:0:101:101::",
+        "64:ff9b:1::101:101",
+        "64:ff9b:1:ffff::1",
+        "fec0::1",
+        "feff::1",
+        "fc00::1",
+        "::101:101",
+        "::ffff:0:101:101",
+        "100::1",
+        "1000::1",
+        "4000::1",
+        "5f00::1",
+        "2001:db8::1",
+        "2001:10::1",
+        "3fff::1",
+        "198.18.0.1",
+        "192.0.2.1",
+        "240.0.0.1",
+        "192.168.0.1%eth0",
     ],
 )
 def test_private_address_is_not_public(address):
@@ -68,7 +89,17 @@ def test_private_address_is_not_public(address):
 
 
 @pytest.mark.parametrize(
-    "address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+    "address",
+    [
+        "1.1.1.1",
+        "2606:4700::1111",
+        "2001:4860:4860::8888",
+        "2a00:1450:4001::1",
+        "3ffe::1",
+        "2002:101:101::1",
+        "::ffff:1.1.1.1",
+        "64:ff9b::101:101",
+    ],
 )
 def test_public_address_is_public(address):
     assert is_public(address)
