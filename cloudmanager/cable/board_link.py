@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager import config
 from cloudmanager.board_client import BoardIdentity
+from cloudmanager.client.connecting import open_connection
 from cloudmanager.client.link import TCP_KEEPALIVE
 from cloudmanager.protocol import proofs, wire
 from cloudmanager.protocol.errors import LinkLost, NotAllowed, PeerWireError, ServerUnreachable
@@ -78,8 +79,8 @@ class BridgedBoardLink:
         self._torn = False  # whether a frame may be half written: then no other may follow
         self.last_heard = time.monotonic()
         try:
-            self._socket: socket.socket | TlsSocket = socket.create_connection(
-                address, STEP_SECONDS
+            self._socket: socket.socket | TlsSocket = open_connection(
+                "https" if ca else "http", *address, STEP_SECONDS
             )
         except OSError as error:
             raise ServerUnreachable(self._url, "the bridge", str(error)) from error

@@ -183,8 +183,9 @@ def _await_jupyterlab(process: subprocess.Popen[bytes], url: str, log_path: Path
         CloudmanagerError: it ended, or did not answer in time.
     """
     deadline = time.monotonic() + JUPYTERLAB_SECONDS
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+        with contextlib.suppress(OSError), without_proxy.open(url, timeout=2):
             return
         time.sleep(0.2)
     error = CloudmanagerError(

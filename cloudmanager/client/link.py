@@ -17,6 +17,7 @@ from cloudmanager import config
 from cloudmanager.config import DEFAULT_TCP_PORT, ServerAddress
 from cloudmanager.protocol.errors import ServerUnreachable
 
+from .connecting import open_connection
 from .exchange import Exchange
 from .outgoing import Outgoing
 
@@ -129,7 +130,7 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
     is_tls = parts.scheme in ("https", "wss")
     if not is_tls:
         _check_unencrypted(address.url)
-    sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
+    sock = open_connection(parts.scheme, host, tcp_port, CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in TCP_KEEPALIVE.items():
@@ -141,7 +142,7 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
     from .tls import start_tls
 
     try:
-        return start_tls(sock, host, address), parts.netloc
+        return start_tls(sock, (host, tcp_port), address), parts.netloc
     except BaseException:
         sock.close()
         raise

@@ -23,6 +23,8 @@ from typing import Final
 from cloudmanager import config
 from cloudmanager.config import ServerAddress
 
+from .connecting import open_connection
+
 READ_BYTES: Final = 16 * 1024  # the greatest length of a record (RFC 8446, 5.1)
 MAX_PEM_BYTES: Final = 64 * 1024  # of the certificate of an authority, as PEM
 
@@ -104,18 +106,23 @@ class TlsSocket:
                 self._feed(data)
 
 
-def start_tls(sock: socket.socket, host: str, address: ServerAddress) -> TlsSocket:
+def start_tls(sock: socket.socket, endpoint: tuple[str, int], address: ServerAddress) -> TlsSocket:
     """Start TLS on a connected socket and verify the server.
+
+    Args:
+        sock: connected to the server, maybe through a proxy.
+        endpoint: the server's host and TCP port.
+        address: how to verify it.
 
     Raises:
         OSError: the certificate is not trusted, or the server does not use TLS.
     """
     if address.pin:
-        pem = _fetch_ca(host, sock.getpeername()[1], address.pin)
+        pem = _fetch_ca(*endpoint, address.pin)
         return TlsSocket(sock, _context_for_ca(pem), config.TLS_NAME)
     if address.ca is not None:
         return TlsSocket(sock, ssl.create_default_context(cafile=address.ca), config.TLS_NAME)
-    return TlsSocket(sock, ssl.create_default_context(), host)
+    return TlsSocket(sock, ssl.create_default_context(), endpoint[0])
 
 
 def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
@@ -129,8 +136,10 @@ def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(host, tcp_port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection(host, tcp_port, context=context)
+    connection.sock = open_connection("https", host, tcp_port, 10)
     try:
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
         connection.request("GET", "/ca.pem")
         pem = connection.getresponse().read(MAX_PEM_BYTES).decode("ascii", "replace")
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest()

@@ -106,6 +106,7 @@ class Limits:
     # Packages: for sources, archives and the compiler. The costs of one plan add up.
     fetches: int = 8  # at the same time
     fetch_seconds: float = 60.0  # for one, with all its redirects
+    fetch_response_seconds: float = 20.0  # until the head of a response
     fetch_redirects: int = 5
     packages: int = 200  # in one plan, dependencies included
     package_files: int = 1000  # in a package, an archive, or a plan

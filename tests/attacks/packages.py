@@ -203,6 +203,20 @@ PACKAGES: Final = [
         TESTS + "test_direct_sources.py::test_url_of_a_private_address_is_refused",
     ),
     defence(
+        "package: no private address is requested from a proxy",
+        CODE + "http_fetcher.py",
+        "_is_private_literal = lambda host: False",
+        TESTS + "test_proxied_http.py::test_private_address_is_refused_in_every_notation",
+    ),
+    defence(
+        "package: this machine is not reached through a proxy",
+        "cloudmanager/protocol/proxies.py",
+        "is_this_machine = lambda host: False",
+        TESTS
+        + "test_proxied_http.py::test_this_machine_is_not_reached_through_the_proxy[localhost]",
+        "cloudmanager/protocol/test_proxies.py::test_this_machine_is_always_direct",
+    ),
+    defence(
         "package: a configured source is exempt at its own origin only",
         CODE + "http_fetcher.py",
         "_is_trusted = lambda url, trusted_url: bool(trusted_url)",

@@ -4,7 +4,8 @@ URLs come from package data, redirects and users, so they must not make the serv
 services of its own network (SSRF). The IP address is checked after the name was resolved, and the
 connection is made to that very address: a name that resolves differently the next time (DNS
 rebinding) does not help an attacker. Only the origin of a source that an administrator configured
-may be private.
+may be private. Through a proxy (`http_proxy`, `https_proxy`, `no_proxy`) the server resolves no
+names, so only addresses in URLs are checked: what the proxy may connect to is its own decision.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.proxies import ProxyError, find_proxy, literal_address
 from cm_server.limits import Limits
+
+from .proxied_http import ProxiedHttpClient
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _UNICAST: Final = ipaddress.ip_network("2000::/3")  # the only public range of IPv6 (IANA)
@@ -209,24 +213,15 @@ class HttpFetcher:
         self, url: str, limit: int, trusted_url: str, accept: str, credentials: str
     ) -> HTTPResponse:
         """Make one request without following a redirect."""
-        may_be_private = _is_trusted(url, trusted_url)
-        client = SimpleAsyncHTTPClient(
-            force_instance=True,
-            resolver=None if may_be_private else _PublicResolver(),
-            max_body_size=limit,
-            max_header_size=self.limits.head_bytes * 4,
-        )
+        client = self._client(url, limit, may_be_private=_is_trusted(url, trusted_url))
         try:
-            return await client.fetch(self._request(url, accept, credentials), raise_error=False)
+            return await self._fetch_response(client, self._request(url, accept, credentials))
         except _FETCH_ERRORS as error:
             raise SourceUnreachable(
                 f"{without_credentials(url)} does not respond: {error}"[:300]
             ) from error
         except PrivateAddress:
-            raise PackageError(
-                f"{without_credentials(url)} is at a private address; "
-                "only a source that the server's administrator configured may be"
-            ) from None
+            raise _private_address_error(url) from None
         except (OSError, ValueError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise SourceUnreachable(
@@ -234,6 +229,51 @@ class HttpFetcher:
             ) from error
         finally:
             client.close()
+
+    async def _fetch_response(
+        self, client: SimpleAsyncHTTPClient, request: HTTPRequest
+    ) -> HTTPResponse:
+        """Return the response to a request.
+
+        Raises:
+            SourceUnreachable: it did not begin in time. A source, or a proxy, that accepts
+                connections and stays silent is found sooner than one that is slow.
+        """
+        begun = asyncio.Event()
+        request.header_callback = lambda _: begun.set()
+        response = asyncio.ensure_future(client.fetch(request, raise_error=False))
+        beginning = asyncio.ensure_future(begun.wait())
+        seconds = self.limits.fetch_response_seconds
+        try:
+            done, _ = await asyncio.wait(
+                (response, beginning), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise SourceUnreachable(f"{request.url} does not respond within {seconds:g} s")
+            return await response
+        finally:
+            beginning.cancel()
+            response.cancel()
+
+    def _client(self, url: str, limit: int, *, may_be_private: bool) -> SimpleAsyncHTTPClient:
+        """Return a client for one request, with the proxy for this URL.
+
+        Raises:
+            PackageError: the URL has a private address.
+            SourceUnreachable: the environment names a proxy that cannot be used.
+        """
+        scheme, host, tcp_port = origin_of(url)
+        sizes = {"max_body_size": limit, "max_header_size": self.limits.head_bytes * 4}
+        try:
+            proxy = find_proxy(scheme, host, tcp_port)
+        except ProxyError as error:
+            raise SourceUnreachable(f"{without_credentials(url)}: {error}") from error
+        if proxy is None:
+            resolver = None if may_be_private else _PublicResolver()
+            return SimpleAsyncHTTPClient(force_instance=True, resolver=resolver, **sizes)
+        if not may_be_private and _is_private_literal(host):
+            raise _private_address_error(url)
+        return ProxiedHttpClient(force_instance=True, proxy=proxy, **sizes)
 
     def _request(self, url: str, accept: str, credentials: str) -> HTTPRequest:
         headers = HTTPHeaders({"Accept": accept})
@@ -248,6 +288,19 @@ class HttpFetcher:
             user_agent=_USER_AGENT,
             ca_certs=self.ca_file,
         )
+
+
+def _is_private_literal(host: str) -> bool:
+    """Return whether a host is a private IP address in any notation; False for a name."""
+    address = literal_address(host)
+    return address is not None and not is_public(str(address))
+
+
+def _private_address_error(url: str) -> PackageError:
+    return PackageError(
+        f"{without_credentials(url)} is at a private address; "
+        "only a source that the server's administrator configured may be"
+    )
 
 
 def _is_trusted(url: str, trusted_url: str) -> bool:

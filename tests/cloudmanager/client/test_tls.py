@@ -194,10 +194,11 @@ def test_trust_is_by_fingerprint_then_file_then_system(site, made, tmp_path, mon
     asked = []
     monkeypatch.setattr(tls, "TlsSocket", lambda sock, context, name: asked.append((context, name)))
     with socket.create_connection(site.server_address) as sock:
+        endpoint = ("127.0.0.1", site.server_address[1])
         url = f"https://127.0.0.1:{site.server_address[1]}"
-        tls.start_tls(sock, "127.0.0.1", ServerAddress(url, "cm_x", "", None, made.pin))
-        tls.start_tls(sock, "127.0.0.1", ServerAddress(url, "cm_x", "", config.ca_file(tmp_path)))
-        tls.start_tls(sock, "lab.example", ServerAddress(url, "cm_x", ""))
+        tls.start_tls(sock, endpoint, ServerAddress(url, "cm_x", "", None, made.pin))
+        tls.start_tls(sock, endpoint, ServerAddress(url, "cm_x", "", config.ca_file(tmp_path)))
+        tls.start_tls(sock, ("lab.example", 1), ServerAddress(url, "cm_x", ""))
     assert [name for _, name in asked] == ["cloudmanager", "cloudmanager", "lab.example"]
     assert all(context.verify_mode == ssl.CERT_REQUIRED for context, _ in asked)
     assert all(context.check_hostname for context, _ in asked)

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import ssl
 import tarfile
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -65,7 +66,9 @@ class PackageServer:
         self.url = ""
 
     @contextlib.asynccontextmanager
-    async def serving(self, host: str = "127.0.0.1") -> AsyncIterator[PackageServer]:
+    async def serving(
+        self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[PackageServer]:
         tasks: set[asyncio.Task[None]] = set()
 
         def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,8 +76,8 @@ class PackageServer:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        server = await asyncio.start_server(serve, host, 0)
-        self.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(serve, host, 0, ssl=tls)
+        self.url = f"{'https' if tls else 'http'}://{host}:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:
