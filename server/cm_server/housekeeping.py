@@ -14,7 +14,7 @@ from collections.abc import Callable
 from cloudmanager.protocol.errors import ServerError
 
 from .clock import TOLERANCE, CheckedClock
-from .jobs.jobs import TimerHandle
+from .jobs.model import TimerHandle
 from .limits import Limits
 from .store.rows import AuditRow
 from .store.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .jobs.jobs import TimerHandle
+from .jobs.model import TimerHandle
 
 INTERVAL_SECONDS = 1.0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
 
-from .jobs.registry import Board
+from .jobs.model import Board
 from .limits import Limits
 from .sample_buffer import Sample
 

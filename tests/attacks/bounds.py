@@ -288,7 +288,7 @@ BOUNDS: Final = [
     ),
     defence(
         "the kept end of a job's output is bounded",
-        SERVER + "jobs/jobs.py",
+        SERVER + "jobs/model.py",
         "Tail._trim = lambda self: None",
         "cm_server/jobs/test_dispatch.py::test_tails_of_output_and_value_are_bounded",
     ),

@@ -181,7 +181,7 @@ def _start_tls(link, config, start_tls=_start_tls):
     # Keys
     defence(
         "an unknown key number is refused",
-        SERVER + "jobs/registry.py",
+        SERVER + "jobs/model.py",
         "Board.key_for = lambda self, gen: "
         "self.key if gen == self.gen else self.next_key or self.key",
         ENROLMENT + "unknown_key_number_gets_a_random_challenge",

@@ -9,8 +9,8 @@ from typing import Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.jobs.dispatch import Dispatch, Submission
-from cm_server.jobs.jobs import Cell, Job
-from cm_server.jobs.registry import Board, Registry
+from cm_server.jobs.model import Board, Cell, Job
+from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server.jobs.registry import Board
+from cm_server.jobs.model import Board
 from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample
 from cm_server.sample_collector import SampleCollector

@@ -7,8 +7,8 @@ from typing import Any
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import fold_names
 from cm_server.auth import access
-from cm_server.jobs.jobs import Job, describe_row
-from cm_server.jobs.registry import Board
+from cm_server.jobs.job_history import describe_row
+from cm_server.jobs.model import Board, Job
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
 from .request_context import RequestContext, resolve_boards

@@ -15,7 +15,8 @@ from cm_server.cluster.membership import Cluster
 from cm_server.cluster.single_server import SingleServer
 from cm_server.installs.services import InstallServices
 from cm_server.jobs.dispatch import Dispatch
-from cm_server.jobs.registry import Board, Registry
+from cm_server.jobs.model import Board
+from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.status import ServerStatus
 from cm_server.store.rows import TokenRow

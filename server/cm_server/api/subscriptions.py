@@ -16,7 +16,8 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import Target
-from cm_server.jobs.registry import Board, Registry
+from cm_server.jobs.model import Board
+from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample
 

@@ -16,7 +16,7 @@ from cloudmanager.protocol.targets import check_label, check_name, fold_names, p
 from cm_server.auth import access
 from cm_server.auth.credentials import BOARD_ROLE, ROLES
 from cm_server.installs import planning
-from cm_server.jobs.registry import Board
+from cm_server.jobs.model import Board
 from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from cloudmanager.protocol.targets import parse_target
-from cm_server.jobs.registry import Board
+from cm_server.jobs.model import Board
 from cm_server.store.rows import TokenRow
 
 from .credentials import ROLES

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import check_name, parse_target
-from cm_server.jobs.registry import Board
+from cm_server.jobs.model import Board
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
 from . import credentials

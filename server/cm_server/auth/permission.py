@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cm_server.jobs.jobs import Job
+from cm_server.jobs.model import Job
 
 from . import access
 

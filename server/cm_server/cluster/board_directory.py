@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
-from cm_server.jobs.registry import Board, RemoteBoardState
+from cm_server.jobs.model import Board, RemoteBoardState
 from cm_server.sample_buffer import Sample
 
 from .peer_messages import ALL

@@ -10,12 +10,13 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs.transfers import RelayedTransfer
-from cm_server.jobs.jobs import Cell, Job
+from cm_server.jobs.model import Cell, Job
 
 if TYPE_CHECKING:
     from cm_server.auth.tokens import Tokens
     from cm_server.jobs.dispatch import Dispatch
-    from cm_server.jobs.registry import Board, Registry
+    from cm_server.jobs.model import Board
+    from cm_server.jobs.registry import Registry
     from cm_server.store.rows import TokenRow
     from cm_server.store.shared_store import SharedStore
     from cm_server.store.store_queue import Operation, StoreQueue

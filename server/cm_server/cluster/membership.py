@@ -29,7 +29,7 @@ from .pubsub import PubSub
 from .remote_jobs import RemoteJobs
 
 if TYPE_CHECKING:
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard
 

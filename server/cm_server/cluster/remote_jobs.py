@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server.installs.transfers import BoardChannel
-from cm_server.jobs.jobs import Cell, Job, TimerHandle
+from cm_server.jobs.model import BoardChannel, Cell, Job, TimerHandle
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
@@ -25,7 +24,7 @@ from .peer_messages import ALL
 
 if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board
     from cm_server.store.shared_store import SharedStore
     from cm_server.store.store_queue import StoreQueue
 
@@ -221,28 +220,16 @@ class RemoteJobs:
     def _on_job_message(self, sender: str, _head: dict[str, Any], data: bytes) -> None:
         message = wire.unpack(data)
         job = self._find_job(message.job, sender)
-        if job is not None:
-            self._handle_job_message(job, message, data)
-
-    def _handle_job_message(self, job: Job, message: wire.Message, data: bytes) -> None:
-        """Handle a message about a remote job, as ``Dispatch.on_message`` does for local ones."""
-        if message.op in (wire.OUTPUT, wire.VALUE):
-            (job.output_tail if message.op == wire.OUTPUT else job.value).add(message.payload)
-            job.deliver(data, droppable=True)
-        elif message.op == wire.RESULT:
-            self._dispatch.handle_result(job, message, data)
-        elif message.op == wire.ENDED:
+        if job is None:
+            return
+        if message.op == wire.ENDED:  # by its owner; all others are the board's own
             job.deliver(data)
             why = str(wire.read_json(message.payload)["why"])
             self._record_end(job, wire.STATUSES[message.flags], why)
-        elif message.op == wire.INPUT:
-            self._dispatch.handle_input(job, data)
-        elif message.op == wire.CHUNK:
-            self._dispatch.handle_chunk(job, message, data)
-        else:
-            if message.op == wire.STARTED:
-                self._on_started(job)
-            job.deliver(data)
+            return
+        if message.op == wire.STARTED:
+            self._on_started(job)
+        self._dispatch.on_job_message(job, message, data)
 
     def _record_end(self, job: Job, status: str, why: str) -> None:
         self._stop_tracking(job.id)

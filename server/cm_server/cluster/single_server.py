@@ -9,7 +9,7 @@ from cm_server.store.store_queue import Operation, completed
 
 if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard
     from cm_server.store.store import Store

@@ -26,7 +26,7 @@ from .services import InstallServices
 from .transfers import ack_bytes_for
 
 if TYPE_CHECKING:
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board
     from cm_server.store.store_queue import Operation
 
 _SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal

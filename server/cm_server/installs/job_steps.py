@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError, ServerError
+from cm_server.jobs.model import BoardChannel, JobRefused
 
 from .content_store import Content
-from .transfers import BoardChannel, FileTransfer, FileTransferSpec
+from .transfers import FileTransfer, FileTransferSpec
 
 if TYPE_CHECKING:
-    from cm_server.jobs.jobs import Job
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board, Job
     from cm_server.store.store_queue import Operation
 
 #: A file operation as in a FILE message: its name, a path, its arguments. A `put` has a Content in
@@ -38,20 +38,6 @@ FileOp = list[Any]
 #: Yields lists of operations, is sent the lists of their results, returns the value of the job. If
 #: an operation fails, its OSError is thrown into the generator. May raise PackageError or OSError.
 OpGenerator = Generator[Sequence[FileOp], list[Any], Any]
-
-
-class JobRefused(Exception):
-    """The server ends a job with an error; ``error_text`` is the text that a board would send."""
-
-    def __init__(self, error: PackageError | ServerError | OSError) -> None:
-        if isinstance(error, OSError):
-            number = error.errno or errno.EIO
-            self.error_text = (
-                f"OSError: [Errno {number}] {errno.errorcode[number]}: {error.filename}"
-            )
-        else:
-            self.error_text = f"{type(error).__name__}: {error.args[0]}"
-        super().__init__(self.error_text)
 
 
 class SteppedJobSpec:

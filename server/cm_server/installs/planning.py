@@ -15,7 +15,7 @@ from .plan_cache import PreparedPlan
 from .services import InstallServices
 
 if TYPE_CHECKING:
-    from cm_server.jobs.registry import Board
+    from cm_server.jobs.model import Board
 
 #: Fields of a `plan` request; docs/protocol.md describes them.
 _OPTION_TYPES = {

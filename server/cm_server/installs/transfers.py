@@ -20,21 +20,9 @@ from cm_server.limits import Limits
 from .content_store import Content
 
 if TYPE_CHECKING:
-    from cm_server.jobs.jobs import Job
+    from cm_server.jobs.model import BoardChannel, Job
 
 ACKS_PER_WINDOW = 4  # must equal the value in mpy_client/cm/files.py
-
-
-class BoardChannel(NamedTuple):
-    """How a transfer reaches its board, and ends its job.
-
-    Attributes:
-        send: sends a message to the board.
-        refuse: ends the job with an error, given as the text that a board would send.
-    """
-
-    send: Callable[[bytes], object]
-    refuse: Callable[[str], object]
 
 
 class FileTransferSpec(NamedTuple):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cloudmanager.protocol import wire
 
 if TYPE_CHECKING:
-    from .jobs import Job
+    from .model import Job
 
 log = logging.getLogger("cm_server.jobs")
 

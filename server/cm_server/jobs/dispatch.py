@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
 from cm_server import cleanup
-from cm_server.installs.job_steps import JobRefused
 from cm_server.limits import MIB, Limits
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation, StoreQueue
 
+from .job_history import ReportedResult, read_last_result
 from .job_results import JobResults
-from .jobs import Cell, Job, JobObserver, ReportedResult, TimerHandle, read_last_result
-from .registry import Board, BoardLinkProtocol, Registry
+from .model import Board, BoardLinkProtocol, Cell, Job, JobObserver, JobRefused, TimerHandle
+from .registry import Registry
 from .remote import NoRemote, Remote
 from .scheduler import Scheduler
 
@@ -356,26 +356,34 @@ class Dispatch:
             pass
         elif job is None or not _is_job_number(job, message.job):
             self.on_stray(board, message.job)
-        elif message.op == wire.RESULT:
+        else:
+            self.on_job_message(job, message, data)
+
+    def on_job_message(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Handle a board's message about one of its jobs, wherever the board is connected.
+
+        Args:
+            job: has not ended, or its board does not know yet that it has.
+            message: as the board sent it.
+            data: the same, packed: callers get it unchanged.
+        """
+        if message.op == wire.RESULT:
             self._on_result(job, message, data)
         elif message.op == wire.INPUT:
-            self.handle_input(job, data)
+            self._on_input(job, data)
         elif message.op == wire.CHUNK:
-            self.handle_chunk(job, message, data)
-        else:
+            self._on_chunk(job, message, data)
+        elif message.op in (wire.OUTPUT, wire.VALUE):
             (job.output_tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
+        else:
+            job.deliver(data)
 
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
-        resets = job.state == "resetting"
-        self.handle_result(job, message, data)
-        if not resets:  # else the board restarts before it can start another job
-            self._scheduler.on_job_finished(job.board)
-
-    def handle_result(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Forward a result to the caller, which may be waiting for it, then store it."""
         result = wire.read_result(message)
-        has_ended = job.state == "ended"
+        resets, has_ended = job.state == "resetting", job.state == "ended"
+        is_here = not job.owner
         if not has_ended:
             job.deliver(data)
         job.output_tail.add(result.output)
@@ -388,6 +396,8 @@ class Dispatch:
             self.job_results.amend_result(job.board, ReportedResult(job.id, result.status, error))
         else:
             self.job_results.record_end(job, result.status, error)
+        if is_here and not resets:  # else the board restarts before it can start another job
+            self._scheduler.on_job_finished(job.board)
 
     def _on_program(self, board: Board, message: wire.Message) -> None:
         """Record the state of a board's own program; while it blocks the board, cells wait."""
@@ -411,7 +421,7 @@ class Dispatch:
         board.link.send(wire.pack(wire.INTERRUPT))
         return True
 
-    def handle_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+    def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Pass a piece of a file, or a board's acknowledgement, to the transfer and the caller."""
         if job.transfer is None:  # the job has ended, and the board has not read that yet
             return
@@ -428,7 +438,7 @@ class Dispatch:
         else:
             self.job_results.end_job(job, "error", error)
 
-    def handle_input(self, job: Job, data: bytes) -> None:
+    def _on_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
         job.awaiting_input = True
         if job.observer is not None and job.cell.options.answers:

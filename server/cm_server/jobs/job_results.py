@@ -18,8 +18,8 @@ from cm_server.store.store import EndedJob, Store
 from cm_server.store.store_queue import Operation, StoreQueue
 
 from .counters import Counters
-from .jobs import Job, RecentJobs, ReportedResult, TimerHandle
-from .registry import Board
+from .job_history import RecentJobs, ReportedResult
+from .model import Board, Job, TimerHandle
 
 log = logging.getLogger("cm_server")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from .jobs import Job
-    from .registry import Board
+    from .model import Board, Job
 
 
 class Remote(Protocol):

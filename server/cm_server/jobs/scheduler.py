@@ -12,13 +12,11 @@ from collections.abc import Callable
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server.installs.transfers import BoardChannel
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation, StoreQueue
 
 from .job_results import UNCONFIRMED_STOP, JobResults
-from .jobs import Job, TimerHandle
-from .registry import Board
+from .model import Board, BoardChannel, Job, TimerHandle
 
 log = logging.getLogger("cm_server")
 

@@ -8,7 +8,7 @@ from cloudmanager.protocol import frames
 from cm_server.logs import PeerLog
 from cm_server.rate_limits import TokenBucket
 
-from .registry import Board
+from .model import Board
 
 
 class StrayMessages:

@@ -13,7 +13,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
-from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
+from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol
 from cm_server.rate_limits import UnauthenticatedEntry
 
 from .fair_queue import FairQueue

@@ -19,7 +19,7 @@ from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
-from cm_server.jobs.jobs import Cell, Job
+from cm_server.jobs.model import Cell, Job
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
 from cm_server.store.store_queue import Operation

@@ -10,7 +10,8 @@ import pytest
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import parse_target
 from cm_server.api.subscriptions import Subscription, Subscriptions
-from cm_server.jobs.registry import Board, Registry
+from cm_server.jobs.model import Board
+from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample
 from cm_server.store.rows import BoardRow

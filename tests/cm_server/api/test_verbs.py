@@ -31,7 +31,7 @@ from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
-from cm_server.jobs.jobs import Cell, Job
+from cm_server.jobs.model import Cell, Job
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.logs import PeerLog

@@ -7,7 +7,8 @@ import pytest
 from cloudmanager.protocol.errors import NoSuchBoard, TargetError
 from cloudmanager.protocol.targets import parse_target
 from cm_server.auth import access
-from cm_server.jobs.registry import Board, Registry
+from cm_server.jobs.model import Board
+from cm_server.jobs.registry import Registry
 from cm_server.store.rows import BoardRow, TokenRow
 
 

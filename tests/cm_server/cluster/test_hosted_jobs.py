@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cm_server.cluster.hosted_jobs import RemoteObserver
-from cm_server.jobs.registry import RemoteBoardState
+from cm_server.jobs.model import RemoteBoardState
 from cm_server.limits import Limits
 from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeCaller

@@ -14,10 +14,8 @@ import pytest
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError
 from cm_server.installs.content_store import Content
-from cm_server.installs.job_steps import JobRefused, OpGenerator, SteppedJob, SteppedJobSpec
-from cm_server.installs.transfers import BoardChannel
-from cm_server.jobs.jobs import Cell, Job
-from cm_server.jobs.registry import Board
+from cm_server.installs.job_steps import OpGenerator, SteppedJob, SteppedJobSpec
+from cm_server.jobs.model import Board, BoardChannel, Cell, Job, JobRefused
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 from cm_server.store.store_queue import Operation

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from cm_server.jobs.jobs import Cell, Job, RecentJobs, Tail
-from cm_server.jobs.registry import Board
+from cm_server.jobs.job_history import RecentJobs
+from cm_server.jobs.model import Board, Cell, Job, Tail
 from cm_server.limits import Limits
 from cm_server.store.rows import BoardRow
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.targets import parse_target
-from cm_server.jobs.jobs import Cell, Job
-from cm_server.jobs.registry import MIN_BUFFER, Board, Registry
+from cm_server.jobs.model import MIN_BUFFER, Board, Cell, Job
+from cm_server.jobs.registry import Registry
 from cm_server.store.rows import BoardRow
 
 FACTS = {

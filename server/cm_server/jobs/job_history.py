@@ -1,0 +1,87 @@
+"""Jobs that ended recently, jobs in the store, and boards' reports of their last job. No I/O."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from cloudmanager.protocol import wire
+from cm_server.limits import Limits
+from cm_server.store.rows import MAX_JOB_ID, JobRow
+
+from .model import Job
+
+REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
+
+
+def describe_row(row: JobRow, board: str) -> dict[str, Any]:
+    """Return a job in the store in the form of ``Job.describe_with_output``.
+
+    Args:
+        row: the job.
+        board: the name of its board.
+    """
+    return {
+        "job": row.id,
+        "board": board,
+        "caller": row.caller,
+        "state": "ended" if row.status else "running",
+        "status": row.status,
+        "started": row.created,
+        "elapsed": row.ended - row.created if row.ended else None,
+        "stdout": "",
+        "truncated": True,  # output is kept in memory only
+        "value": "",
+        "error": row.error or "",
+    }
+
+
+class RecentJobs:
+    """Jobs that ended recently; at the limits of number and bytes, the oldest are dropped."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()  # id -> job, size in bytes
+        self._bytes = 0
+
+    def add(self, job: Job) -> None:
+        """Keep a job that ended, without its code: the server does not keep cells."""
+        size = len(job.output_tail) + len(job.value)
+        job.cell = job.cell._replace(code=b"", files=None)
+        self._jobs[job.id] = (job, size)
+        self._bytes += size
+        while len(self._jobs) > self._limits.recent_jobs or self._bytes > self._limits.recent_bytes:
+            self._bytes -= self._jobs.popitem(last=False)[1][1]
+
+    def get(self, number: int) -> Job | None:
+        """Return a job, None if it is not kept."""
+        found = self._jobs.get(number)
+        return found[0] if found else None
+
+    def newest(self) -> list[Job]:
+        """Return all jobs, newest first."""
+        return [job for job, _ in reversed(self._jobs.values())]
+
+
+class ReportedResult(NamedTuple):
+    """A board's report of how a job ended."""
+
+    job: int
+    status: str
+    error: str
+
+
+def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
+    """Return what ``last`` in a board's PROOF reports; None if it is absent or invalid."""
+    try:
+        assert last is not None
+        status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
+    except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
+        return None
+    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB_ID:
+        return None
+    error = str(last.get("error") or "")[:REPORTED_ERROR_CHARS]
+    without_surrogates = error.encode("utf-8", "replace").decode()  # JSON may contain lone ones
+    if wire.is_clean_exit(status, without_surrogates):
+        return ReportedResult(job, "ok", "")
+    return ReportedResult(job, status, without_surrogates)

@@ -1,0 +1,555 @@
+"""The model of boards and jobs: a board, its queue and its link; a job, its cell and its state.
+
+A job is one cell, or one list of file operations, on one board. No sockets, no SQL.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from cloudmanager.protocol import proofs, wire
+from cloudmanager.protocol.errors import PackageError, ServerError
+from cloudmanager.protocol.facts import published_facts, target_facts
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
+from cm_server.limits import Limits
+from cm_server.sample_buffer import SampleBuffer
+
+if TYPE_CHECKING:
+    from cm_server.rate_limits import TokenBucket
+    from cm_server.store.rows import BoardRow
+
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPython ports
+#: Smallest buffer of a board that can be served, in bytes: a frame header, a message head, some
+#: code.
+MIN_BUFFER = 64
+
+
+class TimerHandle(Protocol):
+    """A scheduled call that can be cancelled."""
+
+    def cancel(self) -> None:
+        """Cancel the call."""
+
+
+class JobObserver(Protocol):
+    """A caller that follows its jobs."""
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Send one message to the caller.
+
+        Args:
+            message: as it travels on the wire.
+            droppable: whether it may be dropped if the caller reads too slowly.
+        """
+
+
+class BoardLinkProtocol(Protocol):
+    """A board's link, as far as jobs use it."""
+
+    def send(self, message: bytes) -> object:
+        """Send one message to the board."""
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Close the link with a WebSocket close code."""
+
+
+class JobRefused(Exception):
+    """The server ends a job with an error; ``error_text`` is the text that a board would send."""
+
+    def __init__(self, error: PackageError | ServerError | OSError) -> None:
+        if isinstance(error, OSError):
+            number = error.errno or errno.EIO
+            self.error_text = (
+                f"OSError: [Errno {number}] {errno.errorcode[number]}: {error.filename}"
+            )
+        else:
+            self.error_text = f"{type(error).__name__}: {error.args[0]}"
+        super().__init__(self.error_text)
+
+
+class BoardChannel(NamedTuple):
+    """How a transfer reaches its board, and ends its job.
+
+    Attributes:
+        send: sends a message to the board.
+        refuse: ends the job with an error, given as the text that a board would send.
+    """
+
+    send: Callable[[bytes], object]
+    refuse: Callable[[str], object]
+
+
+class Transfer(Protocol):
+    """The files of a job while it runs on its board."""
+
+    def on_chunk(self, message: wire.Message) -> bool:
+        """Handle a CHUNK of the board; return whether the caller receives it too.
+
+        Raises:
+            JobRefused: the job ends with an error.
+            PeerWireError: the message is malformed or was not requested.
+        """
+
+    def on_bytes_forwarded(self, size: int) -> None:
+        """Note that bytes of a board's file were written to the caller's socket."""
+
+
+class TransferSpec(Protocol):
+    """What a job does with files, on any number of boards.
+
+    Attributes:
+        reads_files: whether the board sends files to the caller.
+        replaces_starter: whether the job replaces the file that starts the client on a board.
+    """
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the board sends files to the caller."""
+
+    @property
+    def replaces_starter(self) -> bool:
+        """Whether the job replaces the file that starts the client on a board."""
+
+    def start(self, job: Job, channel: BoardChannel) -> Transfer:
+        """Start the transfers on one board."""
+
+
+class Cell(NamedTuple):
+    """What a caller asked to run.
+
+    Attributes:
+        code: the text of the cell; with ``files``, file operations in JSON.
+        options: how it is run.
+        awaits: whether the cell is a coroutine function that the board has to run.
+        files: how the file operations are carried out; None for a cell.
+    """
+
+    code: bytes
+    options: RunOptions = DEFAULT_OPTIONS
+    awaits: bool = False
+    files: TransferSpec | None = None
+
+
+class Tail:
+    """The last bytes of a stream.
+
+    Args:
+        max_bytes: how many are kept.
+
+    Attributes:
+        truncated: whether older bytes were dropped.
+    """
+
+    __slots__ = ("_bytes", "_max_bytes", "truncated")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = bytearray()
+        self.truncated = False
+
+    def add(self, data: bytes) -> None:
+        """Append bytes."""
+        self._bytes += data
+        self.truncated = self.truncated or len(self._bytes) > self._max_bytes
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop old bytes; at twice the limit only, so that not every write copies the buffer."""
+        if len(self._bytes) > 2 * self._max_bytes:
+            self._bytes = self._bytes[-self._max_bytes :]
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def text(self) -> str:
+        """Return the bytes as text, with LF for CRLF."""
+        return self._bytes[-self._max_bytes :].decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+class Job:
+    """One cell on one board.
+
+    Args:
+        number: its number in the store, and on the wire.
+        board: where it runs.
+        cell: what runs.
+        caller: the name of the caller's token.
+        observer: who receives its messages; None: nobody follows it.
+        token: the hash of the caller's token; "" if the job was sent already.
+        name: the board's name at the time of the request, which callers know it by; the current
+            one if empty.
+        tail_bytes: how much is kept of the ends of its output and of its value.
+
+    Attributes:
+        state: queued, resetting, running, adrift or ended (the picture is in ``dispatch``).
+        status: how it ended, one of ``wire.STATUSES``; None until then.
+        error: the traceback, or the server's reason for its status.
+        resends: how often it was put back into the queue after it was sent.
+        owner: the id of the other server that owns it; "" if this one does, "?" if only the store
+            knows.
+        started_monotonic: when it was sent, by the monotonic clock.
+        ended: when it ended, in seconds since 1970.
+        output_tail: the end of its output.
+        value: the end of the text of its value.
+        awaiting_input: whether its ``input()`` is waiting for an answer.
+        timer: its timeout, or the time that its caller waits for the board.
+        transfer: its file transfer while it runs.
+    """
+
+    __slots__ = (
+        "_started",
+        "awaiting_input",
+        "board",
+        "caller",
+        "cell",
+        "ended",
+        "error",
+        "id",
+        "name",
+        "observer",
+        "output_tail",
+        "owner",
+        "resends",
+        "started_monotonic",
+        "state",
+        "status",
+        "timer",
+        "token_hash",
+        "transfer",
+        "value",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        board: Board,
+        cell: Cell,
+        caller: str,
+        observer: JobObserver | None,
+        *,
+        token: str = "",
+        name: str = "",
+        tail_bytes: int = Limits.tail_bytes,
+    ) -> None:
+        self.id = number
+        self.board = board
+        self.name = name or board.name
+        self.cell = cell
+        self.caller = caller
+        self.token_hash = token
+        self.resends = 0
+        self.observer = observer
+        self.state = "queued"
+        self.status: str | None = None
+        self.error = ""
+        self.started_monotonic: float | None = None
+        self._started: float | None = None
+        self.ended: float | None = None
+        self.output_tail = Tail(tail_bytes)
+        self.value = Tail(tail_bytes)
+        self.timer: TimerHandle | None = None
+        self.awaiting_input = False
+        self.owner = ""
+        self.transfer: Transfer | None = None
+
+    @property
+    def started(self) -> float | None:
+        """When it was sent, in seconds since 1970; None until then."""
+        return self._started
+
+    @started.setter
+    def started(self, at: float | None) -> None:
+        self._started = at
+        self.started_monotonic = None if at is None else time.monotonic()
+
+    @property
+    def may_have_started(self) -> bool:
+        """Whether its board may have started it: it was sent."""
+        return self.state in ("running", "adrift")
+
+    def exec_messages(self) -> Iterator[bytes]:
+        """Yield the messages that bring the job to its board (EXEC or FILE)."""
+        return wire.exec_messages(
+            self.id,
+            self.cell.code,
+            timeout_ms=_milliseconds(self.cell.options.timeout),
+            awaits=self.cell.awaits,
+            op=wire.EXEC if self.cell.files is None else wire.FILE,
+            buffer_size=self.board.buffer_size,
+            again=self.resends > 0,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the job as the verb ``jobs`` lists it."""
+        until = self.ended or time.time()
+        return {
+            "job": self.id,
+            "board": self.board.name,
+            "caller": self.caller,
+            "state": "ended" if self.status else self.state,
+            "status": self.status,
+            "started": self.started,
+            "elapsed": max(until - self.started, 0.0) if self.started else None,
+        }
+
+    def describe_with_output(self) -> dict[str, Any]:
+        """Return the job as the verb ``job`` shows it: with the ends of its output and value."""
+        return {
+            **self.describe(),
+            "stdout": self.output_tail.text(),
+            "truncated": self.output_tail.truncated,
+            "value": self.value.text(),
+            "error": self.error,
+        }
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Send a message to the caller, if one follows the job."""
+        if self.observer is not None:
+            self.observer.deliver(message, droppable=droppable)
+
+    def stop_timer(self) -> None:
+        """Cancel its timer, if there is one."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class RemoteBoardState(NamedTuple):
+    """The state of a board at another server, which has its link or had it last.
+
+    Attributes:
+        server: the id of that server.
+        epoch: the board's epoch when that server acquired its lease.
+        state: idle, busy, lost or offline, as ``Board.state``.
+        since: when the board connected, in seconds since 1970; None if it has no link there.
+        job: its current job, as ``Job.describe`` returns it.
+        queued: the number of jobs in its queue there.
+    """
+
+    server: str
+    epoch: int
+    state: str
+    since: float | None = None
+    job: dict[str, Any] | None = None
+    queued: int = 0
+
+    @property
+    def online(self) -> bool:
+        """Whether the board has a link to that server."""
+        return self.since is not None
+
+
+class Board:
+    """One enrolled board with its queue and, while it is connected, its link.
+
+    Args:
+        row: the board in the store.
+        on_changed: called with the board after each change that callers can see.
+        on_labels_changed: called after its labels changed, because they decide which tokens may
+            access it.
+
+    Attributes:
+        reported_facts: what the board reported about itself; untrusted.
+        link_count: links since the server started.
+        consecutive_takeovers: how often in a row a new link replaced one that still worked.
+        client_parts: the optional parts of the client that the board has, such as ``files``.
+        last_result: the number of its last job's result, see ``Store.end_job``.
+        strays: rate of messages about jobs that are not its current one; made when needed.
+        blocked: whether its own program keeps it busy, so that cells wait.
+        epoch: with several servers: how often the board connected to any of them.
+    """
+
+    def __init__(
+        self,
+        row: BoardRow,
+        on_changed: Callable[[Board], None] | None = None,
+        on_labels_changed: Callable[[], None] | None = None,
+    ) -> None:
+        self._on_changed = on_changed
+        self._on_labels_changed = on_labels_changed
+        self.id = row.id
+        self.name = row.name
+        self.key = row.key
+        self.gen = row.gen
+        self.nonce = row.nonce
+        self.plain = row.plain
+        self.token = row.token
+        self._labels: Mapping[str, str] = row.labels
+        self.reported_facts: dict[str, Any] = row.facts
+        self.last_seen = row.last_seen
+        self.link: BoardLinkProtocol | None = None
+        self.link_count = 0
+        self.consecutive_takeovers = 0
+        self.connected_since: float | None = None
+        self.buffer_size = MIN_BUFFER
+        self.client_parts: frozenset[str] = frozenset()
+        self._current_job: Job | None = None
+        self.queue: deque[Job] = deque()
+        self.last_result = 0
+        self.sample_buffer = SampleBuffer()
+        self.strays: TokenBucket | None = None
+        self.blocked = False
+        self.epoch = 0
+        self._remote_state: RemoteBoardState | None = None
+
+    def notify_changed(self) -> None:
+        """Notify subscribers and other servers that something about the board changed."""
+        if self._on_changed is not None:
+            self._on_changed(self)
+
+    @property
+    def current_job(self) -> Job | None:
+        """The job that was sent to the board and has not ended there; None if it is free."""
+        return self._current_job
+
+    @current_job.setter
+    def current_job(self, job: Job | None) -> None:
+        self._current_job = job
+        self.notify_changed()
+
+    @property
+    def remote_state(self) -> RemoteBoardState | None:
+        """Its state at the server that had it last; None if that is this one."""
+        return self._remote_state
+
+    @remote_state.setter
+    def remote_state(self, state: RemoteBoardState | None) -> None:
+        self._remote_state = state
+        self.notify_changed()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a new job would be sent to the board immediately."""
+        return self.link is not None and not (self.current_job or self.queue or self.blocked)
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether this server has asked it to restart: it is expected back, connected or not."""
+        return self.current_job is not None and self.current_job.state == "resetting"
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels that users gave it."""
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self.notify_changed()
+        if self._on_labels_changed is not None:
+            self._on_labels_changed()
+
+    @property
+    def next_key(self) -> bytes | None:
+        """The key of a pending rotation, None if there is none; pending until the key is used."""
+        return proofs.next_key(self.key, self.gen + 1, self.nonce) if self.nonce else None
+
+    def key_for(self, gen: int) -> bytes | None:
+        """Return the key with this number: the current one or that of a pending rotation.
+
+        Returns:
+            None for any other number.
+        """
+        if gen == self.gen:
+            return self.key
+        return self.next_key if gen == self.gen + 1 else None
+
+    @property
+    def online(self) -> bool:
+        """Whether the board has a link to this server or to another one."""
+        return self.link is not None or (
+            self._remote_state is not None and self._remote_state.online
+        )
+
+    @property
+    def state(self) -> str:
+        """Return offline, idle, busy, or lost (its link broke while a job ran)."""
+        if self.link is None:
+            if self._remote_state is not None:
+                return self._remote_state.state
+            return "lost" if self.current_job else "offline"
+        return "busy" if self.current_job or self.blocked else "idle"
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Return the facts that targets can select by (``platform=esp32``), as text."""
+        return target_facts(self.reported_facts, self.state)
+
+    @property
+    def last_seen_text(self) -> str:
+        """Return a sentence about when the board was last connected, for error messages."""
+        if self.last_seen is None:
+            return "it has never connected"
+        return f"it was last seen {_format_age(time.time() - self.last_seen)} ago"
+
+    def connect(
+        self,
+        link: BoardLinkProtocol,
+        facts: dict[str, Any],
+        buffer_size: int,
+        parts: Iterable[str] = (),
+    ) -> None:
+        """Record that the board has authenticated on a new link."""
+        self.link = link
+        self.link_count += 1
+        self.blocked = False
+        self.reported_facts = facts
+        self.buffer_size = buffer_size
+        self.client_parts = frozenset(parts)
+        self.connected_since = self.last_seen = time.time()
+        self.notify_changed()
+
+    def disconnect(self) -> None:
+        """Record that the link is closed."""
+        self.link = None
+        self.connected_since = None
+        self.last_seen = time.time()
+        self.notify_changed()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the board as the verb ``boards`` lists it."""
+        return {**self._describe_local(), **self._describe_remote()}
+
+    def _describe_remote(self) -> dict[str, Any]:
+        """Return the fields that another server knows better, if it has the board."""
+        remote = self._remote_state
+        if self.link is not None or remote is None:
+            return {}
+        return {
+            "connected_since": remote.since,
+            "last_seen": time.time() if remote.online else self.last_seen,
+            "job": remote.job,
+            "queued": remote.queued + len(self.queue),
+        }
+
+    def _describe_local(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "id": self.id,
+            "state": self.state,
+            **published_facts(self.reported_facts),
+            "booted": self.reported_facts.get("booted"),
+            "labels": dict(self.labels),
+            "connected_since": self.connected_since,
+            "last_seen": time.time() if self.link else self.last_seen,
+            "job": self.current_job.describe() if self.current_job else None,
+            "queued": len(self.queue),
+        }
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """Return a timeout as it travels; 0 for none."""
+    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)
+
+
+def _format_age(seconds: float) -> str:
+    """Return a duration in words, in its largest unit, such as ``3 hours``."""
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"
