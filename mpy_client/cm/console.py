@@ -1,13 +1,13 @@
 # The console of real boards (os.dupterm), and the only machine.Timer that the client uses.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,082 bytes of .mpy, 1,504 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,327 bytes of .mpy, 1,680 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import io
 import os
 from machine import Timer
-from micropython import kbd_intr
+from micropython import kbd_intr, stack_use
 from time import ticks_diff, ticks_ms
 
-from cm import run
+from cm import run, state
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUSY_IN = const(896)
@@ -15,6 +15,8 @@ _BUSY_IN = const(896)
 _PERIOD_MS = const(50)  # ms between polls of the link while a cell runs
 _REPEAT_MS = const(250)  # ms until a cell that caught its interrupt gets the next
 _FLUSH_MS = const(20)  # ms until output is sent
+_SEND_BYTES = const(2560)  # of C stack that sending and receiving need, with TLS
+_CALL_BYTES = const(1024)  # of it that a call of readinto needs
 
 in_user = False  # user code runs: only then an interrupt may be raised
 busy = False  # client code runs: it must not be interrupted
@@ -32,7 +34,30 @@ for n in range(4, -1, -1):  # 4 stands for -1; a tuple of the numbers would stay
         break
     except ValueError:
         pass
-callback = os.dupterm_notify  # called by the timer while a cell runs; ticker.py replaces it
+
+
+# Returns the bytes of C stack in use where MicroPython refuses another call.
+def _stack_limit():
+    try:
+        return _stack_limit()  # noqa: F821 - removed below
+    except RuntimeError:
+        return stack_use()
+
+
+state.deepest = _stack_limit() - _SEND_BYTES
+del _stack_limit
+
+
+# Lets MicroPython read the stream, unless the stack is too full even for that: if readinto cannot
+# be called, extmod/os_dupterm.c removes the stream, and may leave the scheduler locked. An
+# interrupt that this causes is raised at the next jump, which must be in the cell.
+def notify(_):
+    if stack_use() > state.deepest + (_SEND_BYTES - _CALL_BYTES):
+        return None
+    return os.dupterm_notify(None)
+
+
+callback = notify  # called by the timer while a cell runs; ticker.py replaces it
 # idle() sets the timer when a cell has ended. close() is called when the client ends and the REPL
 # begins: ESP8266 does not stop its timers at the soft reset that may follow, although it frees
 # their memory (ports/esp8266/modmachine.c). ticker.py and boot.py replace them.
@@ -60,6 +85,11 @@ class Stream(io.IOBase):
         nested = busy
         busy = True
         try:
+            if stack_use() > state.deepest:
+                if in_user and not nested:
+                    run.keep_output(b)
+                busy = nested
+                return len(b)
             append(b, nested)
             busy = nested
             if missed:
@@ -76,7 +106,8 @@ class Stream(io.IOBase):
             busy = nested
             os.dupterm_notify(None)
             return len(b)
-        except Exception:  # no memory: this output is lost
+        except Exception:  # no memory or no stack
+            state.output_lost = True
             busy = nested
             return len(b)
 
@@ -89,7 +120,8 @@ class Stream(io.IOBase):
             if nested:
                 missed = True
             elif in_user:
-                reason = run.poll(_BUSY_IN)
+                deep = stack_use() > state.deepest
+                reason = run.check_deadline() if deep else run.poll(_BUSY_IN)
                 now = ticks_ms()
                 if due or (reason and (not last or ticks_diff(now, last) >= _REPEAT_MS)):
                     due = False
@@ -148,10 +180,10 @@ def set_user_code(on):
                 raise
 
 
-# Called after a cell.
+# Called after a cell. Returns whether MicroPython has removed the stream, so that output was lost.
 def detach():
     idle()
-    os.dupterm(saved)
+    return os.dupterm(saved) is not stream
 
 
 # Restarts the interpreter.

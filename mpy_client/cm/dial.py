@@ -124,7 +124,7 @@ def _set_options(sock):
     sock.setsockopt(6, 1, 1)
     if hasattr(os, "dupterm_notify"):
         try:
-            sock.setsockopt(1, 20, os.dupterm_notify)
+            sock.setsockopt(1, 20, state.console.notify)
         except (OSError, ValueError, TypeError):
             pass
     else:

@@ -1,6 +1,6 @@
 # Runs cells and file operations that the server sends, interrupts them, remembers how they ended.
 # Boards: all that link.py runs on; loop.py (await) is optional; console.py or unix.py for output.
-# Cost: 3,322 bytes of .mpy, 3,904 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 3,775 bytes of .mpy, 4,400 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 import builtins
 import gc
@@ -41,6 +41,7 @@ _FRAME_CLOSE = const(0x88)
 
 _FLUSH_MS = const(20)  # ms until output is sent
 _GRACE_MS = const(2000)  # ms for the user's program to end before a hard reset
+_LOST = const(b"\r\n[output was lost: recursion too deep, or memory full]\r\n")
 _TRACE_BYTES = const(256)  # bytes that are kept of the end of a long traceback
 _MAX_VALUE = const(1 << 20)  # bytes of a value's repr
 _PIECE = const(512)  # bytes of it between two moments at which it can be interrupted
@@ -116,6 +117,23 @@ def restart(hard):
     else:
         close()
         state.console.reset()
+
+
+# Returns the reason to end the cell, or 0, without link work: the stack is too full for that.
+def check_deadline():
+    if state.deadline and not state.stop and ticks_diff(ticks_ms(), state.deadline) >= 0:
+        state.stop = _STATUS_TIMEOUT
+    return state.stop
+
+
+# Collects output as far as the buffer has room, without sending it: the stack is too full for that.
+def keep_output(b):
+    global end, mark
+    n = min(len(b), _OUT_END - end) if mark == end else 0
+    if n:
+        mv[mark : mark + n] = memoryview(b)[:n]
+        mark = end = end + n
+    state.output_lost = state.output_lost or n < len(b)
 
 
 # Discards the output that was collected.
@@ -328,6 +346,7 @@ def run_job():
     code = left = value = error = None
     mark = end = _OUT
     count = truncated = 0
+    state.output_lost = False
     sent = ticks_ms()
     if state.deadline:
         state.deadline = ticks_add(sent, min(state.deadline, 1 << 28)) | 1
@@ -392,10 +411,19 @@ def run_job():
         except BaseException:
             state.console.set_user_code(False)
             append(type(error).__name__.encode(), False)
-    state.console.detach()
+    removed = state.console.detach()
+    if removed or state.output_lost:
+        append(_LOST, True)
     status = ended
     if error and not trace:
         trace = bytes(mv[max(mark, end - _TRACE_BYTES) : end])
     pack_into(">H", buf, _OUT - 2, mark - _OUT)
     send(_RESULT, ended | truncated, _OUT - 2, end)
     mark = end = _OUT
+    if removed:
+        from cm.scheduler import is_locked
+
+        link.drop("scheduler")
+        if is_locked():  # the caller has its result
+            close()
+            state.console.reset()

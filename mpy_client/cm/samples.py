@@ -1,7 +1,8 @@
 # cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 555 bytes of .mpy, 688 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 599 bytes of .mpy, 688 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from json import dumps
+from micropython import stack_use
 
 from cm import link, run, state
 
@@ -21,6 +22,8 @@ due = dropped = 0  # ticks when the next may be sent; samples dropped since the 
 # Returns whether the sample was sent. NaN and infinity become None.
 def emit(**values):
     global due, dropped
+    if stack_use() > state.deepest:
+        return False
     for name in values:
         v = values[name]
         if not isinstance(v, (int, float, str, bool)):

@@ -1,8 +1,11 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 199 bytes of .mpy, 416 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 229 bytes of .mpy, 416 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
+# Bytes of C stack in use up to which the client may work: sending needs 2.5 KB of the 8 KB that RP2
+# and ESP8266 have, and what is written below the stack damages the heap. console.py sets it.
+deepest = 1 << 29
 
 nic = None  # the network that net.py has connected
 
@@ -19,6 +22,7 @@ tries = 0  # attempts to connect since the last link
 stop = 0  # why it must end: a status, or RESET, after which the board restarts
 deadline = 0  # ticks of its timeout or, after RESET, of a hard reset; 0: none
 limit = 60000  # ms that it may run without a link
+output_lost = False  # whether output was lost: the stack or the heap was too full
 answer = None  # for code that waits for a message: its length, once it was received
 
 # The user's program (app.py).

@@ -1,6 +1,6 @@
 # Functions that the console's timer calls about once a second: the client has no other timer.
 # Boards: those with console.py; loaded for a watchdog, the user's program, a client on trial.
-# Cost: 335 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 318 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 from cm import console
 
 _PERIOD_MS = const(1000)  # ms between two ticks while no cell runs
@@ -18,7 +18,7 @@ def tick(_):
                 calls.remove(call)  # the one after it is called at the next tick
                 if not console.in_user:
                     idle()
-        return console.os.dupterm_notify(None)
+        return console.notify(None)
     except KeyboardInterrupt:
         console.due = True
     except Exception:  # such as a full flash: it must not end the cell

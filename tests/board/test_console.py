@@ -181,3 +181,66 @@ def test_interrupt_ends_a_cell_that_only_emits(board, turn):
     time.sleep(turn / 200)
     board.interrupt(job)
     assert job.wait().status == INTERRUPTED
+
+
+# The stack
+
+
+DOWN = "def down(n):\n    if n:\n        return down(n - 1)\n    print('deep')\n"
+LIMIT = """
+def limit(n):
+    try:
+        return limit(n + 1)
+    except RuntimeError:
+        return n
+__cm__((limit(0)))
+"""
+
+
+def test_deep_recursion_loses_no_output_silently(board):
+    """Sending needs 2.5 KB of stack; deeper than that output is kept, or its loss noted."""
+    limit = int(board.run(DOWN + LIMIT).value)
+    for depth in range(limit - 30, limit + 90):
+        job = board.run(f"down({depth})")
+        if job.status == ERROR:
+            break
+        assert b"deep" in job.output or b"output was lost" in job.output, depth
+    assert depth > limit - 20
+    assert job.status == ERROR
+    assert board.run("print('next')").output == b"next\r\n"
+    assert board.run("while True: pass", timeout_ms=200).status == TIMEOUT
+
+
+def test_deep_recursion_sends_nothing_and_asks_nothing(board):
+    """The deadline still works there."""
+    limit = int(board.run(LIMIT).value)
+    loop = "def spin(n):\n    if n:\n        return spin(n - 1)\n    while True: pass\n"
+    assert board.run(f"{loop}spin({limit - 4})", timeout_ms=300).status == TIMEOUT
+    emit = (
+        "import cm\ncm.emit(a=1)\ndef sample(n):\n    return sample(n - 1) if n else cm.emit(a=1)\n"
+    )
+    values = [board.run(f"{emit}__cm__((sample({limit + n})))").value for n in range(-8, 24, 2)]
+    assert (values[0], b"False" in values) == (b"True", True)
+
+
+LOCKED = """
+import micropython, os, sys
+class Locked:
+    schedule = lambda *_: None
+    stack_use = micropython.stack_use
+sys.modules["micropython"] = Locked
+os.dupterm(None)
+__cm__((1))
+"""
+
+
+def test_locked_scheduler_restarts_the_board_after_the_result(peer):
+    """extmod/os_dupterm.c can leave it locked; then no timer would interrupt a cell."""
+    link = peer.link("id-1")
+    before = link.proof_fields["boot"]
+    job = link.run(LOCKED)
+    assert (job.status, job.value) == (OK, b"1")
+    assert b"output was lost" in job.output
+    again = peer.link("id-1", after=link)
+    assert again.proof_fields["boot"] != before
+    assert again.run("while True: pass", timeout_ms=200).status == TIMEOUT

@@ -161,8 +161,9 @@ def test_failure_has_a_traceback_with_lines_of_the_cell(number, status):
     assert lab.result.traceback == TRACEBACK.replace("<module>\n", "<module>\n    1/0\n")
 
 
-def test_traceback_omits_frames_of_the_client():
-    client = '  File "cm/run.py", line 1, in run\r\n'
+@pytest.mark.parametrize("name", ["cm.run", "cm/run.py"])  # /lib/cm; version 0.1 and frozen clients
+def test_traceback_omits_frames_of_the_client(name):
+    client = f'  File "{name}", line 1, in run\r\n'
     lab = Lab(code="")
     lab.end(status=1, rest=f"Traceback:\r\n{client}{client}OSError: 5\r\n".encode())
     assert lab.result.traceback == "Traceback:\nOSError: 5\n"

@@ -1,0 +1,21 @@
+# Tells whether MicroPython's scheduler is locked for good: then no timer interrupts a cell.
+# Boards: those with console.py; loaded after MicroPython has removed the console's stream.
+# Cost: 127 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+#
+# extmod/os_dupterm.c, mp_os_dupterm_rx_chr: it locks the scheduler while it reads the stream. If
+# reading fails, it removes the stream and prints the exception; if that fails as well, on a stack
+# that is nearly full, it does not unlock it.
+from micropython import schedule
+
+
+def is_locked():
+    ran = []
+    try:
+        schedule(ran.append, 1)
+        for _ in range(3):  # it runs at a jump
+            pass
+    except MemoryError:
+        return False
+    except RuntimeError:  # the queue is full
+        pass
+    return not ran
