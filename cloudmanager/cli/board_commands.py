@@ -167,8 +167,28 @@ def _is_readable(value: object, depth: int = 0) -> bool:
     return value is None or isinstance(value, int)
 
 
+#: Blinks the LED that the port names "LED" (RP2), and leaves it as it was.
+_IDENTIFY_CODE: Final = """
+def blink():
+    import time
+    try:
+        from machine import Pin
+        led = Pin("LED", Pin.OUT)
+    except (ImportError, TypeError, ValueError):
+        raise OSError("this board's MicroPython names no LED")
+    before = led.value()
+    for n in range(50):
+        led.value(n & 1)
+        time.sleep_ms(100)
+    led.value(before)
+blink()
+"""
+
 MACROS: Final[dict[str, Macro]] = {
     "echo": Macro(("TEXT",), "print TEXT on the boards", _echo),
+    "identify": Macro(
+        (), "blink the boards' LED for five seconds", lambda boards: boards.run(_IDENTIFY_CODE)
+    ),
     "reset": Macro((), "soft-reset the boards", lambda boards: boards.reset()),
     "ls": Macro(
         ("[PATH]",),

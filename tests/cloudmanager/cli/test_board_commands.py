@@ -108,6 +108,31 @@ def test_macros_about_the_board_itself(two: Boards):
     assert not two.run("variable").ok
 
 
+def test_board_without_a_named_led_cannot_be_identified(two):
+    error = run(two, "identify")["demo-1"].error
+    assert "this board's MicroPython names no LED" in str(error)
+
+
+#: A chip with an LED, which notes what is written to it.
+LED = """
+import sys, time
+class Pin:
+    OUT, states = 1, []
+    def __init__(self, name, mode): assert (name, mode) == ("LED", 1)
+    def value(self, new=None): return 0 if new is None else Pin.states.append(new)
+class machine: pass
+machine.Pin = Pin
+sys.modules["machine"] = machine
+"""
+
+
+def test_identify_blinks_the_led_and_leaves_it_as_it_was(two):
+    two.run(LED).raise_for_error()
+    assert run(two, "identify").ok
+    assert two.run("Pin.states").to_dict()["demo-1"] == [0, 1] * 25 + [0]
+    two.run("sys.modules.pop('machine')")
+
+
 def test_set_changes_one_setting_and_keeps_the_others(two: Boards, fleet: Fleet):
     assert isinstance(run(two, "settings")["demo-1"].error, FileNotFoundError)
     fleet["demo-2"].put(b'{"own": [1, 2]}', ":settings.json")
