@@ -20,7 +20,6 @@ from .magic_options import parse_variables
 #: A line with a magic: in a comment, after an assignment, or without its % (automagic).
 _MAGIC_LINE: Final = re.compile(r"\s*(?:#\s*(?=%%)|[\w\s,.]+=\s*(?=%))?(%{0,2})(\w+)\s+")
 _LAST_WORD: Final = re.compile(r"[^\s,&!]*\Z")  # of the boards of a target, only the last
-_NOTHING: Final = SimpleMatcherResult(completions=[])
 
 
 class LineWords(NamedTuple):
@@ -65,20 +64,20 @@ class MagicMatcher:
         self._shell.Completer.custom_matchers.remove(self._matcher)
 
     def _match(self, context: CompletionContext) -> SimpleMatcherResult:
+        # A new result each time: IPython changes it.
+        result = SimpleMatcherResult(completions=[])
         line = context.text_until_cursor
-        if not (found := _MAGIC_LINE.match(line)):
-            return _NOTHING
-        keys = [found[1] + found[2]] if found[1] else [f"%{found[2]}"]
-        words = next((self._magics[key] for key in keys if key in self._magics), None)
-        if words is None:
-            return _NOTHING
+        found = _MAGIC_LINE.match(line)
+        words = self._magics.get(f"{found[1] or '%'}{found[2]}") if found else None
+        if found is None or words is None:
+            return result
         fragment, offers = self._offers(words, line[found.end() :])
-        return SimpleMatcherResult(
-            completions=[SimpleCompletion(each) for each in offers if each.startswith(fragment)],
-            matched_fragment=fragment,
-            suppress=True,
-            ordered=True,
-        )
+        completions = [SimpleCompletion(each) for each in offers if each.startswith(fragment)]
+        if completions:
+            result = SimpleMatcherResult(
+                completions=completions, matched_fragment=fragment, suppress=True, ordered=True
+            )
+        return result
 
     def _offers(self, words: LineWords, text: str) -> tuple[str, list[str]]:
         """Return the part of a word that is typed already, and the words to offer."""

@@ -575,6 +575,14 @@ def test_nothing_else_is_offered(
     assert found == offered
 
 
+def test_other_lines_are_completed_as_before(shell: Shell):
+    shell.ip.user_ns["host_value"] = 1
+    for line in ("%%board demo-9", "%%board -o zz", "%%board ", "host_va"):
+        with provisionalcompleter():
+            found = [each.text for each in shell.ip.Completer.completions(line, len(line))]
+    assert found == ["host_value"]
+
+
 def test_options_of_every_magic_are_offered(shell: Shell):
     line = "%%board --"
     with provisionalcompleter():
