@@ -18,7 +18,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.text_tables import audit_table, format_time, token_table
 from cloudmanager.protocol.text import fold_names
 
-from .commands import OK, AddVerb, print_json, print_outcome
+from .commands import FAILED, OK, AddVerb, print_json, print_outcome
 
 ROLES = ("viewer", "operator", "admin")
 _UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -71,6 +71,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     revoke = add_verb("board-revoke", board_revoke, "remove boards from the fleet immediately")
     revoke.add_argument("target", metavar="TARGET")
+    revoke.add_argument(
+        "--yes", action="store_true", help="do not ask before several boards are removed"
+    )
     rename = add_verb("board-rename", board_rename, "rename a board")
     rename.add_argument("board", metavar="BOARD", help="its current name")
     rename.add_argument("name", metavar="NAME", help="its new name")
@@ -163,11 +166,28 @@ def _enrolment_notes(
 def board_revoke(options: argparse.Namespace) -> int:
     """Remove boards from the fleet."""
     with Fleet() as fleet:
+        asks = not options.yes and sys.stdin.isatty()
+        if asks and not _confirm_revocation(fleet, options.target):
+            print("Nothing was removed.", file=sys.stderr)
+            return FAILED
         names = fleet.revoke(options.target)
     keys = "its key is" if len(names) == 1 else "their keys are"
     return print_outcome(
         options, names, f"{fold_names(names)}: removed from the fleet; {keys} no longer valid."
     )
+
+
+def _confirm_revocation(fleet: Fleet, target: str) -> bool:
+    """Ask whether to remove several boards; return the answer, or True for a single board."""
+    boards = fleet.request("boards", target=target, as_for_cells=True)
+    if len(boards) < 2:
+        return True
+    names = fold_names(board["name"] for board in boards)
+    question = f"Remove {len(boards)} boards from the fleet for good: {names}? [y/N] "
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def board_rename(options: argparse.Namespace) -> int:

@@ -9,9 +9,9 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from cloudmanager import server_options
 from cloudmanager.client.run_arguments import add_run_options
@@ -22,10 +22,27 @@ from cloudmanager.protocol.errors import (
     ServerUnreachable,
     TargetError,
 )
+from cloudmanager.protocol.text import nearest_name
 
 from . import admin_commands, cable_commands, commands, file_commands, package_commands
 from .commands import FAILED, NO_SERVER, USAGE, AddVerb
 from .streams import prepare_streams, run_with_output
+
+#: argparse's message for a verb that does not exist.
+_UNKNOWN_VERB: Final = re.compile(r"argument VERB: invalid choice: '([^']*)'")
+#: What `mbm` without arguments prints.
+_GUIDE: Final = """\
+mbm controls a fleet of MicroPython boards.
+
+  mbm demo                              a server, three virtual boards, JupyterLab: a first look
+  mbm server-start                      start the server
+  mbm flash PORT                        add a board on a cable (mbm board-scan lists the ports)
+  mbm simulate 3                        add three virtual boards
+  mbm board-list                        show the boards
+  mbm board-execute 'lab-*' -c 'CODE'   run code on boards, all at the same time
+  mbm board-upload 'lab-*' main.py :    copy files to boards
+
+`mbm --help` lists all verbs, `mbm VERB --help` the arguments of a verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -67,8 +84,25 @@ def _print_error(error: Exception, status: int) -> int:
 # The command line
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the most similar verb for one that does not exist."""
+
+    verb_names: Iterable[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        if found := _UNKNOWN_VERB.match(message):
+            nearest = nearest_name(found[1], self.verb_names)
+            guess = f" Did you mean {nearest}?" if nearest else ""
+            message = f"There is no verb {found[1]}.{guess} `mbm --help` lists all verbs."
+        super().error(message)
+
+
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; FILE and NAMEs may follow options, which argparse does not support."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(_GUIDE, file=sys.stderr)
+        sys.exit(USAGE)
     parser = _make_parser()
     options, rest = parser.parse_known_args(arguments)
     no_options = all(text == "-" or not text.startswith("-") for text in rest)
@@ -92,7 +126,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mbm",
         description="Control a fleet of MicroPython boards from the shell.",
         epilog=(
@@ -119,6 +153,7 @@ def _make_parser() -> argparse.ArgumentParser:
     package_commands.add_verbs(add_verb)
     _add_job_verbs(add_verb)
     _add_virtual_verbs(add_verb)
+    parser.verb_names = verbs.choices
     return parser
 
 

@@ -148,6 +148,8 @@ def _read_code(options: argparse.Namespace) -> str:
     from_stdin = options.file is None or options.file == "-"
     try:
         if from_stdin:
+            if sys.stdin.isatty():
+                print("Reading the cell from standard input; Ctrl-D ends it.", file=sys.stderr)
             return sys.stdin.buffer.read().decode()
         return Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -45,7 +45,18 @@ def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
     """Return boards as a table; a sentence if there are none."""
     if not boards:
         return "No board is enrolled yet. `mbm simulate 3` starts three virtual boards."
-    return format_table(FLEET_HEADINGS, fleet_rows(boards))
+    headings, rows = FLEET_HEADINGS, fleet_rows(boards)
+    if any(board.get("labels") for board in boards):
+        headings = (*headings[:2], "labels", *headings[2:])
+        rows = [
+            (*row[:2], _shorten(_labels_text(board)) or "-", *row[2:])
+            for row, board in zip(rows, boards, strict=True)
+        ]
+    return format_table(headings, rows)
+
+
+def _labels_text(board: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in board.get("labels", {}).items())
 
 
 def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -58,7 +69,7 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         "state": board["state"],
         **{fact.heading: fact_text(fact, board) for fact in FACTS},
         "id": board["id"],
-        "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
+        "labels": _labels_text(board),
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
     }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
 import re
 import stat
+import subprocess
 
 import pytest
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
+from tests.cloudmanager.conftest import MBM, WAIT
 
 # Boards
 
@@ -173,3 +177,23 @@ def test_audit_shows_the_last_requests_newest_last(boards, token, mbm):
     assert shown[0].split() == headings.split()
     assert [line.split()[4] for line in shown[2:]] == ["label", "label", "audit"]
     assert token.out.strip() not in mbm("audit", "-n", "10000").out
+
+
+@pytest.mark.parametrize(("answer", "left"), [(b"n\n", 2), (b"\n", 2), (b"y\n", 0)])
+def test_several_boards_are_removed_after_a_question(own_home, mbm, answer, left):
+    mbm("server-start", "--port", "0")
+    try:
+        for name in ("lab-1", "lab-2"):
+            assert mbm("board-enrol", name).status == 0
+        master, slave = pty.openpty()
+        os.write(master, answer)
+        command = [MBM, "board-revoke", "lab-[1-2]"]
+        done = subprocess.run(command, stdin=slave, capture_output=True, text=True, timeout=WAIT)
+        assert "Remove 2 boards from the fleet for good: lab-[1-2]? [y/N]" in done.stdout
+        assert len(mbm("board-list", "--json").json) == left
+        if left:
+            assert mbm("board-revoke", "lab-[1-2]", "--yes").status == 0
+    finally:
+        mbm("server-stop")
+        os.close(master)
+        os.close(slave)

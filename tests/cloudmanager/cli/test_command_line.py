@@ -177,3 +177,21 @@ def test_closed_pipe_ends_mbm_without_a_traceback(boards, arguments):
         run.stdout.close()
         assert run.wait(WAIT) == 1
         assert run.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("board-lst", "There is no verb board-lst. Did you mean board-list?"),
+        ("zzz", "There is no verb zzz. `mbm --help` lists all verbs."),
+    ],
+)
+def test_unknown_verb_suggests_the_most_similar(mbm, verb, message):
+    done = mbm(verb)
+    assert (done.status, message in done.err) == (2, True)
+
+
+def test_mbm_alone_shows_a_short_guide(mbm):
+    done = mbm()
+    assert "mbm server-start" in done.err
+    assert "`mbm --help` lists all verbs" in done.err

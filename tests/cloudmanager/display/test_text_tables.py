@@ -237,3 +237,12 @@ def test_audit_table_escapes_and_shortens_untrusted_text(field):
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert max(map(len, shown.splitlines())) < 300
+
+
+def test_labels_are_a_column_if_a_board_has_some():
+    boards = [{**BOARD, "name": "lab-1", "labels": {"room": "dark", "floor": "2"}}]
+    boards.append({**BOARD, "name": "lab-2", "labels": {}})
+    lines = fleet_table(boards).splitlines()
+    assert lines[0].split()[:3] == ["name", "state", "labels"]
+    assert "room=dark, floor=2" in lines[2]
+    assert "labels" not in fleet_table(boards[1:])
