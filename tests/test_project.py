@@ -21,6 +21,7 @@ PURE = {
     "cloudmanager.client.cell_syntax",
     "cloudmanager.client.package_manifests",
     "cloudmanager.protocol.errors",
+    "cloudmanager.protocol.facts",
     "cloudmanager.protocol.frames",
     "cloudmanager.protocol.names",
     "cloudmanager.protocol.package_references",
