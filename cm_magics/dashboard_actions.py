@@ -100,8 +100,9 @@ def _interrupt_jobs(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
     return f"{count:,} {'job' if count == 1 else 'jobs'} interrupted"
 
 
-def _reset_boards(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
-    results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS)
+def _reset_boards(fleet: Fleet, target: str, _: str, show_text: ShowText) -> str:
+    with progress.LiveProgress(lambda meter: show_text(meter.text()), unit="boards") as report:
+        results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS, progress=report)
     lines = [f"{name}: {result.error}" for name, result in results.failed.items()]
     if succeeded := fold_names(name for name, result in results.items() if result.ok):
         lines.insert(0, f"{succeeded} restarted")
