@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 from cloudmanager import config
@@ -95,6 +95,27 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
 
     def __repr__(self) -> str:
         return f"Boards({self.target!r})"
+
+    def names(self) -> list[str]:
+        """Return the names of the boards on which a cell would run now.
+
+        Raises:
+            TargetError, NoSuchBoard: the target selects no boards.
+        """
+        boards = self._fleet.request("boards", target=self.target, as_for_cells=True)
+        return [str(board["name"]) for board in boards]
+
+    def __iter__(self) -> Iterator[Boards]:
+        """Iterate over these boards, one at a time."""
+        return (self._fleet[name] for name in self.names())
+
+    def __len__(self) -> int:
+        """Return the number of these boards."""
+        return len(self.names())
+
+    def __bool__(self) -> bool:
+        """Return True, without asking the server."""
+        return True
 
     def exchange(self) -> Exchange:
         """Return the exchange with the server; see ``Fleet.exchange``."""

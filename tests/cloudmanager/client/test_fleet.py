@@ -80,6 +80,15 @@ def test_fleet_lists_the_boards_of_a_target(fleet: Fleet):
     assert [board["name"] for board in fleet.boards("demo-[3,1]")] == ["demo-3", "demo-1"]
 
 
+def test_boards_of_a_target_are_counted_and_iterated(fleet: Fleet, boards: VirtualBoards):
+    chosen = fleet["demo-[1-2]"]
+    assert (len(chosen), chosen.names()) == (2, ["demo-1", "demo-2"])
+    assert [each.run("6*7").value for each in chosen] == [42, 42]
+    assert bool(fleet["nobody-*"])
+    with pytest.raises(TargetError, match="No board matches"):
+        len(fleet["nobody-*"])
+
+
 def test_status_has_the_servers_state(fleet: Fleet, server: RunningServer):
     status = fleet.status()
     assert (status["address"], status["pid"]) == (server.url, server.process.pid)
