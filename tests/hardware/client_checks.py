@@ -69,7 +69,7 @@ def flash(bench: Bench) -> str:
     return f"{time.monotonic() - since:.0f} s"
 
 
-@CHECKS.add("heap: free while idle, resident part of the client")
+@START.add("heap: free while idle, resident part of the client")
 def heap(bench: Bench) -> str:
     bench.value("1")
     bench.value("import gc\ngc.collect()")
