@@ -240,7 +240,7 @@ class Dashboard {
     const columns = button("Columns", () => this.toggleChooser(columns), { class: "cm-columns-button", "aria-expanded": "false" });
     this.node = el(
       "div",
-      { class: "cm-fleet cm-unused", "data-lm-suppress-shortcuts": "true" },
+      { class: "cm-fleet", "data-lm-suppress-shortcuts": "true" },
       el("div", { class: "cm-bar" }, this.filter, this.counts),
       this.filterError,
       this.banner.node,

@@ -322,7 +322,7 @@ class Plot {
   constructor(model) {
     this.chart = new Chart(model.get("values"));
     this.banner = new Banner();
-    this.node = el("div", { class: "cm-fleet cm-unused" }, this.banner.node, this.chart.node);
+    this.node = el("div", { class: "cm-fleet" }, this.banner.node, this.chart.node);
     this.chart.draw();
   }
 
@@ -362,7 +362,7 @@ function show(View) {
       let lastMessage = Date.now();
       const listener = (message, buffers) => {
         lastMessage = Date.now();
-        view.node.classList.remove("cm-unused"); // see saved_output.py
+        view.node.classList.add("cm-live"); // see saved_output.py
         view.setConnected(true);
         view.onMessage(message, buffers);
       };

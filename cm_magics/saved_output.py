@@ -18,12 +18,12 @@ from IPython.display import display
 
 _WIDGET_TYPE: Final = "application/vnd.jupyter.widget-view+json"
 _OUTPUT: Final = ".jp-OutputArea-child"
-# `cm-unused` is a widget without data: it was restored from a notebook, or has just been created.
+# plot.js marks a widget that gets messages as `cm-live`. JupyterLab marks the output of a widget
+# that it does not find as `jupyter-widgets` (@jupyter-widgets/jupyterlab-manager, WidgetRenderer).
 _STYLE: Final = (
-    f"<style>{_OUTPUT}:has(.cm-saved):has(+ {_OUTPUT} .cm-fleet:not(.cm-unused))"
-    f"{{ display: none; }}\n"
-    f"{_OUTPUT}:has(.cm-saved) + {_OUTPUT}:has(> .jupyter-widgets)"
-    f":not(:has(.cm-fleet:not(.cm-unused))) {{ display: none; }}</style>"
+    f"<style>{_OUTPUT}:has(.cm-saved):has(+ {_OUTPUT} .cm-live) {{ display: none; }}\n"
+    f"{_OUTPUT}:has(.cm-saved) + {_OUTPUT} > .jp-OutputArea-output.jupyter-widgets"
+    f" {{ display: none; }}</style>"
 )
 
 #: MIME type -> data.
