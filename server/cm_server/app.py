@@ -131,8 +131,7 @@ class Server:
         self.housekeeper = Housekeeper(
             self.store_queue,
             loop.call_later,
-            keep_jobs=options.keep_jobs,
-            keep_audit=options.keep_audit,
+            options=options,
             clock=self.clock,
             limits=limits,
         )

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.server_options import ServerOptions
 
 from .clock import TOLERANCE, CheckedClock
 from .jobs.model import TimerHandle
@@ -35,8 +36,7 @@ class Housekeeper:
     Args:
         store_queue: of the store that contains the rows.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
-        keep_jobs: days that a job's row is kept after the job ended.
-        keep_audit: days that a row of the audit log is kept.
+        options: for how many days jobs and rows of the audit log are kept.
         clock: says whether the time is certain enough to delete by it.
         limits: how much is deleted at a time.
 
@@ -49,16 +49,15 @@ class Housekeeper:
         store_queue: StoreQueue[Store],
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         *,
-        keep_jobs: int,
-        keep_audit: int,
+        options: ServerOptions,
         clock: CheckedClock,
         limits: Limits,
     ) -> None:
         self._store_queue = store_queue
         self._limits = limits
         self._call_later = call_later
-        self._keep_jobs = keep_jobs * DAY
-        self._keep_audit = keep_audit * DAY
+        self._keep_jobs = options.keep_jobs * DAY
+        self._keep_audit = options.keep_audit * DAY
         self._clock = clock
         self._database_problem = ""
         self._stopped = False

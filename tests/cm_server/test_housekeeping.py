@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.server_options import ServerOptions
 from cm_server.clock import CheckedClock
 from cm_server.housekeeping import (
     BATCH_PAUSE_SECONDS,
@@ -44,8 +45,7 @@ class Home:
         self.keeper = Housekeeper(
             queue,
             self.clock.later,
-            keep_jobs=90,
-            keep_audit=400,
+            options=ServerOptions(keep_jobs=90, keep_audit=400),
             clock=CheckedClock(
                 queue,
                 wall=lambda: time.time() + (self.day + self.wrong) * DAY,

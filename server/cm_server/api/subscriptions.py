@@ -12,7 +12,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import Target
@@ -24,37 +24,44 @@ from cm_server.sample_buffer import Sample
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
+class WatchRequest(NamedTuple):
+    """What a caller wants to watch.
+
+    Attributes:
+        ref: the caller's number for the subscription.
+        target: selects the boards, connected or not; evaluated again at each update.
+        reachable: the boards that the caller's token covers, by name; a view that may change.
+        samples: whether the caller wants the samples that boards emit.
+    """
+
+    ref: int
+    target: Target
+    reachable: Mapping[str, Board]
+    samples: bool = True
+
+
 class Subscription:
     """The boards that one caller watches, and what it has not been sent yet.
 
     Args:
-        ref: the caller's number for the subscription.
-        target: selects the boards, connected or not; evaluated again at each update.
-        reachable: the boards that the caller's token covers, by name; a view that may change.
+        request: what the caller wants.
         send: sends a message to the caller.
         is_ready: returns whether the caller has read everything that was sent.
         limits: how much is sent in an update, and pending.
-        samples: whether the caller wants the samples that boards emit.
     """
 
     def __init__(
         self,
-        ref: int,
-        target: Target,
+        request: WatchRequest,
         *,
-        reachable: Mapping[str, Board],
         send: Callable[[bytes], None],
         is_ready: Callable[[], bool],
         limits: Limits,
-        samples: bool = True,
     ) -> None:
-        self._limits = limits
-        self.ref = ref
-        self._target = target
-        self._reachable = reachable
+        self.ref, self._target, self._reachable, self._with_samples = request
         self._send = send
         self._is_ready = is_ready
-        self._with_samples = samples
+        self._limits = limits
         self._sent_names: dict[str, str] = {}  # board id -> name, as last sent
         self._changed: dict[Board, None] = {}
         self._samples: deque[tuple[Board, Sample]] = deque()

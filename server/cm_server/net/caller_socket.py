@@ -15,7 +15,7 @@ from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, verbs
-from cm_server.api.subscriptions import Subscription
+from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
@@ -312,13 +312,15 @@ class CallerConnection:
             reachable = access.reachable_boards(self.token, self._services.registry.by_name)
             parse_target(target).matching_names(reachable)  # raises for a name that does not exist
             subscription = Subscription(
-                message.job,
-                parse_target(target),
-                reachable=reachable,  # evaluated at each access
+                WatchRequest(
+                    message.job,
+                    parse_target(target),
+                    reachable,  # evaluated at each access
+                    bool(body.get("samples", True)),
+                ),
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,
                 limits=self._services.limits,
-                samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
             self._services.audit_log.log_refusal(entry, error)

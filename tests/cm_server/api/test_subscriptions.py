@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import parse_target
-from cm_server.api.subscriptions import Subscription, Subscriptions
+from cm_server.api.subscriptions import Subscription, Subscriptions, WatchRequest
 from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
@@ -47,13 +47,12 @@ class Rig:
             is_first = bool(message.flags & wire.FULL_SNAPSHOT)
             updates.append({**json.loads(message.payload), "is_first": is_first})
 
-        options: dict[str, Any] = {
-            "reachable": self.registry.by_name,
-            "limits": self.limits,
-            **more,
-        }
+        wanted: dict[str, Any] = {"reachable": self.registry.by_name, **more}
         watch = Subscription(
-            9, parse_target(target), send=send, is_ready=lambda: self.ready, **options
+            WatchRequest(9, parse_target(target), **wanted),
+            send=send,
+            is_ready=lambda: self.ready,
+            limits=self.limits,
         )
         self.subscriptions.add(watch)
         return watch, updates
