@@ -10,11 +10,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Final, NoReturn
 
-from cloudmanager import server_options
-from cloudmanager.client.run_arguments import add_run_options
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -25,7 +22,7 @@ from cloudmanager.protocol.errors import (
 from cloudmanager.protocol.text import nearest_name
 
 from . import admin_commands, cable_commands, commands, file_commands, package_commands
-from .commands import FAILED, NO_SERVER, USAGE, AddVerb
+from .commands import FAILED, NO_SERVER, USAGE
 from .streams import prepare_streams, run_with_output
 
 #: argparse's message for a verb that does not exist.
@@ -145,129 +142,13 @@ def _make_parser() -> argparse.ArgumentParser:
         verb_parser.add_argument("--json", action="store_true", help="print JSON instead of text")
         return verb_parser
 
-    _add_server_verbs(add_verb)
-    _add_board_verbs(add_verb)
+    commands.add_server_verbs(add_verb)
+    commands.add_board_verbs(add_verb)
     admin_commands.add_verbs(add_verb)
     cable_commands.add_verbs(add_verb)
     file_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
-    _add_job_verbs(add_verb)
-    _add_virtual_verbs(add_verb)
+    commands.add_job_verbs(add_verb)
+    commands.add_virtual_verbs(add_verb)
     parser.verb_names = verbs.choices
     return parser
-
-
-def _add_server_verbs(add_verb: AddVerb) -> None:
-    start = add_verb(
-        "server-start", commands.server_start, "start the local server in the background"
-    )
-    server_options.add_options(start)
-    add_verb("server-stop", commands.server_stop, "stop the local server")
-    backup = add_verb(
-        "server-backup", commands.server_backup, "write a backup of the local server to a file"
-    )
-    backup.add_argument("file", metavar="FILE")
-    restore = add_verb(
-        "server-restore", commands.server_restore, "restore the local server from a backup"
-    )
-    restore.add_argument("file", metavar="FILE")
-    add_verb(
-        "server-status", commands.server_status, "show address, version and state of the server"
-    )
-
-
-def _add_board_verbs(add_verb: AddVerb) -> None:
-    boards = add_verb("board-list", commands.board_list, "list boards with their state")
-    boards.add_argument("target", nargs="?", metavar="TARGET", help="boards to list (default: all)")
-    execute = add_verb(
-        "board-execute", commands.board_execute, "run a cell on several boards in parallel"
-    )
-    execute.add_argument(
-        "target", metavar="TARGET", help="boards to run it on, such as 'esp-[1-3]' (quote it)"
-    )
-    execute.add_argument(
-        "file", nargs="?", metavar="FILE", help="file with the cell (default: standard input)"
-    )
-    execute.add_argument("-c", dest="code", metavar="CODE", help="the cell as text")
-    add_run_options(execute)
-    label = add_verb(
-        "board-label",
-        commands.board_label,
-        "set labels of boards; an empty value removes a label",
-    )
-    label.add_argument("target", metavar="TARGET")
-    label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
-
-
-def _add_job_verbs(add_verb: AddVerb) -> None:
-    jobs = add_verb("job-list", commands.job_list, "list running jobs, then recently ended ones")
-    jobs.add_argument(
-        "target", nargs="?", metavar="TARGET", help="boards whose jobs are listed (default: all)"
-    )
-    show = add_verb("job-show", commands.job_show, "show how a job ended and the end of its output")
-    show.add_argument("job", type=int, metavar="JOB", help="number of the job")
-    stop = add_verb("job-interrupt", commands.job_interrupt, "interrupt jobs of any caller")
-    stop.add_argument("jobs", type=int, nargs="+", metavar="JOB", help="number of a job")
-
-
-def _add_virtual_verbs(add_verb: AddVerb) -> None:
-    virtual = add_verb(
-        "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
-    )
-    virtual.add_argument(
-        "count",
-        type=_parse_count,
-        nargs="?",
-        default=1,
-        metavar="N",
-        help="number of boards (default: 1)",
-    )
-    virtual.add_argument(
-        "--name",
-        default="sim",
-        metavar="PREFIX",
-        help="the boards are named PREFIX-1, PREFIX-2 … (default: sim)",
-    )
-    virtual.add_argument(
-        "--heap", type=_check_size, metavar="SIZE", help="heap of each board (default: 128k)"
-    )
-    virtual.add_argument(
-        "--flash", type=_check_size, metavar="SIZE", help="file system of each board (default: 1M)"
-    )
-    virtual.add_argument(
-        "--detach", action="store_true", help="keep the boards running in the background"
-    )
-    virtual.add_argument(
-        "--allow-remote",
-        action="store_true",
-        help="allow a server that other machines can reach",
-    )
-    virtual.add_argument("--stop", action="store_true", help="stop all detached boards")
-    demo = add_verb(
-        "demo", commands.demo, "start three virtual boards, run cells on them, open JupyterLab"
-    )
-    demo.add_argument(
-        "--no-lab", dest="lab", action="store_false", help="stop after the cells; no JupyterLab"
-    )
-
-
-def _absolute_path(text: str) -> str:
-    return str(Path(text).absolute())  # the server runs in another working directory
-
-
-def _parse_count(text: str) -> int:
-    if text.isdecimal() and 0 < int(text[:5]) <= 1000:
-        return int(text)
-    raise argparse.ArgumentTypeError("give a number from 1 to 1000")
-
-
-def _parse_tcp_port(text: str) -> int:
-    if text.isdecimal() and int(text[:6]) < 65536:
-        return int(text)
-    raise argparse.ArgumentTypeError("give a TCP port from 0 to 65535")
-
-
-def _check_size(text: str) -> str:
-    if re.fullmatch("[1-9][0-9]{0,8}[kKmM]?", text):
-        return text
-    raise argparse.ArgumentTypeError("give a number of bytes, such as 64k or 1M")

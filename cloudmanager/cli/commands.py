@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import Any
 from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
-from cloudmanager.client.run_arguments import run_keywords
+from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
@@ -29,6 +30,92 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 #: A backup holds the private key of the server's certificate and the keys of the boards.
 _BACKUP_WARNING = "Whoever has this file can act as the server: keep it secret."
+
+
+def add_server_verbs(add_verb: AddVerb) -> None:
+    """Add the verbs for the server to the parser of ``mbm``."""
+    start = add_verb("server-start", server_start, "start the local server in the background")
+    server_options.add_options(start)
+    add_verb("server-stop", server_stop, "stop the local server")
+    backup = add_verb(
+        "server-backup", server_backup, "write a backup of the local server to a file"
+    )
+    backup.add_argument("file", metavar="FILE")
+    restore = add_verb("server-restore", server_restore, "restore the local server from a backup")
+    restore.add_argument("file", metavar="FILE")
+    add_verb("server-status", server_status, "show address, version and state of the server")
+
+
+def add_board_verbs(add_verb: AddVerb) -> None:
+    """Add the verbs for boards to the parser of ``mbm``."""
+    boards = add_verb("board-list", board_list, "list boards with their state")
+    boards.add_argument("target", nargs="?", metavar="TARGET", help="boards to list (default: all)")
+    execute = add_verb("board-execute", board_execute, "run a cell on several boards in parallel")
+    execute.add_argument(
+        "target", metavar="TARGET", help="boards to run it on, such as 'esp-[1-3]' (quote it)"
+    )
+    execute.add_argument(
+        "file", nargs="?", metavar="FILE", help="file with the cell (default: standard input)"
+    )
+    execute.add_argument("-c", dest="code", metavar="CODE", help="the cell as text")
+    add_run_options(execute)
+    label = add_verb(
+        "board-label",
+        board_label,
+        "set labels of boards; an empty value removes a label",
+    )
+    label.add_argument("target", metavar="TARGET")
+    label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
+
+
+def add_job_verbs(add_verb: AddVerb) -> None:
+    """Add the verbs for jobs to the parser of ``mbm``."""
+    jobs = add_verb("job-list", job_list, "list running jobs, then recently ended ones")
+    jobs.add_argument(
+        "target", nargs="?", metavar="TARGET", help="boards whose jobs are listed (default: all)"
+    )
+    show = add_verb("job-show", job_show, "show how a job ended and the end of its output")
+    show.add_argument("job", type=int, metavar="JOB", help="number of the job")
+    stop = add_verb("job-interrupt", job_interrupt, "interrupt jobs of any caller")
+    stop.add_argument("jobs", type=int, nargs="+", metavar="JOB", help="number of a job")
+
+
+def add_virtual_verbs(add_verb: AddVerb) -> None:
+    """Add the verbs for virtual boards to the parser of ``mbm``."""
+    virtual = add_verb("simulate", simulate, "start virtual boards (real MicroPython processes)")
+    virtual.add_argument(
+        "count",
+        type=_parse_count,
+        nargs="?",
+        default=1,
+        metavar="N",
+        help="number of boards (default: 1)",
+    )
+    virtual.add_argument(
+        "--name",
+        default="sim",
+        metavar="PREFIX",
+        help="the boards are named PREFIX-1, PREFIX-2 … (default: sim)",
+    )
+    virtual.add_argument(
+        "--heap", type=_check_size, metavar="SIZE", help="heap of each board (default: 128k)"
+    )
+    virtual.add_argument(
+        "--flash", type=_check_size, metavar="SIZE", help="file system of each board (default: 1M)"
+    )
+    virtual.add_argument(
+        "--detach", action="store_true", help="keep the boards running in the background"
+    )
+    virtual.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="allow a server that other machines can reach",
+    )
+    virtual.add_argument("--stop", action="store_true", help="stop all detached boards")
+    show = add_verb("demo", demo, "start three virtual boards, run cells on them, open JupyterLab")
+    show.add_argument(
+        "--no-lab", dest="lab", action="store_false", help="stop after the cells; no JupyterLab"
+    )
 
 
 # The server
@@ -270,3 +357,28 @@ def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:
 def print_json(body: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(body, indent=2))
+
+
+# Arguments
+
+
+def _absolute_path(text: str) -> str:
+    return str(Path(text).absolute())  # the server runs in another working directory
+
+
+def _parse_count(text: str) -> int:
+    if text.isdecimal() and 0 < int(text[:5]) <= 1000:
+        return int(text)
+    raise argparse.ArgumentTypeError("give a number from 1 to 1000")
+
+
+def _parse_tcp_port(text: str) -> int:
+    if text.isdecimal() and int(text[:6]) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError("give a TCP port from 0 to 65535")
+
+
+def _check_size(text: str) -> str:
+    if re.fullmatch("[1-9][0-9]{0,8}[kKmM]?", text):
+        return text
+    raise argparse.ArgumentTypeError("give a number of bytes, such as 64k or 1M")
