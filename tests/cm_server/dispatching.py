@@ -9,7 +9,7 @@ from typing import Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.jobs.dispatch import Dispatch, Submission
-from cm_server.jobs.model import Board, Cell, Job
+from cm_server.jobs.model import Board, Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
@@ -134,7 +134,7 @@ class Rig:
         boards = [self.board(name) for name in names or ("lab-1",)]
         of_cell = {name: more.pop(name) for name in ("awaits", "files") if name in more}
         cell = Cell(code, RunOptions(timeout=timeout, **more), **of_cell)
-        return self.submit(Submission(boards, cell, "ann", self.caller))
+        return self.submit(Submission(boards, cell, Requester("ann", self.caller)))
 
     def submit(self, submission: Submission) -> list[Job]:
         """Commit and launch a cell, as net/caller_socket.py does it."""

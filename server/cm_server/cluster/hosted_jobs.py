@@ -10,7 +10,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs.transfers import RelayedTransfer
-from cm_server.jobs.model import Cell, Job
+from cm_server.jobs.model import Cell, Job, Requester
 
 if TYPE_CHECKING:
     from cm_server.auth.tokens import Tokens
@@ -133,9 +133,14 @@ class HostedJobs:
             self._peer_messages.send(sender, "refused", {"jobs": list(names), "why": why})
             return
         cell = _read_cell(code, head)
-        caller = {"caller": head["caller"], "token": head["token"]}
+        observer = self._observers.setdefault(
+            sender, RemoteObserver(self._peer_messages, sender, self._max_pending_bytes)
+        )
+        requester = Requester(head["caller"], observer, head["token"])
         jobs = [
-            self._make_job(number, connected[number], cell, sender, name=names[number], **caller)
+            self._make_job(
+                number, connected[number], cell, requester._replace(board_name=names[number])
+            )
             for number in claimed
         ]
         accepted = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
@@ -148,19 +153,13 @@ class HostedJobs:
             if job.id in interrupted and job.state != "ended":
                 self._dispatch.interrupt(job)
 
-    def _make_job(
-        self, number: int, board: Board, cell: Cell, sender: str, *, caller: str, **more: str
-    ) -> Job:
+    def _make_job(self, number: int, board: Board, cell: Cell, requester: Requester) -> Job:
         """Return a new job, or the one of this server's callers that comes back with its board."""
         own = self._dispatch.jobs.get(number)
         if own is not None:
             own.owner, own.state = "", "queued"
             return own
-        observer = self._observers.get(sender)
-        if observer is None:
-            observer = RemoteObserver(self._peer_messages, sender, self._max_pending_bytes)
-            self._observers[sender] = observer
-        return self._dispatch.new_job(number, board, cell, caller, observer, **more)
+        return self._dispatch.new_job(number, board, cell, requester)
 
     def on_server_lost(self, server: str) -> None:
         """Continue the jobs of a dead server's callers without observer."""

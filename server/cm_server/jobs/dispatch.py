@@ -31,7 +31,16 @@ from cm_server.store.store_queue import Operation, StoreQueue
 
 from .job_history import ReportedResult, read_last_result
 from .job_results import JobResults
-from .model import Board, BoardLinkProtocol, Cell, Job, JobObserver, JobRefused, TimerHandle
+from .model import (
+    Board,
+    BoardLinkProtocol,
+    Cell,
+    Job,
+    JobObserver,
+    JobRefused,
+    Requester,
+    TimerHandle,
+)
 from .registry import Registry
 from .remote import NoRemote, Remote
 from .scheduler import Scheduler
@@ -49,9 +58,7 @@ class Submission(NamedTuple):
     Attributes:
         boards: where it runs.
         cell: what runs.
-        caller: the name of the caller's token.
-        observer: receives the messages of its jobs.
-        token: the hash of the caller's token; whether it permits a job is checked at the start.
+        requester: who submits it.
         address: the caller's, for the audit log.
         target: as the caller wrote it, for the audit log.
         detail: what runs, for the audit log.
@@ -60,9 +67,7 @@ class Submission(NamedTuple):
 
     boards: Sequence[Board]
     cell: Cell
-    caller: str
-    observer: JobObserver
-    token: str = ""
+    requester: Requester
     address: str = ""
     target: str = ""
     detail: str = ""
@@ -154,7 +159,7 @@ class Dispatch:
         return self._store_queue.run(
             lambda store: store.insert_jobs(
                 board_ids,
-                submission.caller,
+                submission.requester.caller,
                 address=submission.address,
                 target=submission.target,
                 detail=submission.detail,
@@ -192,14 +197,12 @@ class Dispatch:
                 number,
                 board,
                 submission.cell,
-                submission.caller,
-                submission.observer,
-                token=submission.token,
+                submission.requester,
             )
             for number, board in zip(numbers, submission.boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
-        self.counters.on_submitted(jobs, submission.caller, submission.target)
+        self.counters.on_submitted(jobs, submission.requester.caller, submission.target)
         return jobs
 
     def new_job(
@@ -207,13 +210,10 @@ class Dispatch:
         number: int,
         board: Board,
         cell: Cell,
-        caller: str,
-        observer: JobObserver | None,
-        **more: str,
+        requester: Requester,
     ) -> Job:
         """Return a job that is not started; the arguments are those of ``Job``."""
-        tail_bytes = self._limits.tail_bytes
-        return Job(number, board, cell, caller, observer, tail_bytes=tail_bytes, **more)
+        return Job(number, board, cell, requester, self._limits.tail_bytes)
 
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
@@ -471,7 +471,7 @@ class Dispatch:
             self.hand_over_current(board)
         for row in rows:
             job = self.jobs.get(row.id)
-            job = job or self.new_job(row.id, board, EMPTY_CELL, row.caller, None)
+            job = job or self.new_job(row.id, board, EMPTY_CELL, Requester(row.caller))
             if board.current_job is job or job in board.queue:  # it waits there to be sent again
                 continue
             job.owner = ""
@@ -603,7 +603,7 @@ class Dispatch:
                     row.id, "lost", "the server restarted before it was sent"
                 )
                 continue
-            job = self.new_job(row.id, board, EMPTY_CELL, row.caller, None)
+            job = self.new_job(row.id, board, EMPTY_CELL, Requester(row.caller))
             job.state, job.started = "adrift", row.created
             board.current_job = self.jobs[job.id] = job
             self._scheduler.start_grace_period(board)

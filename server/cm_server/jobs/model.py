@@ -170,6 +170,24 @@ class Tail:
         return self._bytes[-self._max_bytes :].decode("utf-8", "replace").replace("\r\n", "\n")
 
 
+class Requester(NamedTuple):
+    """Who requested a job.
+
+    Attributes:
+        caller: the name of the caller's token.
+        observer: receives the job's messages; None: nobody follows it.
+        token: the hash of the caller's token, which is checked when the job starts; "" if the job
+            was sent already.
+        board_name: the board's name at the time of the request, by which the caller knows it; its
+            current one if empty.
+    """
+
+    caller: str
+    observer: JobObserver | None = None
+    token: str = ""
+    board_name: str = ""
+
+
 class Job:
     """One cell on one board.
 
@@ -177,11 +195,7 @@ class Job:
         number: its number in the store, and on the wire.
         board: where it runs.
         cell: what runs.
-        caller: the name of the caller's token.
-        observer: who receives its messages; None: nobody follows it.
-        token: the hash of the caller's token; "" if the job was sent already.
-        name: the board's name at the time of the request, which callers know it by; the current
-            one if empty.
+        requester: who requested it.
         tail_bytes: how much is kept of the ends of its output and of its value.
 
     Attributes:
@@ -228,21 +242,17 @@ class Job:
         number: int,
         board: Board,
         cell: Cell,
-        caller: str,
-        observer: JobObserver | None,
-        *,
-        token: str = "",
-        name: str = "",
+        requester: Requester,
         tail_bytes: int = Limits.tail_bytes,
     ) -> None:
         self.id = number
         self.board = board
-        self.name = name or board.name
+        self.name = requester.board_name or board.name
         self.cell = cell
-        self.caller = caller
-        self.token_hash = token
+        self.caller = requester.caller
+        self.token_hash = requester.token
         self.resends = 0
-        self.observer = observer
+        self.observer = requester.observer
         self.state = "queued"
         self.status: str | None = None
         self.error = ""

@@ -19,7 +19,7 @@ from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
-from cm_server.jobs.model import Cell, Job
+from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
 from cm_server.store.store_queue import Operation
@@ -436,9 +436,7 @@ class CallerConnection:
         submission = Submission(
             boards,
             cell,
-            self.token.name,
-            self,
-            self.token.hash,
+            Requester(self.token.name, self, self.token.hash),
             self._link.peer,
             target[: self._services.limits.audit_chars],
             shorten(request.detail, self._services.limits.audit_chars),

@@ -31,7 +31,7 @@ from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
-from cm_server.jobs.model import Cell, Job
+from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.logs import PeerLog
@@ -132,7 +132,8 @@ class FakeServer:
 
     def run(self, name: str, cell: Cell, caller: str = "ann") -> Job:
         """Run a cell on one board, as net/caller_socket.py does it."""
-        submission = Submission([self.registry.by_name[name]], cell, caller, NullObserver())
+        requester = Requester(caller, NullObserver())
+        submission = Submission([self.registry.by_name[name]], cell, requester)
         numbers = self.dispatch.submit(submission).result()
         (job,) = self.dispatch.create_jobs(submission, numbers)
         self.dispatch.launch([job])

@@ -15,7 +15,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import OpGenerator, SteppedJob, SteppedJobSpec
-from cm_server.jobs.model import Board, BoardChannel, Cell, Job, JobRefused
+from cm_server.jobs.model import Board, BoardChannel, Cell, Job, JobRefused, Requester
 from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 from cm_server.store.store_queue import Operation
@@ -38,7 +38,7 @@ class StepsRecorder:
         board.buffer_size = buffer_size
         self.sent: list[wire.Message] = []
         self.delivered: list[wire.Message] = []
-        self.job = Job(7, board, Cell(b""), "ann", self)
+        self.job = Job(7, board, Cell(b""), Requester("ann", self))
         self.refused: list[str] = []
         self.stored: Operation[str] = Operation(lambda _store: "stored")
         spec = SteppedJobSpec(

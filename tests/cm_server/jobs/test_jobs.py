@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cm_server.jobs.job_history import RecentJobs
-from cm_server.jobs.model import Board, Cell, Job, Tail
+from cm_server.jobs.model import Board, Cell, Job, Requester, Tail
 from cm_server.limits import Limits
 from cm_server.store.rows import BoardRow
 
@@ -33,7 +33,7 @@ class Observer:
 
 def job(number: int = 1, observer: Observer | None = None) -> Job:
     board = Board(BoardRow("id1", "lab-1", bytes(32), {}, {}, 0.0, None))
-    return Job(number, board, Cell(b"print(1)"), "ann", observer)
+    return Job(number, board, Cell(b"print(1)"), Requester("ann", observer))
 
 
 def test_tail_keeps_a_short_text():

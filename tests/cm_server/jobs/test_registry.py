@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.targets import parse_target
-from cm_server.jobs.model import MIN_BUFFER, Board, Cell, Job
+from cm_server.jobs.model import MIN_BUFFER, Board, Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.store.rows import BoardRow
 
@@ -37,7 +37,7 @@ def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
 
 
 def busy(board: Board) -> None:
-    job = Job(7, board, Cell(b"1"), "ann", None)
+    job = Job(7, board, Cell(b"1"), Requester("ann"))
     job.state, job.started = "running", time.time()
     board.current_job = job
 
