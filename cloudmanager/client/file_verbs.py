@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudmanager.results.results import Results
 
-from . import board_paths, downloads, files, sources, syncing, uploads
+from . import board_paths, downloads, files, moves, sources, syncing, uploads
 from .file_jobs import run_file_ops
 from .progress import ProgressCallback
 from .sources import PathLike, UploadOrigin
@@ -75,9 +75,15 @@ class FileVerbs(HasTarget):
 
     @verb
     async def mv(self, path: str, to: str) -> Results:
-        """Rename a file or folder on the boards."""
-        ops = [["rename", board_paths.parse_board_path(path), board_paths.parse_board_path(to)]]
-        return await run_file_ops(self, ops, make_value=_no_value)
+        """Rename a file or folder on the boards; an existing file is replaced.
+
+        If ``to`` is a folder, or ends in ``/``, the path keeps its name and moves into the folder.
+
+        Raises:
+            ValueError: it would be moved into itself, or ``to`` is a folder on some of the boards
+                only; nothing was moved.
+        """
+        return await moves.move(self, path, to)
 
     @verb
     async def put(

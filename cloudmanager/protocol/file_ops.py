@@ -60,6 +60,8 @@ def check_file_ops(ops: object, *, max_ops: int, path_bytes: int) -> list[list[A
             _check_path(path, path_bytes)
             if name in MUTATING_OPS:
                 _check_client_paths(path, include_parents=name in ("rename", "rm"))
+        if name == "rename" and is_inside(op[2], op[1]):
+            raise ServerError(f"{op[1]} cannot be moved to {op[2]}: it would be moved into itself")
     return ops
 
 
@@ -72,6 +74,14 @@ def disk_space(statvfs: Sequence[int]) -> tuple[int, int]:
     block, fragment, blocks, free = statvfs[:4]
     unit = fragment or block
     return unit * blocks, unit * free if 0 <= free <= blocks else 0
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder, or below it; FAT ignores case.
+
+    Another case of the folder's own name does not count: a rename may change it.
+    """
+    return path == folder or path.lower().startswith(folder.lower().rstrip("/") + "/")
 
 
 def touches_starter(op: FileOp) -> bool:

@@ -56,3 +56,14 @@ def test_client_files_can_be_read():
 def test_operations_on_the_starter_are_recognized():
     starter = (Path(__file__).parents[3] / "mpy_client/main.py").read_bytes()
     assert (len(starter), STARTER_MARK in starter) == (STARTER_BYTES, True)
+
+
+@pytest.mark.parametrize("to", ["/logs", "/logs/old", "/logs/a/b", "/LOGS/old"])
+def test_folder_is_not_moved_into_itself(to):
+    with pytest.raises(ServerError, match="into itself"):
+        check_file_ops([["rename", "/logs", to]], max_ops=9, path_bytes=99)
+
+
+@pytest.mark.parametrize("to", ["/logs.old", "/old/logs", "/Logs", "/log"])
+def test_folder_is_moved_elsewhere(to):
+    assert check_file_ops([["rename", "/logs", to]], max_ops=9, path_bytes=99)

@@ -1,0 +1,106 @@
+"""Renames files and folders on boards, as the shell's ``mv`` does, with the checks it makes.
+
+The file systems of boards check little: littlefs moves a folder into itself, where it is lost, and
+FAT removes an empty folder to put a file in its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cloudmanager.protocol.file_ops import FileOp, is_inside
+from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.results import Results
+
+from . import board_paths, files
+from .file_jobs import run_file_ops
+from .verb import HasTarget
+
+#: The size in an operation ``hash`` with which it only tells what a path is; no file has it.
+NO_SIZE: Final = -2
+
+
+def kind_op(path: str) -> FileOp:
+    """Return the operation that tells what a path is: see ``is_folder`` and ``is_file``."""
+    return ["hash", path, NO_SIZE]
+
+
+def is_folder(kind: object) -> bool:
+    """Whether the result of ``kind_op``, or of another ``hash``, is that of a folder."""
+    return kind is False
+
+
+def is_file(kind: object) -> bool:
+    """Whether the result of ``kind_op``, or of another ``hash``, is that of a file."""
+    return isinstance(kind, str)
+
+
+async def move(boards: HasTarget, source: str, dest: str) -> Results:
+    """Rename a file or folder: see ``FileVerbs.mv``."""
+    path = board_paths.parse_board_path(source)
+    to = board_paths.parse_board_path(dest)
+    inner = board_paths.join_path(to, path.rpartition("/")[2])
+    looked = await run_file_ops(boards, [kind_op(each) for each in (path, to, inner)])
+    kinds = {name: result.value for name, result in looked.items() if result.ok}
+    into_folder = _goes_into_folder(path, dest, to, kinds)
+    final = inner if into_folder else to
+    if is_inside(final, path):
+        raise ValueError(f"{source} cannot be moved to {dest}: it would be moved into itself")
+    results = dict(looked)
+    movable = []
+    for name, (path_kind, to_kind, inner_kind) in kinds.items():
+        failure = _failure(path_kind, inner_kind if into_folder else to_kind)
+        if failure:
+            number, at_source = failure
+            location = f"{name}:{path if at_source else final}"
+            error = OSError(number, os.strerror(number), location)
+            results[name] = files.failed_result(name, error)
+        else:
+            movable.append(name)
+    if movable:
+        ops: list[FileOp] = [["rename", path, final]]
+        if dest.endswith("/"):
+            ops.insert(0, ["makedirs", to])
+        moved = await run_file_ops(boards, ops, target=fold_names(movable), make_value=_no_value)
+        results.update(moved)
+    return Results(results, looked.left_out)
+
+
+def _goes_into_folder(path: str, dest: str, to: str, kinds: dict[str, Sequence[Any]]) -> bool:
+    """Whether the path keeps its name and moves into the folder ``to``, the same on all boards.
+
+    Raises:
+        ValueError: ``to`` is a folder on some boards only.
+    """
+    if dest.endswith("/") or to == "/":
+        return True
+    if path.lower() == to.lower():
+        return False  # another case of the same name: on FAT, both are the same folder
+    folders = [name for name, kind in kinds.items() if is_folder(kind[1])]
+    others = [
+        name for name, kind in kinds.items() if not is_folder(kind[1]) and kind[0] is not None
+    ]
+    if folders and others:
+        raise ValueError(
+            f"{dest} is a folder on {fold_names(folders)} but not on {fold_names(others)}: "
+            f"nothing was moved. Write {dest}/ to move into the folder on all of them."
+        )
+    return bool(folders)
+
+
+def _failure(path_kind: object, final_kind: object) -> tuple[int, bool] | None:
+    """Return the error number of a move and whether it concerns the source; None if possible."""
+    if path_kind is None:
+        return errno.ENOENT, True
+    if is_folder(final_kind) and not is_folder(path_kind):
+        return errno.EISDIR, False
+    if is_file(final_kind) and is_folder(path_kind):
+        return errno.ENOTDIR, False
+    return None
+
+
+def _no_value(_: list[Any]) -> None:
+    """Return None: a move has no value."""
