@@ -253,7 +253,7 @@ class ReplFiles:
         return size, h.hexdigest()
 
     def put(self, path: str, size: int, digest: str, staged: int = 0) -> int:
-        """Write to PATH.part, verify what the flash holds, and rename.
+        """Write to PATH.mbm-part, verify what the flash holds, and rename.
 
         A file that nothing uses yet (``staged``) is written in place.
 
@@ -266,7 +266,7 @@ class ReplFiles:
         if there == digest:
             self._send_resume_state(size, bytes.fromhex(digest))
             return 0
-        part = path if staged else path + ".part"
+        part = path if staged else path + ".mbm-part"
         first, have = self._resume_upload(part)
         before = self._bytes_moved
         self._open_file(part, "ab" if have else "wb")

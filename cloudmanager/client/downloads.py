@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import secrets
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -188,7 +189,7 @@ async def _download_files(
 
 
 class DownloadSink:
-    """Writes the files that boards send: to ``NAME.part`` until a file is complete.
+    """Writes the files that boards send: to temporary files until a file is complete.
 
     Args:
         folder: the local folder.
@@ -272,11 +273,11 @@ class _FileDownload:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part_path = path.with_name(path.name + ".part")
+        self._part_path = path.with_name(f".{secrets.token_hex(8)}.mbm-part")
         self._size = 0
         self._hash = hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._part_path.write_bytes(b"")
+        self._part_path.open("xb").close()  # never a file of the user's
 
     def write(self, data: bytes) -> None:
         with self._part_path.open("ab") as file:  # not kept open: there may be 1,000 boards

@@ -34,7 +34,7 @@ ALWAYS_IGNORED: Final = (
     ".ipynb_checkpoints/",
     "__pycache__/",
     "*.pyc",
-    "*.part",
+    "*.mbm-part",
 )
 
 

@@ -100,13 +100,13 @@ def makedirs(path):
                 raise
 
 
-# Writes to PATH.part, verifies what the flash holds, and renames: after a power cut there is the
-# old file or the new one. The server decides whether a partial file of an earlier attempt is of the
+# Writes to PATH.mbm-part, verifies what the flash holds, and renames: after a power cut there is
+# the old file or the new one. The server decides whether a partial file of an earlier attempt is of the
 # same content. Returns how many bytes were written. A staged file, which nothing uses yet, is
 # written in place, since a rename costs littlefs more.
 def put(path, size, digest, staged=False):
     global moved, reported
-    part = path if staged else path + ".part"
+    part = path if staged else path + ".mbm-part"
     have = 0
     file = None
     there = hash(path, size)

@@ -58,7 +58,7 @@ def names(board, path="/"):
 @pytest.fixture(autouse=True)
 def clean(lab, board):
     yield
-    for name in ("/a.bin", "/a.bin.part", "/folder"):
+    for name in ("/a.bin", "/a.bin.mbm-part", "/folder"):
         lab.link().files(["rm", name, True]).wait()
 
 
@@ -67,7 +67,7 @@ def test_put_writes_every_byte(board, size):
     data = os.urandom(size)
     assert answers(put(board, "/a.bin", data)) == [size]
     assert read(board, "/a.bin") == data
-    assert "/a.bin.part" not in names(board)
+    assert "/a.bin.mbm-part" not in names(board)
 
 
 def test_unchanged_file_is_not_written_again(board):
@@ -135,13 +135,13 @@ def test_wrong_bytes_leave_the_old_file_and_no_partial_file(board):
     board.put(job, b"nee")
     assert "[Errno 5] EIO: /a.bin" in job.wait().error
     assert read(board, "/a.bin") == b"old"
-    assert "/a.bin.part" not in names(board)
+    assert "/a.bin.mbm-part" not in names(board)
 
 
 def test_full_flash_is_cleaned_up(board):
     job = put(board, "/a.bin", bytes(1_200_000))
     assert f"({ENOSPC}, '/a.bin')" in job.error
-    assert names(board).count("/a.bin") == names(board).count("/a.bin.part") == 0
+    assert names(board).count("/a.bin") == names(board).count("/a.bin.mbm-part") == 0
     assert answers(put(board, "/a.bin", bytes(100_000))) == [100_000]
 
 

@@ -111,7 +111,7 @@ def test_interrupted_upload_is_resumed(unix, fleet: Fleet):
     (job,) = [job["job"] for job in fleet.jobs() if job["status"] is None]
     fleet.request("interrupt", jobs=[job])
     upload.join(10)
-    left = unix.stat(":/w/big.part").value.size
+    left = unix.stat(":/w/big.mbm-part").value.size
     assert 0 < left < len(content)
     assert unix.put(content, ":/w/big").value == len(content) - left
     assert unix.read(":/w/big").value == content

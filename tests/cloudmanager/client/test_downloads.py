@@ -38,7 +38,7 @@ def test_folder_is_copied_from_each_board(two: Boards, fleet: Fleet, tmp_path: P
         "demo-2/log/c.txt",
         "demo-2/log/sub/b.txt",
     ]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.mbm-part"))
 
 
 def test_path_may_be_a_file_or_a_folder_on_different_boards(

@@ -160,3 +160,15 @@ def test_fleet_and_async_fleet_have_every_verb():
         assert all(
             getattr(face, name).__doc__ == getattr(FileVerbs, name).__doc__ for name in verbs
         )
+
+
+@pytest.mark.parametrize("name", ["a.part", "a.tmp", "a.new", "a~", ".a.part", "a.bak", ".a.swp"])
+def test_transfers_keep_files_with_names_like_temporary_ones(three, fleet, tmp_path: Path, name):
+    one = fleet["demo-1"]
+    one.put(b"the user's", f":t/{name}")
+    one.put(b"new", ":t/a")
+    assert one.read(f":t/{name}").value == b"the user's"
+    (tmp_path / name).write_text("mine")
+    assert one.get(":t/a", tmp_path).ok
+    assert (tmp_path / name).read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a", name])

@@ -106,6 +106,6 @@ def test_folder_with_ignored_files_is_not_deleted(tmp_path: Path):
         Entry("/lib/x.py", False, 1),
         Entry("/cm.json", False, 1),
         Entry("/data", True, 0),
-        Entry("/data/a.part", False, 1),
+        Entry("/data/a.mbm-part", False, 1),
     ]
     assert _unwanted_paths(there, "/", set(), read_ignore_file(tmp_path)) == ("/lib/x.py",)

@@ -202,7 +202,9 @@ def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUn
         assert cm_board.read(":x.bin").value in (old, new)
         cm_board.put(new, ":x.bin")  # and the next try completes it
         assert cm_board.read(":x.bin").value == new
-        assert [entry.name for entry in cm_board.ls().value if entry.name.endswith(".part")] == []
+        assert [
+            entry.name for entry in cm_board.ls().value if entry.name.endswith(".mbm-part")
+        ] == []
     assert cuts > 20
     assert cm_board.read(":x.bin").value == new
 
