@@ -26,6 +26,7 @@ PURE = {
     "cloudmanager.protocol.names",
     "cloudmanager.protocol.package_references",
     "cloudmanager.protocol.proofs",
+    "cloudmanager.protocol.run_options",
     "cloudmanager.protocol.targets",
     "cloudmanager.protocol.text",
     "cloudmanager.protocol.wire",

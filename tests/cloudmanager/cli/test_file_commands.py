@@ -65,7 +65,7 @@ def test_sync_copies_and_deletes_files(mbm, work: Path):
     (work / "src").mkdir()
     (work / "src/a.py").write_text("a")
     ran = mbm("board-sync", "demo-1", "src", ":c", "--dry-run")
-    assert ran.out == "+ /c/a.py\n1 to copy (1 bytes), 0 equal\n"
+    assert ran.out == "+ /c/a.py\n1 to copy (1 byte), 0 equal\n"
     assert mbm("board-sync", "demo-1", "src", ":c").status == 0
     (work / "src/a.py").rename(work / "src/b.py")
     ran = mbm("board-sync", "demo-1", "src", ":c", "--delete", "--json")
