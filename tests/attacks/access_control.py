@@ -130,7 +130,7 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
     defence(
         "a token is checked at each message of its link, not only by timers",
         SERVER + "net/caller_socket.py",
-        "CallerConnection._on_message = lambda self, data: self._handle_message(wire.unpack(data))",
+        "CallerConnection._is_valid_now = lambda self: True",
         "cm_server/auth/test_permission.py::test_expiry_is_checked_at_each_request",
     ),
     defence(

@@ -79,7 +79,8 @@ class Scheduler:
                 board.queue.remove(job)
                 self._job_results.end_job(job, "error", why)
             elif self._is_marked_sent(job):
-                self._send(job, send_started=job is not submitted)
+                self._dequeue(job, submitted)
+                self._send(job)
             else:
                 operation = self._mark_sent(job)
                 if not operation.done:
@@ -120,7 +121,8 @@ class Scheduler:
                 board.queue.remove(job)
                 self.on_not_owned(job)
         elif _startable(board) is job and not self._refusal_reason(job):
-            self._send(job, send_started=job is not submitted)
+            self._dequeue(job, submitted)
+            self._send(job)
 
     def start_after_reset(self, job: Job) -> None:
         """Send a job whose board has restarted for it; it is in the store as sent."""
@@ -130,26 +132,23 @@ class Scheduler:
             self.start_next(board)
         else:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
-            self._send_code(job)
+            self._send(job)
 
-    def _send(self, job: Job, *, send_started: bool) -> None:
-        """Send a job to its board; for a fresh job, reset the board first."""
-        board = job.board
-        board.queue.remove(job)
-        if send_started:
-            job.deliver(wire.pack(wire.STARTED, job=job.id))
+    def _dequeue(self, job: Job, submitted: Job | None) -> None:
+        """Take a job that starts out of its board's queue; see ``start_queued_jobs``."""
+        job.board.queue.remove(job)
         job.stop_timer()
-        if _resets(job):
-            board.current_job = job
-            self._reset_board(job)
-        else:
-            self._send_code(job)
+        if job is not submitted:
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
 
-    def _send_code(self, job: Job) -> None:
-        """Send what a job runs, and start its timeout."""
+    def _send(self, job: Job) -> None:
+        """Send a job to its board, which restarts first for a fresh job; start its timeout."""
         board, cell = job.board, job.cell
         assert board.link is not None
         board.current_job = job
+        if _resets(job):
+            self._reset_board(job)
+            return
         job.state, job.started = "running", time.time()
         if cell.files is not None:
             refuse = functools.partial(self.on_transfer_refused, job)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
@@ -67,6 +67,22 @@ class CallerLinkServices:
     peer_log: PeerLog
     backlogs: FairQueue
     bad_login_rate: RateLimiter
+
+
+class _SubmittedCell(NamedTuple):
+    """A cell whose jobs are being committed.
+
+    Attributes:
+        ref: the caller's number of the SUBMIT.
+        submission: the cell and its boards.
+        left_out: names of boards of its target that do not run it.
+        operation: the commit, which returns the numbers of the jobs.
+    """
+
+    ref: int
+    submission: Submission
+    left_out: tuple[str, ...]
+    operation: Operation[range]
 
 
 class CallerSocket(BaseHandler):
@@ -234,46 +250,36 @@ class CallerConnection:
     # From the caller
 
     def _on_message(self, data: bytes) -> None:
+        """Handle one message; a CloudmanagerError of its handler is the reply."""
         message = wire.unpack(data)
-        # Timers may be late: the token is checked at each message, too.
-        if self._is_valid():
-            self._handle_message(message)
-
-    def _handle_message(self, message: wire.Message) -> None:
-        if message.op == wire.SUBMIT:
-            self._handle_and_reply(message, self._on_submit)
-        elif message.op == wire.REQUEST:
-            self._link.charge(REQUEST_MESSAGES - 1)
-            self._handle_and_reply(message, self._on_request)
-        elif message.op == wire.CONTENT:
-            self._handle_and_reply(message, self._on_content)
-        elif message.op == wire.WATCH:
-            self._handle_and_reply(message, self._on_watch)
-        elif message.op == wire.UNWATCH:
-            self._link.charge(self._services.limits.rare_messages - 1)
-            self._unsubscribe(message.job)
-        elif message.op == wire.ANSWER:
-            job = self._services.dispatch.jobs.get(message.job)
-            if job is not None and job.observer is self:
-                end_of_input = bool(message.flags & wire.INPUT_EOF)
-                self._services.dispatch.answer_input(job, message.payload, nobody=end_of_input)
-        else:
-            raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
-
-    def _handle_and_reply(self, message: wire.Message, handler: Any) -> None:
-        """Handle a message; if it fails, the error is the reply."""
+        if not self._is_valid_now():
+            return
         try:
-            handler(message)
+            if message.op == wire.SUBMIT:
+                cell = self._submit(message)
+                if cell.operation.done:
+                    self._launch(cell)
+                else:
+                    cell.operation.when_done(lambda _: self._launch_late(cell))
+            elif message.op in _HANDLERS:
+                _HANDLERS[message.op](self, message)
+            else:
+                raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
         except PeerWireError:
             raise
         except CloudmanagerError as error:
             self._link.charge(self._services.limits.rare_messages)
             self._send_error(message.job, error)
 
+    def _is_valid_now(self) -> bool:
+        """Return whether the token is valid at this message: timers may be late."""
+        return self._is_valid()
+
     def _send_error(self, ref: int, error: CloudmanagerError) -> None:
         self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=ref))
 
     def _on_request(self, message: wire.Message) -> None:
+        self._link.charge(REQUEST_MESSAGES - 1)
         body = wire.read_json(message.payload)
         reply = verbs.handle_request(self._services, self.token, body, self._link.peer, self)
         if asyncio.iscoroutine(reply):
@@ -343,13 +349,24 @@ class CallerConnection:
             return f"the server has {limits.subscriptions} subscriptions already"
         return ""
 
+    def _on_unwatch(self, message: wire.Message) -> None:
+        self._link.charge(self._services.limits.rare_messages - 1)
+        self._unsubscribe(message.job)
+
+    def _on_answer(self, message: wire.Message) -> None:
+        """Pass the caller's answer on to the cell that waits in ``input()``."""
+        job = self._services.dispatch.jobs.get(message.job)
+        if job is not None and job.observer is self:
+            end_of_input = bool(message.flags & wire.INPUT_EOF)
+            self._services.dispatch.answer_input(job, message.payload, nobody=end_of_input)
+
     def _unsubscribe(self, ref: int) -> None:
         subscription = self._subscriptions.pop(ref, None)
         if subscription is not None:
             self._link_services.subscriptions.remove(subscription)
 
-    def _on_submit(self, message: wire.Message) -> None:
-        """Start the jobs of a cell, and reply with ACCEPTED before any message about them."""
+    def _submit(self, message: wire.Message) -> _SubmittedCell:
+        """Commit the jobs of a cell; ``_launch`` starts them when they are committed."""
         if self._was_submitted_before(message.job):
             raise PeerWireError("this cell was submitted before")
         self._recent_refs.append(message.job)
@@ -361,47 +378,38 @@ class CallerConnection:
             self._log_refused_cell(target, error)
             raise
         operation = self._services.dispatch.submit(submission)
-        if operation.done:
-            self._launch(message.job, submission, left_out, operation)
-            return
-
-        def launch_later(_: object) -> None:
-            try:
-                self._launch(message.job, submission, left_out, operation)
-            except CloudmanagerError as error:
-                self._send_error(message.job, error)
-
-        operation.when_done(launch_later)
+        return _SubmittedCell(message.job, submission, left_out, operation)
 
     def _log_refused_cell(self, target: str, error: CloudmanagerError) -> None:
         entry = self._new_audit_entry("submit", target)
         self._services.audit_log.log_refusal(entry, error)
 
-    def _launch(
-        self,
-        ref: int,
-        submission: Submission,
-        left_out: tuple[str, ...],
-        operation: Operation[range],
-    ) -> None:
+    def _launch_late(self, cell: _SubmittedCell) -> None:
+        """Launch a cell whose commit has taken a while."""
+        try:
+            self._launch(cell)
+        except CloudmanagerError as error:
+            self._send_error(cell.ref, error)
+
+    def _launch(self, cell: _SubmittedCell) -> None:
         """Start a cell's jobs, which are committed; reply before any message about them.
 
         If the caller has disconnected meanwhile, they run without it.
         """
         dispatch = self._services.dispatch
         try:
-            jobs = dispatch.create_jobs(submission, operation.result())
+            jobs = dispatch.create_jobs(cell.submission, cell.operation.result())
         except ServerError as error:
-            self._log_refused_cell(submission.target, error)
+            self._log_refused_cell(cell.submission.target, error)
             raise
         place = self._outbox.announce(len(jobs))
         dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
-            "left_out": left_out,
+            "left_out": cell.left_out,
             "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
         }
-        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=ref))
+        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=cell.ref))
         if self._closed:
             dispatch.detach_observer(self)
         elif self._outbox.is_complete:
@@ -489,6 +497,16 @@ class CallerConnection:
                 sent[job] = sent.get(job, 0) + len(message) - wire.HEADER.size
         for job, size in sent.items():
             self._services.dispatch.on_bytes_forwarded(job, size)
+
+
+#: What a caller may send, besides SUBMIT.
+_HANDLERS: Final[Mapping[int, Callable[[CallerConnection, wire.Message], None]]] = {
+    wire.REQUEST: CallerConnection._on_request,
+    wire.CONTENT: CallerConnection._on_content,
+    wire.WATCH: CallerConnection._on_watch,
+    wire.UNWATCH: CallerConnection._on_unwatch,
+    wire.ANSWER: CallerConnection._on_answer,
+}
 
 
 def _seconds_to_next_check(left: float) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from cloudmanager.protocol import frames, wire
 from tests.cm_server.dispatching import Rig
@@ -92,13 +94,15 @@ async def test_expiry_is_checked_at_each_start(lab: Lab, monkeypatch):
     await nothing_more(lab.board)
 
 
-async def test_expiry_is_checked_at_each_request(lab: Lab, monkeypatch):
+@pytest.mark.parametrize("verb", ["label", "boards"])
+async def test_expiry_is_checked_at_each_request(lab: Lab, monkeypatch, verb: str):
     async with await lab.operator(expires=3000) as caller:
         assert (await caller.ask("boards"))["reply"]
         monkeypatch.setattr(lab.service.server.tokens, "_clock", lambda: time.time() + 4000)
-        await caller.send(
-            wire.REQUEST, b'{"verb": "label", "target": "lab-1", "labels": {"a":"b"}}'
-        )
+        body = {"verb": verb, "target": "lab-1", "labels": {"a": "b"}}
+        await caller.send(wire.REQUEST, json.dumps(body).encode())
+        with pytest.raises(ConnectionClosed):  # before any reply
+            await caller.next()
         code, reason = await caller.closed()
         assert (code, "expired" in reason) == (frames.CLOSE_REVOKED, True)
     assert not lab.service.server.registry.by_name["lab-1"].labels

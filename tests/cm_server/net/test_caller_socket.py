@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+import traceback
 from collections import deque
 
 import pytest
@@ -279,6 +280,31 @@ async def test_job_is_stored_with_its_callers_name(service: Service, lab: Identi
         row = service.store.job(job)
         assert row is not None
         assert row.caller == "operator"
+
+
+async def test_at_most_five_functions_from_the_callers_to_the_boards_link(service, lab):
+    """Each is one more place to understand, and time in every cell."""
+    async with (
+        await FakeBoard.join(service, lab),
+        await FakeCaller.join(service, service.token) as caller,
+    ):
+        link = service.server.registry.by_name["lab-1"].link
+        send, chains = link.send, []
+
+        def recording_send(data: bytes) -> None:
+            chains.append([frame.name for frame in traceback.extract_stack()])
+            send(data)
+
+        link.send = recording_send
+        await caller.submit("lab-1")
+        (chain,) = chains
+        assert chain[chain.index("_on_message") : -1] == [
+            "_on_message",
+            "_launch",
+            "launch",
+            "start_queued_jobs",
+            "_send",
+        ]
 
 
 # Requests and cells
