@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from cloudmanager.protocol.file_ops import CLIENT_PATHS, STARTER_BYTES, STARTER_PATH, FileOp
+from cloudmanager.protocol.file_ops import STARTER_PATHS, FileOp, belongs_to_client
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
@@ -144,14 +144,12 @@ def _unwanted_paths(
     entries: Sequence[Entry], base: str, kept_paths: set[str], ignored: GitIgnoreSpec
 ) -> tuple[str, ...]:
     """Return the paths to delete, folders with a final ``/``; files first, deep folders first."""
+    has_client = any(belongs_to_client(entry.path) for entry in entries)
 
     def is_kept(entry: Entry) -> bool:
         inner = entry.path.removeprefix(base).lstrip("/") + ("/" if entry.is_dir else "")
-        is_client = any(
-            entry.path == path or entry.path.startswith(path + "/") for path in CLIENT_PATHS
-        )
-        is_starter = entry.path == STARTER_PATH and entry.size == STARTER_BYTES
-        return is_client or is_starter or ignored.match_file(inner)
+        is_starter = has_client and entry.path.lower() in STARTER_PATHS
+        return is_starter or belongs_to_client(entry.path) or ignored.match_file(inner)
 
     kept = kept_paths | {entry.path for entry in entries if is_kept(entry)}
     unwanted = [

@@ -6,6 +6,7 @@ An operation is a list: its name, the path that it concerns, and further argumen
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,14 +26,13 @@ OP_ARGUMENTS: Final[dict[str, tuple[type, ...]]] = {
     "stat": (),
     "statvfs": (),
 }
-MUTATING_OPS: Final = frozenset(("put", "rename", "rm", "rmdir"))
-#: Without these files a board cannot connect any more; flashing replaces them.
-CLIENT_PATHS: Final = ("/cm.json", "/lib/cm", "/lib/cm_start.mpy")
-#: The file that starts the client on boards made with `mbm flash`: without it, a board does not
-#: connect after its next restart.
-STARTER_PATH: Final = "/main.py"
-STARTER_MARK: Final = b"cm_start"
-STARTER_BYTES: Final = 34
+MUTATING_OPS: Final = frozenset(("makedirs", "mkdir", "put", "rename", "rm", "rmdir"))
+#: Paths of the board's client, its settings, its journal and its marks, wherever boards look for
+#: modules: without them, or with a file that is imported in their place, a board could not connect
+#: any more. Flashing replaces them. In lower case: FAT ignores case.
+CLIENT_PATHS: Final = re.compile(r"(/lib)?/(cm(\.[^/]*)?|cm_start(\.[^/]*)?|\.cm[^/]*)(/.*)?")
+#: What runs before the client on boards made with `mbm flash`.
+STARTER_PATHS: Final = ("/main.py", "/boot.py", "/main.mpy", "/boot.mpy")
 
 FileOp = Sequence[Any]
 
@@ -85,8 +85,14 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def touches_starter(op: FileOp) -> bool:
-    """Whether an operation replaces or removes the starter."""
-    return op[0] in MUTATING_OPS and STARTER_PATH in [str(path).lower() for path in op[1:3]]
+    """Whether an operation writes or removes what runs before the client."""
+    paths = [str(path).lower().removesuffix(".part") for path in op[1:3]]
+    return op[0] in MUTATING_OPS and any(path in STARTER_PATHS for path in paths)
+
+
+def belongs_to_client(path: str) -> bool:
+    """Whether a path is one of the client's, which no verb may change."""
+    return CLIENT_PATHS.fullmatch(path.lower().rstrip("/")) is not None
 
 
 def _check_path(path: str, max_bytes: int) -> None:
@@ -98,10 +104,8 @@ def _check_path(path: str, max_bytes: int) -> None:
 
 def _check_client_paths(path: str, *, include_parents: bool) -> None:
     """Refuse the files of the board's client; with ``include_parents`` also their folders."""
-    name = path.lower().removesuffix(".part").rstrip("/")  # FAT ignores case
-    for own in CLIENT_PATHS:
-        within = name == own or name.startswith(own + "/")
-        if within or (include_parents and own.startswith(name + "/")):
-            raise ServerError(
-                f"{path} belongs to the board's client: without it the board could not connect"
-            )
+    is_parent = include_parents and path.lower().rstrip("/") in ("", "/lib")
+    if is_parent or belongs_to_client(path):
+        raise ServerError(
+            f"{path} belongs to the board's client: without it the board could not connect"
+        )

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.protocol.file_ops import STARTER_MARK
 from cm_server.installs import board_install
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
@@ -16,8 +15,6 @@ from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
 if TYPE_CHECKING:
     from cm_server.store.rows import TokenRow
 
-#: The bytes at the start of a new /main.py in which the call that starts the client is looked for.
-_STARTER_SCAN_BYTES = 4096
 _AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
 
@@ -90,7 +87,7 @@ def read_file_ops(
         ops, max_ops=services.limits.file_ops, path_bytes=services.limits.path_bytes
     )
     contents: list[Content] = []
-    replaces_starter = False
+    replaces_starter = any(map(file_ops.touches_starter, checked))
     board_ops = []
     for op in checked:
         if op[0] == "put":
@@ -98,12 +95,8 @@ def read_file_ops(
             if content is None:
                 raise ServerError(f"the content for {op[1]} was not uploaded")
             contents.append(content)
-            if file_ops.touches_starter(op):
-                # Another /main.py is allowed if it starts the client, too.
-                replaces_starter |= STARTER_MARK not in content.read(0, _STARTER_SCAN_BYTES)
             board_ops.append(["put", op[1], content.size, content.digest])
         else:
-            replaces_starter |= file_ops.touches_starter(op)
             board_ops.append(op)
     names = {op[0] for op in checked}
     if {"put", "get"} <= names:

@@ -327,8 +327,7 @@ def _unsupported_reason(job: Job) -> str:
         return ""
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
-    # Virtual boards ("unix") have the part too, but start their client without /main.py.
-    main_starts_client = "boot" in parts and "unix" not in parts
-    if main_starts_client and files.replaces_starter:
-        return "its /main.py starts its client; put your own program at /app.py instead"
+    # A board on a bridge has no client, and its /main.py is the user's.
+    if "boot" in parts and files.replaces_starter:
+        return "/main.py and /boot.py belong to its client; put your own program at /app.py instead"
     return ""

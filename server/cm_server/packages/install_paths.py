@@ -14,18 +14,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.file_ops import belongs_to_client
 
 TARGET_DIR: Final = "/lib"
 
 _MAX_PATH_BYTES: Final = 120  # fits into a message of the smallest board buffer
 _MAX_DEPTH: Final = 8  # folders
 _DRIVE = re.compile(r"[A-Za-z]:")
-#: Reserved: start-up files of the owner, the client, its key and its journal, wherever boards look
-#: for modules. FAT ignores case.
-_RESERVED = re.compile(
-    r"(/(boot|main)\.(py|mpy)|/cm\.json|/\.cm.*|(/lib)?/cm(_start)?([./].*)?|/romfs/.*|/rom/.*)",
-    re.IGNORECASE,
-)
+#: Reserved besides the client's paths: what runs before the client, and read-only file systems.
+_RESERVED = re.compile(r"(/(boot|main)\.(py|mpy)|/romfs/.*|/rom/.*)", re.IGNORECASE)
 
 
 def check_folder(folder: str) -> str:
@@ -75,7 +72,7 @@ def _leaves_folder(parts: Iterable[str]) -> bool:
 
 def is_reserved(path: str) -> bool:
     """Return whether an absolute path belongs to the board's owner or to the client."""
-    return _RESERVED.fullmatch(path) is not None
+    return _RESERVED.fullmatch(path) is not None or belongs_to_client(path)
 
 
 def check_installed_path(path: str) -> str:

@@ -1,16 +1,12 @@
 """File operations: which are valid, and which would remove the board's client."""
 
-from pathlib import Path
-
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.file_ops import (
-    CLIENT_PATHS,
     OP_ARGUMENTS,
-    STARTER_BYTES,
-    STARTER_MARK,
     check_file_ops,
+    touches_starter,
 )
 
 
@@ -34,8 +30,28 @@ def test_each_operation_needs_its_argument_types(name):
         sound(act[:1])
 
 
-@pytest.mark.parametrize("path", [*CLIENT_PATHS, "/LIB/CM/run.mpy", "/cm.json.part"])
-@pytest.mark.parametrize("act", [("put", "0" * 64), ("rm", False), ("rename", "/z"), ("rmdir",)])
+CLIENT_FILES = [
+    "/cm.json",
+    "/cm.json.part",
+    "/cm.boot",
+    "/cm.py",
+    "/cm",
+    "/cm/x.py",
+    "/cm_start.py",
+    "/.cm/journal",
+    "/lib/cm",
+    "/LIB/CM/run.mpy",
+    "/lib/cm.py",
+    "/lib/cm.new/ok",
+    "/lib/cm_start.mpy",
+]
+
+
+@pytest.mark.parametrize("path", CLIENT_FILES)
+@pytest.mark.parametrize(
+    "act",
+    [("put", "0" * 64), ("rm", False), ("rename", "/z"), ("rmdir",), ("mkdir",), ("makedirs",)],
+)
 def test_operations_on_client_files_are_refused(path, act):
     name, *rest = act
     with pytest.raises(ServerError, match="without it the board could not connect"):
@@ -43,7 +59,7 @@ def test_operations_on_client_files_are_refused(path, act):
 
 
 @pytest.mark.parametrize(
-    "path", ["/lib/cmx.py", "/cm.json.txt", "/lib/x/cm", "/main.py", "/boot.py"]
+    "path", ["/lib/cmx.py", "/x/cm.json", "/lib/x/cm", "/json.py", "/main.py", "/boot.py"]
 )
 def test_operations_on_similar_paths_are_allowed(path):
     assert sound(["rm", path, True])
@@ -53,9 +69,12 @@ def test_client_files_can_be_read():
     assert sound(["ls", "/lib/cm", True], ["get", "/cm.json"], ["makedirs", "/lib"])
 
 
-def test_operations_on_the_starter_are_recognized():
-    starter = (Path(__file__).parents[3] / "mpy_client/main.py").read_bytes()
-    assert (len(starter), STARTER_MARK in starter) == (STARTER_BYTES, True)
+@pytest.mark.parametrize("path", ["/main.py", "/Boot.py", "/main.mpy", "/main.py.part"])
+def test_operations_on_the_starter_are_recognized(path):
+    assert touches_starter(["put", path, "0" * 64])
+    assert touches_starter(["rename", "/x", path])
+    assert not touches_starter(["stat", path])
+    assert not touches_starter(["put", "/lib" + path, "0" * 64])
 
 
 @pytest.mark.parametrize("to", ["/logs", "/logs/old", "/logs/a/b", "/LOGS/old"])

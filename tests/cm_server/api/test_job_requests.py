@@ -176,8 +176,9 @@ async def test_board_without_the_files_part_receives_no_file_job(service: Servic
         (["rm", "/main.py", False], ["boot"], False),
         (["put", "/app.py", SHA], ["boot"], True),
         (["stat", "/main.py"], ["boot"], True),
-        (["put", "/main.py", STARTER_SHA], ["boot"], True),  # it starts the client, too
-        (["put", "/main.py", SHA], ["boot", "unix"], True),  # a virtual board boots without it
+        (["put", "/boot.py", SHA], ["boot"], False),
+        (["put", "/main.py", STARTER_SHA], ["boot"], False),
+        (["put", "/main.py", SHA], ["boot", "unix"], False),
         (["put", "/main.py", SHA], [], True),  # on a bridge, it is the user's
     ],
 )
