@@ -4,9 +4,16 @@
 #
 # /lib/cm is the client, /lib/cm.new the next one (complete if it has a file `ok`), /lib/cm.old the
 # previous one. Power may fail after any line: the next boot continues from there.
+import sys
+
+_path = sys.path[:]
+sys.path[:] = ()  # no file can hide what is imported from here on; see cm/firmware.py
+import machine
 import os
 from time import ticks_add, ticks_diff, ticks_ms
 
+sys.path[:] = _path
+path = None  # main.py sets it: what sys.path is for the user's code
 _CM = "/lib/cm"
 _NEW = "/lib/cm.new"
 _OLD = "/lib/cm.old"
@@ -59,14 +66,8 @@ def _check_trial(_=None):
     if ticks_diff(ticks_ms(), deadline) < 0:
         return False
     if _has(_CM + "/trial"):
-        _reset()
+        machine.reset()
     return True
-
-
-def _reset():
-    from machine import reset
-
-    reset()
 
 
 # Calls _check_trial when the time is over: first by a timer of this file, held in a global and
@@ -74,16 +75,14 @@ def _reset():
 # ESP32 up to MicroPython 1.28), and the client stops its timer before the interpreter restarts.
 def _start_trial():
     global deadline, timer
-    from machine import Timer
-
     deadline = ticks_add(ticks_ms(), _TRIAL_MINUTES * 60000)
     for n in (-1, 3, 2, 1, 0):
         try:
-            timer = Timer(n)
+            timer = machine.Timer(n)
             break
         except ValueError:
             pass
-    timer.init(mode=Timer.ONE_SHOT, period=_TRIAL_MINUTES * 60000, callback=_check_trial)
+    timer.init(mode=machine.Timer.ONE_SHOT, period=_TRIAL_MINUTES * 60000, callback=_check_trial)
     try:
         from cm import ticker
     except ImportError:  # a client of an earlier version
@@ -104,4 +103,4 @@ def start():
         if not trial:
             raise e
         _roll_back()
-        _reset()
+        machine.reset()

@@ -1,3 +1,19 @@
-import cm_start
+# Starts the client (mbm flash). No file can hide what it imports; a client that does not load is
+# tried again after a minute.
+import sys
 
-cm_start.start()
+path = sys.path[:]
+sys.path[:] = (".frozen", "/lib")
+try:
+    import cm_start
+
+    cm_start.path = path
+    cm_start.start()
+except Exception as e:
+    sys.path[:] = ()
+    import machine
+    import time
+
+    sys.print_exception(e)
+    time.sleep(60)
+    machine.reset()

@@ -90,17 +90,6 @@ def _merged_settings(config):
     return config
 
 
-# Completes an install that a power cut interrupted.
-def _finish_install():
-    try:
-        os.stat("/.cm/journal")
-        from cm import switch
-
-        switch.finish()
-    except Exception:  # the board must connect in any case, so that it can be repaired
-        pass
-
-
 # Boots. sys.argv: "-c", then the address and length of the settings in the process's memory.
 def start():
     spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
@@ -111,25 +100,21 @@ def start():
     pipe = open(spec["pipe"], "wb")
     flash = _Flash(spec["flash"], spec["blocks"])
     _mount(flash)
-    sys.path[:] = ["", "/lib", ".frozen"]
+    sys.path[:] = ["/lib"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
     _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
-    _finish_install()
     mailbox = uctypes.bytearray_at(spec["box"], 32)
     del spec, parts
     del sys.modules["virtual_boot"]
-    from cm import link, unix
+    from cm import firmware, link, unix
 
+    firmware.path = ["", "/lib", ".frozen"]
     unix.mailbox = mailbox
     unix.pipe = pipe
     unix.flash = flash
     pack_into("<q", mailbox, 8, id(unix.callback))  # a global of its module
     gc.collect()
-    if "app.py" in os.listdir("/"):
-        from cm import app
-
-        app.start()
     link.start(unix)

@@ -59,6 +59,9 @@ _CONFIRM_CODE: Final = """
 import cm_start, os
 kept = 'trial' in os.listdir('/lib/cm')
 if kept:
+    for name, path in (('cm_start.mpy', '/lib/cm_start.mpy'), ('main.py', '/main.py')):
+        if name in os.listdir('/lib/cm'):
+            os.rename('/lib/cm/' + name, path)
     os.remove('/lib/cm/trial')
     cm_start.remove('/lib/cm.old')
 kept
@@ -84,8 +87,8 @@ class ClientUpgrade:
         absent = {board["name"] for board in boards} - self._remaining
         self.failed = dict.fromkeys(sorted(absent), "it is offline")
         files = client_files()
-        start = "/lib/cm/"
-        self._files = {p.removeprefix(start): d for p, d in files.items() if p.startswith(start)}
+        # All in one folder; those that start the client are moved once the new client has worked.
+        self._files = {path.rpartition("/")[2]: data for path, data in files.items()}
 
     def run(self) -> list[str]:
         """Upgrade; return the names of the boards that have the new client."""

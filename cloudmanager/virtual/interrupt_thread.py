@@ -41,6 +41,7 @@ _TICK_SECONDS = 0.02  # between two polls: the maximum age of output
 _INTERRUPT_AGAIN_SECONDS = 0.25  # until a cell that caught its interrupt gets the next
 _NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is lost
 _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
+_WATCHDOG_SECONDS = 60.0  # until a board whose callback is not called is restarted
 _IDLE_TICKS = 10  # ticks without work until the thread sleeps
 _MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
@@ -53,13 +54,17 @@ class InterruptThread:
 
     Args:
         library: MicroPython's unix port as a shared library.
+        watchdog: seconds until a board that runs nothing but C code is restarted, as the timer or
+            the watchdog of a chip does; 0 for never.
 
     Attributes:
         mailbox: the bytes that are shared with the board.
         wake_writer: the descriptor of the pipe through which the board wakes the thread.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, watchdog: float = _WATCHDOG_SECONDS) -> None:
+        self._watchdog = watchdog
+        self._unanswered_since = 0.0
         self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
         self.wake_reader, self.wake_writer = os.pipe()
         self._main = threading.main_thread().ident or 0
@@ -141,6 +146,10 @@ class InterruptThread:
             not self.mailbox[_CALLBACK_SCHEDULED]
             or now - self._scheduled_at > _CALLBACK_RETRY_SECONDS
         ):
+            if not self.mailbox[_CALLBACK_SCHEDULED]:
+                self._unanswered_since = now
+            elif self._watchdog and now - self._unanswered_since > self._watchdog:
+                os._exit(RESTART)
             self._scheduled_at = now
             self.mailbox[_CALLBACK_SCHEDULED] = 1
             callback = struct.unpack_from("<q", self.mailbox, _CALLBACK_ADDRESS)[0]
@@ -210,7 +219,7 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
     folder = Path(spec["folder"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _redirect_output(folder / "board.log")
-    thread = InterruptThread(library)
+    thread = InterruptThread(library, spec["config"].get("watchdog", _WATCHDOG_SECONDS))
     flash = folder / "flash.img"
     flash.touch(mode=0o600)
     size = spec["blocks"] * _BLOCK_BYTES

@@ -1,12 +1,9 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 861 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-import gc
-import os
-import sys
-from binascii import hexlify
-
+# Cost: 899 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
+from cm.facts import rssi
+from cm.firmware import binascii, gc, os, sys
 
 VERSION = "0.1"
 
@@ -28,7 +25,7 @@ def about(link, run, job, size):
     last = None
     if run.status is not None:
         last = {
-            "job": hexlify(job).decode(),
+            "job": binascii.hexlify(job).decode(),
             "status": run.status,
             "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
             "dropped": run.dropped,
@@ -40,7 +37,7 @@ def about(link, run, job, size):
         "machine": getattr(implementation, "_machine", ""),
         "client": VERSION,
         "heap": gc.mem_free(),
-        "rssi": link.rssi() or None,
+        "rssi": rssi() or None,
         "program": state.app_state,
     }
     from cm import hardware
@@ -48,7 +45,7 @@ def about(link, run, job, size):
     link.drop("hardware")
     hardware.add_facts(facts)
     return {
-        "boot": hexlify(run.boot).decode(),
+        "boot": binascii.hexlify(run.boot).decode(),
         "buf": size,
         "parts": _parts(link),
         "facts": facts,

@@ -1,20 +1,18 @@
 # The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
 # Boards: all; loaded if there is an app.py, and kept while it is needed.
-# Cost: 1,799 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,814 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
-import io
-import os
-import sys
-from time import ticks_diff, ticks_ms
+from cm import firmware, link, run, state
+from cm.firmware import io, os, sys, time
 
-from cm import link, run, state
+ticks_ms = time.ticks_ms
+ticks_diff = time.ticks_diff
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _OUT = const(16)
 _RESET = const(0x14)
 _PROGRAM = const(0x27)
-_STATUS_RUNNING = const(4)
 
 _MAX_BAD = const(3)  # bad starts in a row until app.py is no longer started
 _GOOD_MS = const(60000)  # ms: a program that has run for so long has started well
@@ -24,9 +22,6 @@ version = ""  # size and time of app.py
 bad = 0
 trace = ""
 started = 0
-limit = 60000  # ms that it may keep the board busy without a link
-_MAX_LIMIT = const(3600000)
-_FINE = ("SystemExit", "CancelledError")
 
 
 def _save():
@@ -94,7 +89,7 @@ def _last(lead):
     return line and (lead + line)[:_STATE_CHARS]
 
 
-# Handles the end of the program. The state is reported as soon as no cell runs.
+# Handles the end of the program.
 def _finish(error):
     global trace
     state.app_state = "app.py ended"
@@ -109,47 +104,43 @@ def _finish(error):
             _good()
         _save()
         state.app_state = _last("app.py ended: ")
-    if run.status == _STATUS_RUNNING:  # its output is in the buffer
-        state.program = report
-    else:
-        report()
+    report()
 
 
+# The body of the program's task. The client handles its end when no user code runs.
 async def _main(coro):
+    error = None
     try:
         await coro
-        _finish(None)
     except BaseException as e:
-        _finish(e)
+        error = e
+    state.program = lambda: _finish(error)
 
 
 # Starts the program when there is a link, or none for a while. A program that keeps the board busy
-# is stopped if the link is lost for long, so that the board can reconnect; after each time it may
-# run longer.
+# is stopped if the link is lost for long, so that the board can reconnect, and started again.
 def launch():
-    global bad, limit, started
+    global bad, started
     if run.left:  # a cell is being received and runs first, in the order that the server knows
         link.wait(10)
         return
-    if not started:
+    console = state.console
+    first = not started
+    started = state.lost = ticks_ms()
+    if first:
         bad += 1
         _save()
-    started = state.lost = ticks_ms()
+        from cm import calls
+
+        calls.add(_check)
     state.stop = state.deadline = 0
     run.clear()
-    state.limit = limit
     state.app_state = "app.py"
     last = bytes(link.job)
     report(1)
-    console = state.console
-    try:
-        from cm import ticker
-
-        ticker.add(_check)
-    except ImportError:  # a virtual board has no machine.Timer
-        console.add(_check)
     main = error = None
     sys.modules.pop("app", None)
+    sys.path[:] = firmware.path
     console.attach()
     try:
         console.set_user_code(True)
@@ -161,25 +152,25 @@ def launch():
     except BaseException as e:
         console.set_user_code(False)
         error = e
+    link.restore()
     console.detach()
     link.job[:] = last  # for the check for cells that are sent twice
-    if state.stop == _RESET:
-        run.restart(False)
+    stop = state.stop
+    state.stop = 0
+    if stop == _RESET:
+        run.restart(False, _RESET)
     run.clear()
-    state.limit = 60000
     if hasattr(main, "send") and not error:
         from cm import loop
 
         state.task = loop.core.create_task(_main(main))
-        loop.wait(None, 0)  # a task that has never run would not be cancelled properly
         report()
-    elif isinstance(error, KeyboardInterrupt):
-        if not state.stop:
-            raise error  # Ctrl-C on the serial port: to the REPL
-        if not state.socket:
-            limit = min(2 * limit, _MAX_LIMIT)
-            state.program = launch
-        else:
+    elif isinstance(error, KeyboardInterrupt) and stop:
+        if state.socket:
             _finish(None)
+        else:  # it was stopped so that the board can reconnect
+            state.program = launch
+    elif error is not None and console.is_cable(error):
+        raise error
     else:
         _finish(error)

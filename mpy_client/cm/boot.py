@@ -1,40 +1,61 @@
-# Start-up of a board: finishes an install, arms the watchdog, prepares the user's program.
-# Boards: all but virtual ones, which have virtual_boot.py; dropped afterwards.
-# Cost: 397 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
-import json
-import os
-
-from cm import console, link
+# Start-up of a board: reads settings, finishes an install, arms the watchdog, prepares the program.
+# Boards: all; dropped afterwards.
+# Cost: 746 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import firmware, link, run, state
+from cm.firmware import json, os, sys
 
 
-# Returns the module for the console.
-def start():
-    try:
-        from cm import switch
+def _last(_):
+    from cm import restart
 
-        switch.finish()
-    except Exception:  # the board must connect in any case, so that it can be repaired
-        pass
-    link.drop("switch")
+    restart.read_last(link, run)
+
+
+def _install(_):
+    from cm import switch
+
+    switch.finish()
+
+
+def _watchdog(config):
+    from cm import watchdog
+
+    watchdog.start(config.get("watchdog"))
+    state.watchdog = watchdog
+
+
+def _program(_):
+    if "app.py" in os.listdir("/"):
+        from cm import app
+
+        app.start()
+
+
+# Nothing here may keep the board from connecting: then it can be repaired. An exception in a step
+# means that there is nothing to do; without valid settings, dial.py prints the reason.
+def start(console):
+    steps = [_last, _install, _program]
+    if not console:
+        from cm import console
+
+        steps.append(_watchdog)  # virtual boards have their interrupt thread for it
+    state.console = console
+    console.start()
+    path = getattr(sys.modules.get("cm_start"), "path", None)
+    firmware.path = firmware.path or path or ["", ".frozen", "/lib"]
+    config = {}
     try:
         with open("/cm.json") as file:
-            seconds = json.load(file).get("watchdog")
-        if seconds:
-            # It resets a board whose interpreter hangs. A timer feeds it, so an endless loop in
-            # Python does not trigger it. It cannot be stopped: while the REPL runs it is fed, too.
-            from machine import WDT
-
-            from cm import ticker
-
-            console.close = WDT(timeout=seconds * 1000).feed
-            ticker.add(console.close)
-    except Exception:  # without valid settings dial.py prints the reason
+            config = json.load(file)
+        for name in ("link_timeout", "stop_timeout", "task_timeout"):
+            if name in config:
+                setattr(state, name, int(config[name] * 1000))
+    except Exception:
         pass
-    if "app.py" in os.listdir("/"):
+    for step in steps:
         try:
-            from cm import app
-
-            app.start()
+            step(config)
         except Exception:
             pass
-    return console
+    link.drop("switch")
+    sys.path[:] = firmware.path

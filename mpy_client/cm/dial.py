@@ -1,17 +1,9 @@
 # Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 3,346 bytes of .mpy, 4,384 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
-import gc
-import json
-import os
-import select
-import socket
-from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
-from hashlib import sha1
-from time import ticks_diff, ticks_ms
-
+# Cost: 3,156 bytes of .mpy, 4,464 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import mac, state
 from cm.about import about
+from cm.firmware import binascii, gc, hashlib, json, os, select, socket, time, tls
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUF = const(1024)
@@ -31,13 +23,9 @@ _PROOF_BYTES = const(960)  # of PROOF's JSON, for which the buffer has room
 _STEP_MS = const(10000)  # ms for each step of the connection
 _NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
 
+_NO_CA = const("no ca in /cm.json")
 _ACCEPT = const(b"sec-websocket-accept:")
 _GUID = const(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11")  # RFC 6455, 1.3
-
-
-# There is no link; its text says why, for people at the serial port.
-class DialError(Exception):
-    pass
 
 
 def _send(link, op, data):
@@ -48,27 +36,19 @@ def _send(link, op, data):
 
 # Receives the next message, which must be of type op. Returns its end in the buffer.
 def _expect(link, op):
-    since = ticks_ms()
-    while ticks_diff(ticks_ms(), since) < _STEP_MS:
+    since = time.ticks_ms()
+    while time.ticks_diff(time.ticks_ms(), since) < _STEP_MS:
         n = link.recv(_IN)
         if n:
             if link.buf[_IN] == op:
                 return n + _IN
-            _refuse(link, _CLOSE_PROTOCOL_ERROR, "unexpected message")
+            link.refuse(_CLOSE_PROTOCOL_ERROR, _IN, "protocol error")
         link.wait(1000)
-    raise DialError("the server does not answer")
-
-
-# Closes the link with a code of RFC 6455, 7.4.
-def _refuse(link, code, why):
-    try:
-        link.refuse(code, _IN)
-    except EOFError:
-        raise DialError(why)
+    raise RuntimeError("the server does not answer")
 
 
 def _upgrade(link, host, tcp_port):
-    key = b2a_base64(os.urandom(16)).strip()
+    key = binascii.b2a_base64(os.urandom(16)).strip()
     text = (
         b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
@@ -81,18 +61,19 @@ def _upgrade(link, host, tcp_port):
     text = bytes(link.mv[:n])
     at = text.lower().find(_ACCEPT)
     accept = text[at + len(_ACCEPT) :].split(b"\r\n", 1)[0].strip()
-    if text[:12] != b"HTTP/1.1 101" or accept != b2a_base64(sha1(key + _GUID).digest()).strip():
-        raise DialError("the server answers " + str(text.split(b"\r\n")[0], "utf-8"))
+    proof = binascii.b2a_base64(hashlib.sha1(key + _GUID).digest()).strip()
+    if text[:12] != b"HTTP/1.1 101" or accept != proof:
+        raise RuntimeError("the server answers " + str(text.split(b"\r\n")[0], "utf-8"))
 
 
 # Authenticates the server first, so that a stranger learns only the id and a nonce. Returns
 # WELCOME's fields.
 def _authenticate(link, run, job, config):
     name = config["id"]
-    key = unhexlify(config["key"])
+    key = binascii.unhexlify(config["key"])
     use_macs = config.get("mac", False)
     nonce = os.urandom(16)
-    hello = {"v": 1, "id": name, "nonce": hexlify(nonce).decode()}
+    hello = {"v": 1, "id": name, "nonce": binascii.hexlify(nonce).decode()}
     if use_macs:
         hello["mac"] = 1
     if "gen" in config:
@@ -103,7 +84,7 @@ def _authenticate(link, run, job, config):
     head = nonce + link.mv[at : at + 16] + name.encode()
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
     if end - at < 48 or not mac.equal(link.mv[at + 16 : at + 48], proof):
-        _refuse(link, _CLOSE_POLICY, "the server does not know this board's key")
+        link.refuse(_CLOSE_POLICY, _IN, "the server does not know this board's key")
     room = _BUF - _IN - _TAG if use_macs else _BUF - _IN
     fields = about(link, run, job, room)
     text = json.dumps(fields).encode()
@@ -137,14 +118,12 @@ def _set_options(sock):
 def _start_tls(link, config):
     host = config["host"]
     if "ca" in config:
-        import tls
-
         context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
         context.verify_mode = tls.CERT_REQUIRED
-        context.load_verify_locations(a2b_base64(config["ca"]))
+        context.load_verify_locations(binascii.a2b_base64(config["ca"]))
         state.io = context.wrap_socket(state.socket, server_hostname="cloudmanager")
     elif "mac" not in config and host[:4] != "127." and host not in ("localhost", "::1"):
-        raise DialError("/cm.json has neither ca nor mac")
+        raise RuntimeError(_NO_CA)
 
 
 # Returns the path of the settings to use. New settings (mbm board-config) replace the old ones once
@@ -156,8 +135,10 @@ def _choose_settings(link):
         return "/cm.json"
     if state.tries <= _NEW_SETTINGS_TRIES:
         return "/cm.new"
-    os.remove("/cm.new")
-    print("The new settings do not work: the old ones are back.")
+    from cm import restart
+
+    link.drop("restart")
+    restart.discard_settings()
     return "/cm.json"
 
 
@@ -188,7 +169,7 @@ def _connect(link, run):
         _upgrade(link, host, tcp_port)
         if "token" in config:
             if "ca" not in config:
-                raise DialError("a board enrols over TLS only: /cm.json has no ca")
+                raise RuntimeError(_NO_CA)
             from cm.identity import enrol
 
             link.drop("identity")

@@ -1,14 +1,14 @@
 # File operations on the board's file systems; their data passes through the link's one buffer.
 # Boards: all; loaded for a job with files, dropped after it. Without it such jobs fail.
-# Cost: 1,780 bytes of .mpy, 2,032 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
-import hashlib
-import json
-import os
-from binascii import hexlify
-from struct import pack_into, unpack_from
-
+# Cost: 1,780 bytes of .mpy, 1,920 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
-from cm.link import buf, mv, send
+from cm.firmware import binascii, hashlib, json, os, struct
+
+hexlify = binascii.hexlify
+pack_into = struct.pack_into
+buf = link.buf
+mv = link.mv
+send = link.send
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _IN = const(8)
@@ -174,7 +174,7 @@ def get(path):
                 n = receive(moved - reported > 4 * step)
                 if not n:
                     break
-                reported = unpack_from(">I", buf, _IN + _HEADER)[0]
+                reported = struct.unpack_from(">I", buf, _IN + _HEADER)[0]
 
 
 # Completes the install that a journal describes, if there is one.

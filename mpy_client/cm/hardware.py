@@ -1,11 +1,8 @@
 # Facts about the hardware and the network, which a board reports when it connects.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 669 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-import os
-from binascii import hexlify
-from time import ticks_ms
-
+# Cost: 679 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
+from cm.firmware import binascii, machine, network, os, time
 
 _SMALLEST_BLOCK = const(1024)
 _LARGEST_BLOCK = const(131072)  # bytes; what is larger is enough for everything
@@ -13,7 +10,7 @@ _LARGEST_BLOCK = const(131072)  # bytes; what is larger is enough for everything
 
 # Returns why the board started: pwron, hard, wdt, deepsleep or soft. On RP2, wdt is every reset but
 # that of power and button; on ESP32, pwron is a brown-out, too, and hard is a crash.
-def _reset_cause(machine):
+def _reset_cause():
     cause = machine.reset_cause()
     for name in ("PWRON_RESET", "HARD_RESET", "WDT_RESET", "DEEPSLEEP_RESET", "SOFT_RESET"):
         if getattr(machine, name, None) == cause:
@@ -42,22 +39,18 @@ def _free_flash():
 # Adds to `facts` those that this board has.
 def add_facts(facts):
     facts["block"] = _largest_block()
-    facts["uptime"] = ticks_ms() // 1000  # after a start; the server counts on
+    facts["uptime"] = time.ticks_ms() // 1000  # after a start; the server counts on
     try:
         facts["flash"] = _free_flash()
     except (OSError, AttributeError):
         pass
     try:
-        import machine
-
-        facts["reset"] = _reset_cause(machine)
-    except (ImportError, AttributeError):
+        facts["reset"] = _reset_cause()
+    except AttributeError:
         pass
     try:
-        import network
-
         nic = state.nic or network.WLAN(0)
         facts["address"] = nic.ifconfig()[0]
-        facts["mac"] = hexlify(nic.config("mac")).decode()
+        facts["mac"] = binascii.hexlify(nic.config("mac")).decode()
     except Exception:  # no network, or a driver without one of them
         pass

@@ -1,13 +1,11 @@
 # The board's identity in /cm.json: enrols with a token, and replaces its key.
 # Boards: all; loaded for that, then dropped.
-# Cost: 855 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-import json
-import os
-from binascii import hexlify, unhexlify
-from struct import unpack_from
-from sys import platform
-
+# Cost: 862 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm.firmware import binascii, json, machine, os, struct, sys
 from cm.mac import hmac
+
+hexlify = binascii.hexlify
+unhexlify = binascii.unhexlify
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _IN = const(8)
@@ -39,13 +37,12 @@ def enrol(link, config, send, expect):
     if "key" not in config:
         config["key"] = hexlify(os.urandom(32)).decode()
         save(config)
-    try:
-        from machine import unique_id
-
-        uid = hexlify(unique_id()).decode()
-    except ImportError:
-        uid = config["key"][:8]
-    about = {"v": 1, "uid": uid, "platform": platform}
+    uid = (
+        hexlify(machine.unique_id()).decode()
+        if hasattr(machine, "unique_id")
+        else config["key"][:8]
+    )
+    about = {"v": 1, "uid": uid, "platform": sys.platform}
     for name in ("token", "key", "name"):
         about[name] = config.get(name, "")
     send(link, _ENROL, json.dumps(about).encode())
@@ -59,7 +56,7 @@ def enrol(link, config, send, expect):
 def rekey(link, view):
     config = load()
     gen = config.get("gen", 0) + 1
-    if unpack_from(">I", view)[0] != gen:
+    if struct.unpack_from(">I", view)[0] != gen:
         return
     key = hmac(unhexlify(config["key"]), b"cm1 rekey", view)
     config["key"] = hexlify(key).decode()

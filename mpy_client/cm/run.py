@@ -1,23 +1,24 @@
 # Runs cells and file operations that the server sends, interrupts them, remembers how they ended.
 # Boards: all that link.py runs on; loop.py (await) is optional; console.py or unix.py for output.
-# Cost: 3,775 bytes of .mpy, 4,400 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 3,833 bytes of .mpy, 4,592 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
-import builtins
-import gc
-import io
-import os
-import sys
-from builtins import print  # before unix.py replaces it
-from struct import pack_into, unpack_from
-from time import ticks_add, ticks_diff, ticks_ms
 
 from cm import link, state
+from cm.firmware import builtins, io, os, struct, sys, time
 from cm.link import buf, close, job, mv, recv, send
+
+print = builtins.print  # before unix.py replaces it
+pack_into = struct.pack_into
+unpack_from = struct.unpack_from
+ticks_add = time.ticks_add
+ticks_diff = time.ticks_diff
+ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _IN = const(8)
 _OUT = const(16)
 _OUT_END = const(880)
+_BUSY_IN = const(896)
 _HEADER = const(6)
 _EXEC = const(0x10)
 _MORE = const(0x11)
@@ -28,7 +29,6 @@ _FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
-_FACTS = const(0x28)
 _TOP_LEVEL_AWAIT = const(0x01)
 _AGAIN = const(0x02)
 _VALUE_TRUNCATED = const(0x10)
@@ -37,11 +37,10 @@ _STATUS_ERROR = const(1)
 _STATUS_INTERRUPTED = const(2)
 _STATUS_TIMEOUT = const(3)
 _STATUS_RUNNING = const(4)
-_FRAME_CLOSE = const(0x88)
 
 _FLUSH_MS = const(20)  # ms until output is sent
-_GRACE_MS = const(2000)  # ms for the user's program to end before a hard reset
-_LOST = const(b"\r\n[output was lost: recursion too deep, or memory full]\r\n")
+_GRACE_MS = const(2000)  # ms for the user's program to end after RESET
+_LOST = const(b"\r\n[output was lost]\r\n")
 _TRACE_BYTES = const(256)  # bytes that are kept of the end of a long traceback
 _MAX_VALUE = const(1 << 20)  # bytes of a value's repr
 _PIECE = const(512)  # bytes of it between two moments at which it can be interrupted
@@ -58,6 +57,7 @@ code = left = None  # the code of a cell, and a view of its missing end
 value = None
 sent = 0  # ticks when output was last sent
 count = 0  # bytes of the value so far; -1 before its first; None: the text is an error
+ending = False  # the job must end, and has been interrupted
 # buf[_OUT:mark] is output to be sent, buf[mark:end] the text (value or error) that follows it.
 mark = end = _OUT
 
@@ -77,22 +77,34 @@ def poll(at):
                     break
                 if buf[at] == _RESET:
                     end_program(now)
-                elif mv[at + 2 : at + _HEADER] == job:
+                elif is_for_job(at):
                     if buf[at] == _INTERRUPT:
-                        state.stop = _STATUS_INTERRUPTED
+                        state.stop = state.stop or _STATUS_INTERRUPTED
                     elif at == _IN:
                         state.answer = n
                         break
-        elif ticks_diff(now, state.lost) > state.limit:
+        elif ticks_diff(now, state.lost) > state.link_timeout:
             state.stop = _STATUS_INTERRUPTED
             trace = b"KeyboardInterrupt: link lost"
+    except MemoryError:
+        if link.half:
+            close()
     except BaseException:
         close()
-    if state.deadline and ticks_diff(now, state.deadline) >= 0:
-        if state.stop == _RESET:
-            restart(True)
-        state.stop = state.stop or _STATUS_TIMEOUT
-    return state.stop
+    return check_deadline()
+
+
+# Returns whether the message at `at` is for the job that runs; without allocating.
+def is_for_job(at):
+    for i in range(4):  # noqa: SIM110 - a generator would be allocated
+        if buf[at + 2 + i] != job[i]:
+            return False
+    return True
+
+
+# Called by the console at each tick and while user code prints: the reason to interrupt it, or 0.
+def check():
+    return state.tasks.poll() if state.tasks else poll(_BUSY_IN)
 
 
 # Handles RESET while the user's program keeps the board busy: it gets an interrupt and some time.
@@ -101,28 +113,34 @@ def end_program(now):
     state.deadline = ticks_add(now, _GRACE_MS) | 1
 
 
-# Restarts the interpreter or, with `hard`, the chip. app.py is left out this once, even a new one.
-def restart(hard):
+# Restarts the board: `hard` the chip, else the interpreter. restart.py says how it is noted.
+def restart(hard, stop):
     try:
-        os.stat("/app.py")
-        open("/cm.skip", "w").close()
-    except OSError:  # no app.py, or no room
-        pass
-    try:
-        link.send_frame(_FRAME_CLOSE, _IN, _IN)  # without a code
-    except Exception:
+        from cm import restart
+
+        restart.prepare(link, status, stop)
+    except Exception:  # no memory for it
         pass
     if hard:
         state.console.hard_reset()
-    else:
-        close()
-        state.console.reset()
+    close()
+    state.console.reset()
 
 
-# Returns the reason to end the cell, or 0, without link work: the stack is too full for that.
+# Returns the reason to end the job, or 0; without link work, for which the stack may be too full. A
+# job that must end has stop_timeout for that; then the board is reset.
 def check_deadline():
-    if state.deadline and not state.stop and ticks_diff(ticks_ms(), state.deadline) >= 0:
-        state.stop = _STATUS_TIMEOUT
+    global ending
+    now = ticks_ms()
+    late = state.deadline and ticks_diff(now, state.deadline) >= 0
+    if ending:
+        if late:
+            restart(True, state.stop)
+    elif late or state.stop:
+        ending = True
+        state.stop = state.stop or _STATUS_TIMEOUT
+        if state.stop != _RESET:
+            state.deadline = ticks_add(now, state.stop_timeout) | 1
     return state.stop
 
 
@@ -136,10 +154,11 @@ def keep_output(b):
     state.output_lost = state.output_lost or n < len(b)
 
 
-# Discards the output that was collected.
+# Discards the output that was collected, before a job or a program.
 def clear():
-    global end, mark
+    global end, ending, mark
     mark = end = _OUT
+    ending = False
 
 
 # Appends b to the buffer: output (`out`) before the text, text at the end.
@@ -261,7 +280,8 @@ def serve():
     left = None
     dirty = False
     while state.socket:
-        n = recv(_IN)
+        n = state.ahead or recv(_IN)
+        state.ahead = 0
         if not n:
             n = state.timeout - ticks_diff(ticks_ms(), link.heard)
             if n <= 0:
@@ -270,39 +290,38 @@ def serve():
                 dirty = True  # also after a ping of the server
             elif dirty:
                 dirty = False
-                link.drop("files")
-                gc.collect()
-                pack_into(">Ib", buf, _OUT, gc.mem_free(), link.rssi())
-                send(_FACTS, 0, _OUT, _OUT + 5)
+                from cm import facts
+
+                link.drop("facts")
+                facts.report(link)
             continue
         dirty = True
         op = buf[_IN]
         if op in (_EXEC, _FILE):
             receive_job(n)
         elif op == _RESET:
-            restart(False)
+            restart(False, _RESET)
         elif op == _REKEY:
             from cm.identity import rekey
 
             rekey(link, bytes(mv[_IN + _HEADER : n + _IN]))
             link.drop("identity")
-        elif left and mv[_IN + 2 : _IN + _HEADER] == job:
+        elif left and is_for_job(_IN):
             if op == _MORE:
                 receive_rest(_HEADER, n)
             elif op == _INTERRUPT:
                 state.stop = _STATUS_INTERRUPTED
                 run_job()
         elif op == _INTERRUPT and state.task:
-            from cm import loop
+            from cm import tasks
 
-            loop.core.cur_task = None  # otherwise asyncio may assume that the task cancels itself
-            state.task.cancel()
+            tasks.cancel_program()
 
 
 # Handles EXEC and FILE: a cell, or the first part of a long one, for which all memory is allocated.
 def receive_job(n):
     global kind, code, dropped, left, status, trace
-    if mv[_IN + 2 : _IN + _HEADER] == job:  # received before: it must not run twice
+    if is_for_job(_IN):  # received before: it must not run twice
         if buf[_IN + 1] & _AGAIN:
             return
         raise EOFError
@@ -344,7 +363,7 @@ def run_job():
     names = __main__.__dict__
     source = code
     code = left = value = error = None
-    mark = end = _OUT
+    clear()
     count = truncated = 0
     state.output_lost = False
     sent = ticks_ms()
@@ -376,7 +395,8 @@ def run_job():
         if kind == _TOP_LEVEL_AWAIT:
             from cm import loop
 
-            loop.run(names.pop("__cm_cell__")())
+            loop.run_cell(names.pop("__cm_cell__")())
+        link.unlock_heap()
         if value is not None:
             write_value()
         state.console.set_user_code(False)
@@ -385,6 +405,7 @@ def run_job():
         state.console.set_user_code(False)
         ended = _STATUS_ERROR
         error = e
+    link.restore()
     source = value = None
     if "asyncio" not in sys.modules or isinstance(error, MemoryError):
         spare.clear()  # with asyncio, tasks may still run, so it is kept
@@ -411,6 +432,7 @@ def run_job():
         except BaseException:
             state.console.set_user_code(False)
             append(type(error).__name__.encode(), False)
+    link.restore()
     removed = state.console.detach()
     if removed or state.output_lost:
         append(_LOST, True)
@@ -420,10 +442,9 @@ def run_job():
     pack_into(">H", buf, _OUT - 2, mark - _OUT)
     send(_RESULT, ended | truncated, _OUT - 2, end)
     mark = end = _OUT
+    state.stop = 0
     if removed:
-        from cm.scheduler import is_locked
+        from cm import scheduler
 
         link.drop("scheduler")
-        if is_locked():  # the caller has its result
-            close()
-            state.console.reset()
+        scheduler.restart_if_locked()  # the caller has its result

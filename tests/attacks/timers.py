@@ -13,7 +13,7 @@ TIMERS: Final = [
     defence(
         "a board without virtual timers starts the client on a hardware timer",
         BOARD + "console.py",
-        "timer = Timer(-1)",
+        "timer = machine.Timer(-1)",
         _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32-1.28]",
         _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32c3-1.28]",
     ),
@@ -34,9 +34,9 @@ def _start_trial(start_trial=_start_trial):
         """
 def _start_trial(start_trial=_start_trial):
     start_trial()
-    from cm import ticker
+    from cm import calls
 
-    ticker.calls.remove(_check_trial)
+    calls.calls.remove(_check_trial)
 """,
         _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32-1.24]",
     ),
@@ -63,7 +63,7 @@ def _check():
         BOARD + "ticker.py",
         """
 def idle():
-    if calls:
+    if calls.calls:
         console.timer.init(period=_PERIOD_MS, callback=tick)
     else:
         console.timer.deinit()
@@ -73,7 +73,7 @@ def idle():
     defence(
         "no timer is armed when the REPL begins",
         BOARD + "console.py",
-        "close = lambda: None",
+        "close = lambda: os.dupterm(saved)",
         _TIMERS + "soft_reset_from_the_repl_finds_no_timer_armed[async]",
     ),
     defence(
@@ -81,9 +81,9 @@ def idle():
         BOARD + "console.py",
         """
 def reset():
-    from machine import soft_reset
-
-    soft_reset()
+    state.leaving = True
+    os.dupterm(saved)
+    machine.soft_reset()
 """,
         _TIMERS + "soft_reset_by_the_server_leaves_no_timer_armed[watchdog]",
     ),

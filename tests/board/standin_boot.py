@@ -246,7 +246,6 @@ def listdir(path="."):
 
 
 if "frozen" in settings:
-    sys.path.insert(1, "/frozen")
     real.listdir = listdir
 if host:
     os.mount(host, "/host")
@@ -272,9 +271,39 @@ sys.modules["os"] = real
 sys.modules["machine"] = machine
 if "air" in settings:
     sys.modules["network"] = Network()
+built_in = {name: sys.modules[name] for name in ("machine", "os", "time")}
+if "air" in settings:
+    built_in["network"] = sys.modules["network"]
 if "full" in settings and "full" not in os.listdir("/"):
     open("/full", "w").close()
-    sys.modules["tls"] = FullTls()
+    built_in["tls"] = FullTls()
+real_import = __import__
+
+
+class Sys:
+    platform = settings.get("port", "esp8266").split("-")[0]
+    if platform[:5] == "esp32":
+        platform = "esp32"
+
+
+standin_sys = Sys()
+for name in dir(sys):
+    if name[0] != "_" and name != "platform":
+        setattr(standin_sys, name, getattr(sys, name))
+built_in["sys"] = standin_sys
+
+
+# With an empty sys.path, MicroPython imports built-in modules even if sys.modules has others
+# (py/builtinimport.c): then too, these stand in for those of a chip.
+def standin_import(name, *rest):
+    if name == "sys" or (not sys.path and name in built_in):
+        return built_in[name]
+    if "frozen" in settings and ".frozen" in sys.path and "/frozen" not in sys.path:
+        sys.path.insert(sys.path.index(".frozen"), "/frozen")
+    return real_import(name, *rest)
+
+
+builtins.__import__ = standin_import
 builtins.print = hook
 builtins.dropped = dropped
 builtins.restart = restart

@@ -277,7 +277,7 @@ def test_program_starts_without_a_server(lab):
 
 def test_blocking_program_is_stopped_when_the_link_is_lost_for_long(lab):
     """The limit of one minute is set to one second."""
-    code = "import cm.state, time\ncm.state.limit = 1000\nprint('began')\nwhile True: pass"
+    code = "import cm.state, time\ncm.state.link_timeout = 1000\nprint('began')\nwhile True: pass"
     link = lab.boot(code).link()
     link.program(1, "app.py")
     link.cut()

@@ -224,11 +224,12 @@ def test_deep_recursion_sends_nothing_and_asks_nothing(board):
 
 
 LOCKED = """
-import micropython, os, sys
+import micropython, os
 class Locked:
     schedule = lambda *_: None
     stack_use = micropython.stack_use
-sys.modules["micropython"] = Locked
+import cm.firmware
+cm.firmware.micropython = Locked
 os.dupterm(None)
 __cm__((1))
 """

@@ -53,11 +53,13 @@ def test_idle_board_reports_free_heap_and_rssi_after_a_cell_and_after_a_ping(boa
     )
     before = board.facts[-1][0]
     waits = more_facts()
-    board.run(wifi + "WLAN.WLAN = WLAN\nsys.modules['network'] = WLAN\nkept = None")
+    board.run(
+        wifi + "WLAN.WLAN = WLAN\nimport cm.firmware\ncm.firmware.network = WLAN\nkept = None"
+    )
     board.peer.until(waits)
     assert board.facts[-1][0] > before + 15000
     assert board.facts[-1][1] == -61
-    board.run("sys.modules.pop('network')")
+    board.run("cm.firmware.network = None")
     waits = more_facts()
     board.ping()
     board.peer.until(waits)
@@ -197,7 +199,7 @@ def test_timeout_works_without_a_link(near, board):
 
 
 def test_cell_without_a_link_is_interrupted_after_the_limit(near, board):
-    board.run("import cm.state\ncm.state.limit = 500")  # 60 s otherwise
+    board.run("import cm.state\ncm.state.link_timeout = 500")  # 60 s otherwise
     job = board.submit("print(1)\nwhile True: pass")
     job.until(lambda job: job.output)
     board.cut()

@@ -96,7 +96,7 @@ def test_path_uses_only_attributes_that_objects_hold(traps):
 
 
 def test_lazy_package_imports_nothing(board):
-    board.run("import asyncio, cm.loop")  # loop.py would be imported between two cells
+    board.run("import asyncio, cm.tasks")  # tasks.py would be imported between two cells
     before = board.run("import sys\n__cm__((sorted(sys.modules)))").value
     names(board, "asyncio")
     assert board.run("__cm__((sorted(sys.modules)))").value == before

