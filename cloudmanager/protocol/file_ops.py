@@ -86,7 +86,7 @@ def is_inside(path: str, folder: str) -> bool:
 
 def touches_starter(op: FileOp) -> bool:
     """Whether an operation writes or removes what runs before the client."""
-    paths = [str(path).lower().removesuffix(".part") for path in op[1:3]]
+    paths = [str(path).lower() for path in op[1:3]]
     return op[0] in MUTATING_OPS and any(path in STARTER_PATHS for path in paths)
 
 

@@ -69,7 +69,7 @@ def test_client_files_can_be_read():
     assert sound(["ls", "/lib/cm", True], ["get", "/cm.json"], ["makedirs", "/lib"])
 
 
-@pytest.mark.parametrize("path", ["/main.py", "/Boot.py", "/main.mpy", "/main.py.part"])
+@pytest.mark.parametrize("path", ["/main.py", "/Boot.py", "/main.mpy"])
 def test_operations_on_the_starter_are_recognized(path):
     assert touches_starter(["put", path, "0" * 64])
     assert touches_starter(["rename", "/x", path])
