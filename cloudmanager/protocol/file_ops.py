@@ -31,6 +31,8 @@ MUTATING_OPS: Final = frozenset(("makedirs", "mkdir", "put", "rename", "rm", "rm
 #: modules: without them, or with a file that is imported in their place, a board could not connect
 #: any more. Flashing replaces them. In lower case: FAT ignores case.
 CLIENT_PATHS: Final = re.compile(r"(/lib)?/(cm(\.[^/]*)?|cm_start(\.[^/]*)?|\.cm[^/]*)(/.*)?")
+#: Those of them that are refused before a job is sent: they are the client's on every board.
+_ESSENTIAL_PATHS: Final = re.compile(r"/cm\.json|/lib/cm(/.*)?|/lib/cm_start\.mpy")
 #: What runs before the client on boards made with `mbm flash`.
 STARTER_PATHS: Final = ("/main.py", "/boot.py", "/main.mpy", "/boot.mpy")
 
@@ -85,9 +87,14 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def touches_starter(op: FileOp) -> bool:
-    """Whether an operation writes or removes what runs before the client."""
+    """Whether an operation writes or removes a path of the client, or what runs before it.
+
+    Such an operation is refused by boards that have a client, not by those on a bridge.
+    """
     paths = [str(path).lower() for path in op[1:3]]
-    return op[0] in MUTATING_OPS and any(path in STARTER_PATHS for path in paths)
+    return op[0] in MUTATING_OPS and any(
+        path in STARTER_PATHS or belongs_to_client(path) for path in paths
+    )
 
 
 def belongs_to_client(path: str) -> bool:
@@ -105,7 +112,7 @@ def _check_path(path: str, max_bytes: int) -> None:
 def _check_client_paths(path: str, *, include_parents: bool) -> None:
     """Refuse the files of the board's client; with ``include_parents`` also their folders."""
     is_parent = include_parents and path.lower().rstrip("/") in ("", "/lib")
-    if is_parent or belongs_to_client(path):
+    if is_parent or _ESSENTIAL_PATHS.fullmatch(path.lower().rstrip("/")):
         raise ServerError(
             f"{path} belongs to the board's client: without it the board could not connect"
         )

@@ -101,8 +101,8 @@ def makedirs(path):
 
 
 # Writes to PATH.mbm-part, verifies what the flash holds, and renames: after a power cut there is
-# the old file or the new one. The server decides whether a partial file of an earlier attempt is of the
-# same content. Returns how many bytes were written. A staged file, which nothing uses yet, is
+# the old file or the new one. The server decides whether a partial file of an earlier attempt is of
+# the same content. Returns how many bytes were written. A staged file, which nothing uses yet, is
 # written in place, since a rename costs littlefs more.
 def put(path, size, digest, staged=False):
     global moved, reported

@@ -329,5 +329,5 @@ def _unsupported_reason(job: Job) -> str:
         return "its client lacks the part for files (files.mpy)"
     # A board on a bridge has no client, and its /main.py is the user's.
     if "boot" in parts and files.replaces_starter:
-        return "/main.py and /boot.py belong to its client; put your own program at /app.py instead"
+        return "the path belongs to its client; put your own program at /app.py instead"
     return ""
