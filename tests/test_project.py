@@ -22,6 +22,7 @@ PURE = {
     "cloudmanager.client.package_manifests",
     "cloudmanager.protocol.errors",
     "cloudmanager.protocol.facts",
+    "cloudmanager.protocol.file_ops",
     "cloudmanager.protocol.frames",
     "cloudmanager.protocol.names",
     "cloudmanager.protocol.package_references",

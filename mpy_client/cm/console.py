@@ -22,6 +22,7 @@ missed = False  # readinto was called while client code ran
 due = False  # an interrupt was raised in client code and must be repeated
 removed = False  # the stream was removed while user code ran
 asked = False  # MicroPython has called readinto since the last tick
+ours = False  # byte 3 came from here
 next_at = 0  # ticks of the next interrupt; 0: at once
 keyboard = None  # the KeyboardInterrupt that byte 3 raises: one object for all of them
 
@@ -128,7 +129,7 @@ class Stream(io.IOBase):
             return len(b)
 
     def readinto(self, b):
-        global asked, due, busy, missed, next_at
+        global ours, asked, due, busy, missed, next_at
         asked = True
         nested = busy
         busy = True
@@ -144,6 +145,7 @@ class Stream(io.IOBase):
                     due = False
                     next_at = (now + _REPEAT_MS + (now & 127)) | 1  # irregular: no loop is in step
                     micropython.kbd_intr(3)  # in case the user's code changed it
+                    ours = True
                     b[0] = 3
                     n = 1
             busy = nested
@@ -191,14 +193,14 @@ def start():
 
 # Returns whether an exception is Ctrl-C on the cable.
 def is_cable(error):
-    return error is keyboard and not state.stop
+    return error is keyboard and not ours and not state.stop
 
 
 # Called before user code runs.
 def attach():
-    global due, busy, missed, next_at, removed
+    global ours, due, busy, missed, next_at, removed
     micropython.kbd_intr(3)
-    busy = due = missed = removed = False
+    busy = due = missed = removed = ours = False
     next_at = 0
     os.dupterm(stream)
     timer.init(period=_PERIOD_MS, callback=callback)
