@@ -191,10 +191,18 @@ class Bench:
             time.sleep(0.2)
         if self.options.reset:
             self.press_reset()
+            self._remove_program()
             if self._runs_a_cell(60):
                 return f"the board was lost: it came back by RESET, not within {RETURN_SECONDS:g} s"
         self.is_lost = True
         return f"the board was lost: it did not come back within {RETURN_SECONDS:g} s"
+
+    def _remove_program(self) -> None:
+        """Remove app.py over the cable: it may be what took the board out of the fleet."""
+        if self.options.wifi:
+            with contextlib.suppress(CloudmanagerError), self.repl() as repl:
+                repl.run("import os\nif 'app.py' in os.listdir('/'): os.remove('/app.py')")
+                repl.restart()
 
     def await_cell(self) -> None:
         """Wait until the board runs a cell again, by itself."""

@@ -265,9 +265,10 @@ def watchdog(bench: Bench) -> str:
     before = bench.connected_since()
     reconfigure.configure_by_link(bench.board, {"watchdog": WATCHDOG_SECONDS})
     bench.await_link(before)
-    armed = str(bench.fact("watchdog") or "the board reports no watchdog")
+    armed = str(bench.fact("watchdog") or "")
+    bench.await_cell()
+    assert armed, "the board does not say whether its watchdog is armed"
     if not armed.startswith("hardware"):
-        bench.await_cell()
         return f"not tried, without a hardware watchdog: {armed}"
     before = bench.connected_since()
     bench.board.submit("import machine\nmachine.disable_irq()\nwhile True: pass")
