@@ -23,6 +23,10 @@ class FlatReplFiles(ReplFiles):
             return (FOLDER_MODE, *[0] * 9)
         return (FILE_MODE, 0, 0, 0, 0, 0, self._call_os("size", _flat_name(path)), 0, 0, 0)
 
+    def hash(self, path: str, size: int) -> str | bool | None:
+        """Return the SHA-256 of a file; None for a path with a folder, which cannot exist."""
+        return None if "/" in path.removeprefix("/") else super().hash(path, size)
+
     def ls(self, path: str, deep: bool) -> list[tuple[str, int, int]]:
         """Return path, type and size of all files."""
         if path != "/":

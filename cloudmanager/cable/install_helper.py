@@ -30,6 +30,8 @@ except NameError:pass
 def make_install_code() -> str:
     """Return code that creates the module ``cm.switch`` on a board."""
     source = (client_source_folder() / "cm/switch.py").read_text(encoding="utf-8")
+    # A board without the client imports MicroPython's modules itself.
+    source = source.replace("from cm.firmware import ", "import ")
     return _INSTALL_TEMPLATE.format(
         "\n".join(line for line in source.splitlines() if line[:1] != "#")
     )

@@ -75,7 +75,7 @@ class BoardLink:
         ending = wire.read_result(message)
         output += ending.output
         rest = re.sub(
-            rb'  File "cm/.*\n', b"", ending.value_or_traceback
+            rb'  File "cm[/.].*\n', b"", ending.value_or_traceback
         )  # a frame of the client's own
         payload = len(output).to_bytes(2, "big") + output + rest
         return wire.pack(wire.RESULT, payload, job=message.job, flags=message.flags)

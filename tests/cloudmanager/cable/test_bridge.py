@@ -29,7 +29,7 @@ def test_fresh_cell_has_no_earlier_variables(bridged_board):
 
 def test_unix_board_is_a_board_like_any_other(bridged_unix):
     (facts,) = bridged_unix.info()
-    assert (facts["platform"], facts["client"], facts["state"]) == ("linux", "bridge 0.1", "idle")
+    assert (facts["platform"], facts["client"], facts["state"]) == ("esp8266", "bridge 0.1", "idle")
     assert facts["mpy"].startswith("6")
 
 

@@ -103,7 +103,7 @@ def test_blank_esp8266_joins_and_runs_a_cell(make_chip, go, fleet: Fleet, tmp_pa
     differ = [at for at in range(len(image)) if chip.flash[at] != image[at]]
     assert differ == [3]  # the flash's size, which esptool writes into the header as it found it
     (board,) = fleet["flashed-1"].info()
-    assert (board["labels"], board["platform"]) == ({"room": "lab"}, "linux")
+    assert (board["labels"], board["platform"]) == ({"room": "lab"}, "esp8266")
     assert (
         fleet["flashed-1"].run("import cm.state\ncm.state.console.__name__").value == "cm.console"
     )

@@ -33,7 +33,7 @@ def repl(chip):
 
 def test_facts_of_a_board(repl):
     facts = repl.facts()
-    assert facts["platform"] == "linux"
+    assert facts["platform"] == "esp8266"
     assert facts["version"] >= "1.28"
     assert facts["mpy"] == 6
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloudmanager.virtual import interrupt_thread
 from cloudmanager.virtual.interrupt_thread import InterruptThread
 
-ROOT = Path(interrupt_thread.__file__).parents[2]
 USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
 
 
@@ -67,25 +63,6 @@ def until(true: Callable[[], object], timeout: float = 2.0) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-def test_mailbox_tables_of_both_sides_are_equal() -> None:
-    pattern = re.compile(r"^(_[A-Z_]+) = (?:const\()?(\d+)\)?  # ", re.M)
-    ours = dict(pattern.findall((ROOT / "cloudmanager/virtual/interrupt_thread.py").read_text()))
-    theirs = dict(pattern.findall((ROOT / "mpy_client/cm/unix.py").read_text()))
-    names = {
-        "_USER_CODE_RUNS",
-        "_CELL_RUNS",
-        "_INTERRUPT_STATE",
-        "_INTERRUPTING",
-        "_OUTPUT_PENDING",
-        "_CALLBACK_SCHEDULED",
-        "_ASLEEP",
-        "_CALLBACK_ADDRESS",
-        "_DEADLINE",
-        "_LINK_FD",
-    }
-    assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
 def test_idle_thread_sleeps(board: tuple[InterruptThread, Library]) -> None:
