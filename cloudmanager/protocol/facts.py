@@ -115,6 +115,7 @@ FACTS: Final = (
     Fact("program", "program", volatile=True),
     Fact("block", "largest block", _read_number, _same, _size_text, volatile=True),
     Fact("flash", "free flash", _read_number, _same, _size_text),
+    Fact("watchdog", "watchdog"),
     Fact("reset", "started by", text=_reset_text),
     Fact("uptime", "uptime at connection", _read_number, _same, _uptime_text),
     Fact("address", "address"),

@@ -1,6 +1,6 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 899 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 932 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.facts import rssi
 from cm.firmware import binascii, gc, os, sys
@@ -39,6 +39,7 @@ def about(link, run, job, size):
         "heap": gc.mem_free(),
         "rssi": rssi() or None,
         "program": state.app_state,
+        "watchdog": state.watchdog.armed if state.watchdog else "",
     }
     from cm import hardware
 

@@ -207,6 +207,7 @@ def test_board_whose_heap_is_too_full_for_tls_restarts(lab, tmp_path):
 def test_configured_watchdog_is_armed_and_fed(lab):
     link = lab.boot(watchdog=30, chip_options={"port": "esp32-1.28"}).link()
     assert link.run("import machine\n__cm__((machine.dogs[0].timeout))").value == b"30000"
+    assert link.proof_fields["facts"]["watchdog"] == "hardware, 30 s"
     until = time.monotonic() + 10
     while link.run("import machine\n__cm__((machine.dogs[0].fed))").value == b"0":
         assert time.monotonic() < until

@@ -99,7 +99,7 @@ def link(tmp_path_factory):
 def test_board_sends_the_fields_of_protocol_md(link):
     assert set(link.proof_fields) == {"boot", "buf", "parts", "facts", "last"}
     facts = {"platform", "version", "mpy", "machine", "client", "heap", "rssi", "program"}
-    facts |= {"block", "uptime", "flash"}
+    facts |= {"block", "uptime", "flash", "watchdog"}
     assert set(link.proof_fields["facts"]) == facts
     assert (link.proof_fields["last"], "run" in link.proof_fields["parts"]) == (None, True)
 

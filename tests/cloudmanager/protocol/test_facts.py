@@ -27,6 +27,7 @@ REPORTED = {
     "program": "app.py",
     "block": 65_536,
     "flash": 800_000,
+    "watchdog": "timer, 60 s",
     "reset": "wdt",
     "uptime": 12,
     "address": "192.168.4.7",
