@@ -75,7 +75,7 @@ def server_state_file(folder: Path) -> Path:
 def read_token(path: Path) -> str | None:
     """Return the token in a file; None if there is none."""
     try:
-        return path.read_text(encoding="utf-8").strip() or None
+        return path.read_text(encoding="utf-8-sig").strip() or None
     except OSError:
         return None
 

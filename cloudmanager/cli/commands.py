@@ -20,6 +20,7 @@ from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
+from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
@@ -237,8 +238,8 @@ def _read_code(options: argparse.Namespace) -> str:
         if from_stdin:
             if sys.stdin.isatty():
                 print("Reading the cell from standard input; Ctrl-D ends it.", file=sys.stderr)
-            return sys.stdin.buffer.read().decode()
-        return Path(options.file).read_text(encoding="utf-8")
+            return decode_text(sys.stdin.buffer.read())
+        return decode_text(Path(options.file).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         name = "standard input" if from_stdin else options.file
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -71,7 +71,7 @@ def prepare_cell(text: str, prelude: str = "") -> Cell:
     A semicolon after the trailing expression suppresses its value, as in Jupyter.
 
     Args:
-        text: the cell, with any kind of line ends.
+        text: the cell, with any kind of line ends; a byte order mark is left out.
         prelude: assignments to run before it, one per line (see ``input_values``).
 
     Raises:
@@ -190,7 +190,8 @@ def _make_syntax(source: str) -> Syntax:
 
 
 def _normalize_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    """Return a text with newlines as line ends, and without a byte order mark."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _check_characters(source: str) -> None:

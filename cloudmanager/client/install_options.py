@@ -11,6 +11,7 @@ from typing import Any, Final, TypedDict, cast
 from cloudmanager import config
 
 from .sources import PathLike
+from .text_files import read_text
 
 #: Help for the names of packages.
 NAME_HELP = "such as logging@0.6.1, github:OWNER/REPO, pypi:NAME, a URL, ./FOLDER"
@@ -63,7 +64,7 @@ class InstallOptions:
         """
         path = Path(self.lock) if self.lock is not None else None
         must_read = path is not None and (self.locked or path.exists())
-        text = path.read_text(encoding="utf-8") if path and must_read else None
+        text = read_text(path) if path and must_read else None
         options: dict[str, Any] = {"lock": text, "locked": self.locked}
         options |= {"source_only": self.no_mpy, "indexes": dict(self.indexes or {})}
         return {**options, "target_dir": self.target_dir} if self.target_dir else options

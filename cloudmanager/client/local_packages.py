@@ -22,6 +22,7 @@ from cloudmanager.protocol.package_references import (
 from .package_manifests import MANIFEST_NAME, is_manifest, read_manifest
 from .sources import ContentSource, source_from_bytes, source_from_file, walk_files
 from .syncing import read_ignore_file
+from .text_files import read_text
 
 _MAX_DOCUMENTS: Final = 200  # documents and manifests that refer to each other
 
@@ -254,6 +255,6 @@ def _read_text(path: Path) -> str:
         PackageError: it is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        return read_text(path)
+    except ValueError as error:
         raise PackageError(f"{path.name} is not UTF-8 text") from error

@@ -18,6 +18,7 @@ from .keywords import show_keywords
 from .local_packages import is_local_source, local_package_name
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
+from .text_files import read_text
 from .verb import HasTarget, verb
 
 
@@ -167,7 +168,7 @@ def _group_by_request(
 
 def _read_requirements(path: Path) -> list[str]:
     requirements = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         text = line.partition(" #")[0].strip()
         if text and not text.startswith("#"):
             requirements.append(text)

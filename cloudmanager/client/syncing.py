@@ -20,6 +20,7 @@ from .file_jobs import (
 from .files import Entry
 from .progress import ProgressCallback
 from .runner import gather
+from .text_files import read_text
 from .uploads import UploadItem, upload_items
 from .verb import HasTarget
 
@@ -97,12 +98,12 @@ def read_ignore_file(folder: Path) -> GitIgnoreSpec:
     """Return the patterns of the paths in a folder that are not copied.
 
     Raises:
-        OSError: ``.mbmignore`` cannot be read.
+        OSError, ValueError: ``.mbmignore`` cannot be read.
     """
     from pathspec import GitIgnoreSpec  # takes 20 ms to import
 
     file = folder / IGNORE_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = read_text(file).split("\n") if file.exists() else []
     return GitIgnoreSpec.from_lines([*lines, *ALWAYS_IGNORED])
 
 

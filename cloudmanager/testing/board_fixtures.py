@@ -18,6 +18,7 @@ from typing import Any
 
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Boards, Fleet
+from cloudmanager.client.text_files import read_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result, Results
@@ -97,7 +98,7 @@ class _BoardsUnderTestBase:
         """Run a cell; an exception has only the test's own line in its traceback."""
         __tracebackhide__ = True
         failure: CloudmanagerError
-        text = code.read_text() if isinstance(code, Path) else textwrap.dedent(code)
+        text = read_text(code) if isinstance(code, Path) else textwrap.dedent(code)
         try:
             results = self._boards.run(text, timeout=timeout or self.timeout, **options)
             _print_output(results)

@@ -9,6 +9,7 @@ for file in plan.files[0x2806]:
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from cloudmanager.protocol.package_references import FORGE_NAMES
 from cm_server.limits import Limits
 
 from . import lock as locks
-from .cache import PackageCache, TokenCache
+from .cache import PackageCache, TokenCache, sha256
 from .compiler import Bytecode, CompileFailed, Compiler
 from .direct_sources import SentFilesSource, UrlSource
 from .forge import ForgeSource
@@ -294,9 +295,15 @@ class _PlanBuilder:
                 )
             return file
         compiled_path = other_form(file.path)
-        if board is None or compiled_path is None or not file.size:
+        if compiled_path is None or not file.size:
             return file
         content = await self._planner.read_content(file.sha256)
+        if content.startswith(BOM_UTF8):  # MicroPython takes it for a part of the first name
+            content = content.removeprefix(BOM_UTF8)
+            await asyncio.to_thread(self._planner.cache.put, content)
+            file = replace(file, sha256=sha256(content), size=len(content))
+        if board is None:
+            return file
         try:
             digest = await self._planner.compiler.compile(content, file.path, board)
         except CompileFailed as error:
