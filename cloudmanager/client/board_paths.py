@@ -30,6 +30,11 @@ def parse_board_path(text: str) -> str:
     return "/" + posixpath.normpath("/" + text[1:]).lstrip("/")
 
 
+def is_sendable(path: str) -> bool:
+    """Whether a path can be sent to boards: a local name that is not UTF-8 cannot."""
+    return path.isascii() or not re.search("[\ud800-\udfff]", path)
+
+
 def join_path(folder: str, name: str) -> str:
     """Return the path of a name in a folder of a board."""
     return posixpath.join(folder, name)

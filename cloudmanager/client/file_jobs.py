@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,6 +86,30 @@ async def upload_content(exchange: Exchange, source: ContentSource) -> None:
             await unconfirmed.popleft()
     for reply in unconfirmed:
         await reply
+
+
+#: Errors of a board that concern more than one file.
+_GENERAL_ERRORS: Final = frozenset(
+    (errno.EIO, errno.ENODEV, errno.ENOMEM, errno.ENOSPC, errno.EROFS)
+)
+_MAX_LISTED_ERRORS: Final = 3  # of the files of one board
+
+
+def is_refusal(error: Exception | None) -> bool:
+    """Whether an error concerns one path of a board only, so that other files can be copied."""
+    return isinstance(error, OSError) and error.errno not in (None, *_GENERAL_ERRORS)
+
+
+def join_errors(errors: Sequence[OSError]) -> OSError:
+    """Return the first of some errors, with the others in its message."""
+    first, *others = errors
+    if not others:
+        return first
+    listed = [f"{each.filename!r}: {each.strerror}" for each in others[:_MAX_LISTED_ERRORS]]
+    if len(others) > len(listed):
+        listed.append(f"and {len(others) - len(listed)} more")
+    why = f"{first.strerror} (also {'; '.join(listed)})"
+    return type(first)(first.errno, why, first.filename)
 
 
 def split_batches(ops: Iterable[FileOp]) -> Iterator[list[FileOp]]:

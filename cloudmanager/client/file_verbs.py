@@ -95,8 +95,11 @@ class FileVerbs(HasTarget):
     ) -> Results:
         """Copy files, folders or bytes to the boards; files that are equal there are not sent.
 
-        If ``dest`` ends in ``/`` or is an existing folder, the files are put into it under their
-        own names. Missing folders are made. An interrupted upload resumes where it stopped.
+        The places are those of rsync, the same on all boards, whatever is there: a folder ``app``
+        is copied to ``DEST/app``, the content of ``app/`` into ``DEST``. A single file is written
+        as ``DEST``, or into ``DEST`` if that ends in ``/``. Missing folders are made. An
+        interrupted upload resumes where it stopped. A file that a board refuses does not keep its
+        other files from it.
 
         Args:
             source: a file, a folder, several of them, or the bytes of one file.
@@ -105,10 +108,11 @@ class FileVerbs(HasTarget):
                 ``ProgressCallback``.
 
         Returns:
-            For each board, how many bytes were written.
+            For each board, how many bytes were written; its ``files`` says to how many files.
 
         Raises:
             OSError: a source cannot be read; nothing was sent.
+            ValueError: two files would be written to one path; nothing was sent.
         """
         return await uploads.upload(self, source, dest, progress)
 
@@ -182,7 +186,9 @@ class FileVerbs(HasTarget):
         """Make a folder on the boards equal to a local one; only differences are sent.
 
         ``.mbmignore`` in the folder has patterns of files to ignore, in the syntax of
-        ``.gitignore``. ``delete`` does not remove ignored files, nor those of the board's client.
+        ``.gitignore``. ``delete`` does not remove ignored files, nor those of the board's client;
+        it deletes before it writes. A file is also replaced by a folder, and an empty folder by a
+        file; a folder with content only with ``delete``.
 
         Args:
             folder: the local folder; symbolic links that lead out of it are not followed.

@@ -12,6 +12,7 @@ PathLike = str | os.PathLike[str]
 UploadOrigin = PathLike | bytes
 
 PIECE_BYTES: Final = 64 * 1024  # read and sent at a time
+EMPTY_DIGEST: Final = hashlib.sha256().hexdigest()  # of an empty file
 
 
 class ContentSource(NamedTuple):
@@ -62,22 +63,51 @@ def source_from_file(path: Path) -> ContentSource:
     return ContentSource(path, size, digest.hexdigest())
 
 
-def walk_files(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
-    """Yield (relative path, path) of the files below a folder, sorted.
+class LocalEntry(NamedTuple):
+    """A file or folder below a local folder: its path relative to that, and its path."""
 
-    Symbolic links that lead out of the folder, and links to folders, are skipped.
+    inner: PurePosixPath
+    path: Path
+    is_dir: bool
+
+
+def local_source(text: PathLike) -> Path:
+    """Return the path of what is copied; ``~`` is the home folder, unless a file is called so."""
+    path = Path(text)
+    return path if path.exists() else path.expanduser()
+
+
+def walk(folder: Path) -> Iterator[LocalEntry]:
+    """Yield what is below a folder, sorted: its files, then each of its folders with its content.
+
+    Symbolic links inside of the folder are followed; links that lead out of it, and links to a
+    folder that they are in, are skipped.
 
     Raises:
         OSError: a folder cannot be read.
     """
     root = folder.resolve()
-    for where, folders, names in os.walk(root, onerror=_raise_error):
-        folders[:] = sorted(name for name in folders if not (Path(where) / name).is_symlink())
-        for name in sorted(names):
-            path = Path(where) / name
-            if path.is_file() and path.resolve().is_relative_to(root):
-                yield PurePosixPath(path.relative_to(root).as_posix()), path
+    return _walk(root, root, PurePosixPath(), (root,))
 
 
-def _raise_error(error: OSError) -> None:
-    raise error
+def _walk(
+    root: Path, folder: Path, inner: PurePosixPath, parents: tuple[Path, ...]
+) -> Iterator[LocalEntry]:
+    present = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.exists() and path.resolve().is_relative_to(root)
+    ]
+    for path in present:
+        if path.is_file():
+            yield LocalEntry(inner / path.name, path, False)
+    for path in present:
+        target = path.resolve()
+        if path.is_dir() and target not in parents:
+            yield LocalEntry(inner / path.name, path, True)
+            yield from _walk(root, path, inner / path.name, (*parents, target))
+
+
+def walk_files(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
+    """Yield (relative path, path) of the files below a folder: see ``walk``."""
+    return ((entry.inner, entry.path) for entry in walk(folder) if not entry.is_dir)

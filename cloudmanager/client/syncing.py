@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import posixpath
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol.file_ops import STARTER_PATHS, FileOp, belongs_to_client
@@ -18,16 +20,26 @@ from .file_jobs import (
     run_file_ops_in_batches,
 )
 from .files import Entry
+from .moves import is_file, is_folder, kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .text_files import read_text
-from .uploads import UploadItem, upload_items
+from .uploads import UploadItem, UploadPlan, add_folder, add_unsendable, upload_items
 from .verb import HasTarget
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 IGNORE_FILE: Final = ".mbmignore"
+#: Patterns before those of ``.mbmignore``, which can undo them: ``!.env``.
+DEFAULT_IGNORED: Final = (
+    ".venv/",
+    ".env",
+    ".vscode/",
+    ".idea/",
+    ".DS_Store",
+    "*~",
+)
 #: Patterns that are ignored in addition to those in ``.mbmignore``.
 ALWAYS_IGNORED: Final = (
     IGNORE_FILE,
@@ -68,30 +80,40 @@ async def sync(
     boards: HasTarget, request: SyncRequest, progress: ProgressCallback | None
 ) -> Results:
     """Make a folder on the boards equal to a local one: see ``FileVerbs.sync``."""
-    folder = request.folder
+    folder = sources.local_source(request.folder)
     base = board_paths.parse_board_path(request.dest)
     ignored = read_ignore_file(folder)
-    items = [
-        UploadItem(sources.source_from_file(path), board_paths.join_path(base, str(inner)))
-        for inner, path in sources.walk_files(folder)
-        if not ignored.match_file(str(inner))
-    ]
-    hash_ops: list[FileOp] = [["hash", item.path, item.source.size] for item in items]
-    hashes = await run_file_ops_in_batches(boards, hash_ops or [["stat", "/"]])
-    results = as_file_results(hashes)
-    extra = await _find_extra_paths(boards, hashes, base, items, ignored) if request.delete else {}
-    plans = {
-        name: _make_plan(items, result.value, extra.get(name, ()))
-        for name, result in hashes.items()
+    local = UploadPlan([], [], [])
+    entries = [entry for entry in sources.walk(folder) if not _is_ignored(ignored, entry)]
+    add_folder(local, entries, base)
+    local = local._replace(folders=[path for path in local.folders if path != base])
+    wanted = _WantedPaths(local, base)
+    looked = await run_file_ops_in_batches(boards, wanted.look_ops())
+    results = as_file_results(looked)
+    states = {
+        name: _BoardState(wanted, dict(zip(wanted.paths(), result.value, strict=True)))
+        for name, result in looked.items()
         if result.ok
     }
+    await _add_listings(boards, states, base, delete=request.delete)
+    plans: dict[str, SyncPlan] = {}
+    for name, state in states.items():
+        try:
+            plans[name] = state.plan(base, ignored, delete=request.delete)
+        except OSError as error:
+            error.filename = f"{name}:{error.filename}"
+            results[name] = files.failed_result(name, error)
     if not request.dry_run:
-        results.update(as_file_results(await _apply_plans(boards, plans, items, progress)))
+        results.update(as_file_results(await _apply_plans(boards, plans, local.items, progress)))
     done = {
         name: result.with_value(plans[name]) if result.ok else result
         for name, result in results.items()
     }
-    return Results(done, hashes.left_out)
+    return add_unsendable(Results(done, looked.left_out), local.unsendable)
+
+
+def _is_ignored(ignored: GitIgnoreSpec, entry: sources.LocalEntry) -> bool:
+    return ignored.match_file(str(entry.inner) + "/" * entry.is_dir)
 
 
 def read_ignore_file(folder: Path) -> GitIgnoreSpec:
@@ -104,41 +126,142 @@ def read_ignore_file(folder: Path) -> GitIgnoreSpec:
 
     file = folder / IGNORE_FILE
     lines = read_text(file).split("\n") if file.exists() else []
-    return GitIgnoreSpec.from_lines([*lines, *ALWAYS_IGNORED])
+    return GitIgnoreSpec.from_lines([*DEFAULT_IGNORED, *lines, *ALWAYS_IGNORED])
 
 
-def _make_plan(
-    items: Sequence[UploadItem], hashes: Sequence[Any], extra: Sequence[str]
-) -> SyncPlan:
-    needed = [
-        item for item, digest in zip(items, hashes, strict=False) if digest != item.source.digest
-    ]
-    return SyncPlan(
-        tuple(item.path for item in needed),
-        tuple(extra),
-        len(items) - len(needed),
-        sum(item.source.size for item in needed),
-    )
+class _WantedPaths:
+    """The paths on boards that are compared: files, empty folders, and the folders above both.
+
+    Args:
+        local: the local files and empty folders.
+        base: the folder on the boards.
+    """
+
+    def __init__(self, local: UploadPlan, base: str) -> None:
+        self.sizes = {item.path: item.source.size for item in local.items}
+        self.digests = {item.path: item.source.digest for item in local.items}
+        self.empty_folders = set(local.folders)
+        leaves = [*self.sizes, *local.folders, posixpath.join(base, "x")]
+        parents = {str(parent) for path in leaves for parent in PurePosixPath(path).parents}
+        self.folders = sorted({*parents, *self.empty_folders} - {"/"})
+
+    def paths(self) -> list[str]:
+        """Return all paths, in the order of ``look_ops``."""
+        return [*self.sizes, *self.folders] or ["/"]
+
+    def look_ops(self) -> list[FileOp]:
+        """Return the operations that tell what is at each path."""
+        hash_ops: list[FileOp] = [["hash", path, size] for path, size in self.sizes.items()]
+        return [*hash_ops, *map(kind_op, self.folders)] or [kind_op("/")]
+
+    def kept_paths(self) -> set[str]:
+        """Return the paths that are not deleted; folders end in ``/``."""
+        return {*self.sizes, *(folder + "/" for folder in self.folders)}
 
 
-async def _find_extra_paths(
-    boards: HasTarget,
-    hash_results: Results,
-    base: str,
-    items: Sequence[UploadItem],
-    ignored: GitIgnoreSpec,
-) -> dict[str, tuple[str, ...]]:
-    """Return the paths on each board that do not exist locally; contents before their folder."""
-    reachable = [name for name, result in hash_results.items() if result.ok]
-    lists = Results({})
-    if reachable:
-        lists = await run_file_ops(boards, [["ls", base, True]], target=fold_names(reachable))
-    wanted = {item.path for item in items}
-    return {
-        name: _unwanted_paths(files.read_entries(result.value[0]), base, wanted, ignored)
-        for name, result in lists.items()
-        if result.ok  # else the folder does not exist yet
+class _BoardState:
+    """What a board has at the wanted paths, and what else it has.
+
+    Args:
+        wanted: the paths.
+        found: path -> the result of its operation.
+
+    Attributes:
+        entries: what is in the folder, or only in folders that are in the place of a file.
+    """
+
+    def __init__(self, wanted: _WantedPaths, found: dict[str, Any]) -> None:
+        self._wanted = wanted
+        self._found = found
+        self.entries: list[Entry] = []
+
+    def blocked_files(self) -> list[str]:
+        """Return the paths of files that are folders on the board."""
+        return [path for path in self._wanted.sizes if is_folder(self._found[path])]
+
+    def plan(self, base: str, ignored: GitIgnoreSpec, *, delete: bool) -> SyncPlan:
+        """Return what makes the board's folder equal to the local one.
+
+        A file in the place of a folder is replaced, and an empty folder in the place of a file; a
+        folder with content is only if ``delete`` deletes all of it.
+
+        Raises:
+            OSError: something that is not deleted is in the place of a file or folder.
+        """
+        extra = self._extra_paths(base, ignored) if delete else ()
+        needed = [
+            path for path, digest in self._wanted.digests.items() if self._found[path] != digest
+        ]
+        new_folders = [
+            path + "/"
+            for path in self._wanted.folders
+            if path in self._wanted.empty_folders and not is_folder(self._found[path])
+        ]
+        removed = [*extra, *self._obstacles(base, ignored, extra)]
+        return SyncPlan(
+            (*needed, *new_folders),
+            tuple(removed),
+            len(self._wanted.sizes) - len(needed),
+            sum(self._wanted.sizes[path] for path in needed),
+        )
+
+    def _extra_paths(self, base: str, ignored: GitIgnoreSpec) -> tuple[str, ...]:
+        listed = {entry.path for entry in self.entries}
+        # Paths that exist and are not listed: FAT ignores case, and lists them in another case.
+        aliases = {
+            path.lower()
+            for path, found in self._found.items()
+            if found is not None and path not in listed and path.startswith(base.rstrip("/") + "/")
+        }
+        entries = [
+            entry
+            for entry in self.entries
+            if entry.path.lower() not in aliases or entry.path in self._found
+        ]
+        return _unwanted_paths(entries, base, self._wanted.kept_paths(), ignored)
+
+    def _obstacles(self, base: str, ignored: GitIgnoreSpec, extra: Sequence[str]) -> list[str]:
+        """Return what has to be deleted besides ``extra``, so that the wanted paths can be made."""
+        obstacles = []
+        for path in self._wanted.folders:
+            if not is_file(self._found[path]) or path in extra:
+                continue
+            inner = path.removeprefix(base).lstrip("/")
+            if not path.startswith(base.rstrip("/") + "/") or ignored.match_file(inner):
+                raise NotADirectoryError(
+                    errno.ENOTDIR, "it is a file there, and has to be a folder", path
+                )
+            obstacles.append(path)
+        for path in self.blocked_files():
+            if path + "/" in extra:
+                continue
+            if any(entry.path.startswith(path + "/") for entry in self.entries):
+                raise IsADirectoryError(
+                    errno.EISDIR,
+                    "it is a folder with files there, and has to be a file: remove it, or sync "
+                    "with --delete, which keeps ignored files",
+                    path,
+                )
+            obstacles.append(path + "/")
+        return obstacles
+
+
+async def _add_listings(
+    boards: HasTarget, states: Mapping[str, _BoardState], base: str, *, delete: bool
+) -> None:
+    """List what is on the boards where that matters: all, or the folders in the place of files."""
+    paths = {
+        name: (base,) if delete else tuple(state.blocked_files()) for name, state in states.items()
     }
+    groups = [
+        (names, await run_file_ops(boards, [["ls", path, True]], target=fold_names(names)))
+        for names, listed in group_equal_plans(paths)
+        for path in listed
+    ]
+    for _, lists in groups:
+        for name, result in lists.items():
+            if result.ok:  # else the folder does not exist yet
+                states[name].entries += files.read_entries(result.value[0])
 
 
 def _unwanted_paths(
@@ -152,11 +275,16 @@ def _unwanted_paths(
         is_starter = has_client and entry.path.lower() in STARTER_PATHS
         return is_starter or belongs_to_client(entry.path) or ignored.match_file(inner)
 
-    kept = kept_paths | {entry.path for entry in entries if is_kept(entry)}
+    kept = {
+        entry.path
+        for entry in entries
+        if entry.path + "/" * entry.is_dir in kept_paths or is_kept(entry)
+    }
     unwanted = [
         entry
         for entry in entries
-        if entry.path not in kept and not any(path.startswith(entry.path + "/") for path in kept)
+        if entry.path not in kept
+        and not (entry.is_dir and any(path.startswith(entry.path + "/") for path in kept))
     ]
     unwanted.sort(key=lambda entry: (entry.is_dir, -entry.path.count("/"), entry.path))
     return tuple(entry.path + "/" * entry.is_dir for entry in unwanted)
@@ -184,17 +312,16 @@ async def _apply_plan(
     items: Sequence[UploadItem],
     progress: ProgressCallback | None,
 ) -> Results:
-    results: Results | None = None
-    if plan.put:
-        needed = [item for item in items if item.path in plan.put]
-        results = await upload_items(boards, target, needed, progress)
+    results = Results({})
+    if plan.delete:
+        delete_ops: list[FileOp] = [
+            ["rmdir", path.rstrip("/")] if path.endswith("/") else ["rm", path, False]
+            for path in plan.delete
+        ]
+        results = await run_file_ops_in_batches(boards, delete_ops, target=target)
         target = fold_names([name for name, result in results.items() if result.ok])
-    if not plan.delete or not target:
-        return results or Results({})
-    delete_ops: list[FileOp] = [
-        ["rmdir", path.rstrip("/")] if path.endswith("/") else ["rm", path, False]
-        for path in plan.delete
-    ]
-    return Results(
-        {**(results or {}), **await run_file_ops_in_batches(boards, delete_ops, target=target)}
-    )
+    if not plan.put or not target:
+        return results
+    needed = [item for item in items if item.path in plan.put]
+    folders = [path.rstrip("/") for path in plan.put if path.endswith("/")]
+    return Results({**results, **await upload_items(boards, target, needed, progress, folders)})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from cloudmanager.protocol.file_ops import FileOp
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from . import board_paths, sources
+from . import board_paths, files, sources
 from .file_jobs import (
     as_file_results,
     group_equal_plans,
+    is_refusal,
+    join_errors,
     run_file_ops,
     split_batches,
     upload_content,
@@ -34,6 +37,20 @@ class UploadItem(NamedTuple):
     path: str
 
 
+class UploadPlan(NamedTuple):
+    """What to copy.
+
+    Attributes:
+        items: the files.
+        folders: paths on the boards of folders without a file.
+        unsendable: local files whose name no board can have.
+    """
+
+    items: list[UploadItem]
+    folders: list[str]
+    unsendable: list[Path]
+
+
 async def upload(
     boards: HasTarget,
     source: UploadOrigin | Sequence[PathLike],
@@ -42,62 +59,104 @@ async def upload(
 ) -> Results:
     """Copy files to the boards: see ``FileVerbs.put``."""
     dest_path = board_paths.parse_board_path(dest)
-    is_folder = dest.endswith(("/", ":"))
+    is_folder = dest == ":" or dest.endswith("/")
     if isinstance(source, bytes):
         if is_folder:
             raise ValueError(f"bytes need a file name after {dest}")
         item = UploadItem(sources.source_from_bytes(source), dest_path)
-        return await upload_items(boards, boards.target, [item], progress)
+        return _explain_folders(await upload_items(boards, boards.target, [item], progress), dest)
     if isinstance(source, str | os.PathLike):
-        origins = [Path(source)]
+        origins = [source]
     else:
-        origins = [Path(each) for each in source]
+        origins = list(source)
         is_folder = True
-    items_in_folder = _make_items(origins, dest_path, keep_origin_name=True)
-    if not items_in_folder:  # only empty folders
-        ops = [["makedirs", dest_path]]
-        if is_folder:
-            names = [origin.resolve().name for origin in origins]
-            ops = [["makedirs", board_paths.join_path(dest_path, name)] for name in names]
-        return await run_file_ops(boards, ops, make_value=_sum_written)
-    if is_folder:
-        return await upload_items(boards, boards.target, items_in_folder, progress)
-    items = _make_items(origins, dest_path, keep_origin_name=False)
-    if origins[0].is_dir():
-        return await _upload_folder(boards, dest_path, items, items_in_folder, progress)
-    return await _upload_file(boards, items, items_in_folder, progress)
+    plan = _make_plan(origins, dest_path, is_folder=is_folder)
+    results = await upload_items(boards, boards.target, plan.items, progress, plan.folders)
+    results = add_unsendable(results, plan.unsendable)
+    return results if is_folder else _explain_folders(results, dest)
 
 
-async def _upload_file(
-    boards: HasTarget,
-    items: list[UploadItem],
-    items_in_folder: list[UploadItem],
-    progress: ProgressCallback | None,
-) -> Results:
-    """Copy a file; on boards where the destination is a folder, into that folder."""
-    results = await upload_items(boards, boards.target, items, progress)
-    folders = [name for name, result in results.items() if _is_folder(result)]
-    if not folders:
+def _explain_folders(results: Results, dest: str) -> Results:
+    """Add to the errors of boards where the file ``dest`` is a folder how to copy into that."""
+    path = board_paths.parse_board_path(dest)
+    explained = dict(results)
+    for name, result in results.items():
+        error = result.error
+        if isinstance(error, IsADirectoryError) and error.filename == f"{name}:{path}":
+            why = f"Is a directory; {dest}/ is the place for a file in it"
+            explained[name] = files.failed_result(
+                name, IsADirectoryError(error.errno, why, error.filename)
+            )
+    return Results(explained, results.left_out)
+
+
+def _make_plan(origins: Sequence[PathLike], dest_path: str, *, is_folder: bool) -> UploadPlan:
+    """Return what to copy, by rsync's rules: a folder keeps its name, unless it ends in a slash.
+
+    Raises:
+        OSError: an origin cannot be read.
+        ValueError: two files would be written to one path.
+    """
+    plan = UploadPlan([], [], [])
+    origin_by_path: dict[str, PathLike] = {}
+    for origin in origins:
+        local = sources.local_source(origin)
+        name = os.path.basename(os.fspath(origin).replace(os.sep, "/"))  # noqa: PTH119  # "" after /
+        is_content = name in ("", ".", "..")
+        first_new = len(plan.items)
+        if local.is_dir():
+            base = dest_path if is_content else board_paths.join_path(dest_path, name)
+            add_folder(plan, sources.walk(local), base)
+        elif is_content:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(origin))
+        else:
+            path = board_paths.join_path(dest_path, name) if is_folder else dest_path
+            _add_file(plan, local, path)
+        for item in plan.items[first_new:]:
+            other = origin_by_path.setdefault(item.path, origin)
+            if other is not origin:
+                raise ValueError(f"{other} and {origin} would both be written to :{item.path}")
+    return plan
+
+
+def add_folder(plan: UploadPlan, entries: Iterable[sources.LocalEntry], base: str) -> None:
+    """Add what is in a local folder, so that it is in the folder ``base`` on the boards."""
+    folders = {base: False}  # path on the boards -> whether something is in it
+    for inner, path, is_dir in entries:
+        place = board_paths.join_path(base, str(inner))
+        parent = place.rpartition("/")[0] or "/"
+        folders[parent] = True
+        if is_dir:
+            folders.setdefault(place, False)
+        else:
+            _add_file(plan, path, place)
+    plan.folders.extend(
+        path
+        for path, is_used in folders.items()
+        if not is_used and path != "/" and board_paths.is_sendable(path)
+    )
+
+
+def _add_file(plan: UploadPlan, local: Path, path: str) -> None:
+    if board_paths.is_sendable(path):
+        plan.items.append(UploadItem(sources.source_from_file(local), path))
+    else:
+        plan.unsendable.append(local)
+
+
+def add_unsendable(results: Results, unsendable: Sequence[Path]) -> Results:
+    """Make each board's result a failure if there are files whose name no board can have."""
+    if not unsendable:
         return results
-    more = await upload_items(boards, fold_names(folders), items_in_folder, progress)
-    return Results({**results, **more}, results.left_out)
-
-
-def _is_folder(result: Result) -> bool:
-    return isinstance(result.error, OSError) and result.error.errno == errno.EISDIR
-
-
-async def _upload_folder(
-    boards: HasTarget,
-    dest_path: str,
-    items: list[UploadItem],
-    items_in_folder: list[UploadItem],
-    progress: ProgressCallback | None,
-) -> Results:
-    """Copy a folder; on boards where the destination exists, into it, as ``cp -r`` does."""
-    stats = await run_file_ops(boards, [["stat", dest_path]])
-    plans = {name: items_in_folder if result.ok else items for name, result in stats.items()}
-    return await upload_per_board(boards, plans, progress, stats.left_out)
+    names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unsendable]
+    errors = [OSError(errno.EILSEQ, "not sent: the name is not UTF-8 text", name) for name in names]
+    failed = dict(results)
+    for name, result in results.items():
+        if result.ok:
+            failed[name] = files.failed_result(name, join_errors(errors))
+        elif isinstance(result.error, OSError):
+            failed[name] = files.failed_result(name, join_errors([result.error, *errors]))
+    return Results(failed, results.left_out)
 
 
 async def upload_per_board(
@@ -117,49 +176,25 @@ async def upload_per_board(
     return Results({name: merged[name] for name in plans if name in merged}, left_out)
 
 
-def _make_items(origins: list[Path], dest_path: str, *, keep_origin_name: bool) -> list[UploadItem]:
-    """Return the files of some local paths, each with its path on the board.
-
-    With ``keep_origin_name``, the name of the origin is appended to ``dest_path``.
-    """
-    items = []
-    for origin in origins:
-        base = (
-            board_paths.join_path(dest_path, origin.resolve().name)
-            if keep_origin_name
-            else dest_path
-        )
-        if origin.is_dir():
-            items += [
-                UploadItem(sources.source_from_file(path), board_paths.join_path(base, str(inner)))
-                for inner, path in sources.walk_files(origin)
-            ]
-        else:
-            items.append(UploadItem(sources.source_from_file(origin), base))
-    return items
-
-
 async def upload_items(
-    boards: HasTarget, target: str, items: Sequence[UploadItem], progress: ProgressCallback | None
+    boards: HasTarget,
+    target: str,
+    items: Sequence[UploadItem],
+    progress: ProgressCallback | None,
+    folders: Sequence[str] = (),
 ) -> Results:
-    """Copy files to all boards of a target, in as many jobs as needed."""
-    by_digest = {item.source.digest: item.source for item in items}
-    totals = UploadTotals(sum(item.source.size for item in items), progress)
-    left_out: tuple[str, ...] | None = None
-    for batch in split_batches(_upload_ops(items)):
-        for op in batch:
-            if op[0] == "put":
-                await upload_content(boards.exchange(), by_digest[op[2]])
-        results = await run_file_ops(
-            boards, batch, target=target, make_value=_sum_written, on_moved=totals.on_moved
-        )
-        left_out = results.left_out if left_out is None else left_out
-        totals.add(results)
-        succeeded = [name for name, result in results.items() if result.ok]
-        if not succeeded:
+    """Copy files to all boards of a target, and make folders, in as many jobs as needed.
+
+    A file that a board refuses does not keep the board's other files from it.
+    """
+    uploader = _Uploader(boards, items, progress)
+    ops = [*_upload_ops(items), *(["makedirs", path] for path in folders)]
+    for batch in split_batches(ops or [["stat", "/"]]):
+        names = await uploader.run(target, batch)
+        if not names:
             break
-        target = fold_names(succeeded)
-    return Results(totals.results(), left_out or ())
+        target = fold_names(names)
+    return uploader.results()
 
 
 def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:
@@ -171,42 +206,112 @@ def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:
         if folder not in existing_folders:
             existing_folders.add(folder)
             ops.append(["makedirs", folder])
+        if not item.source.size:  # the number of bytes does not tell whether it was written
+            ops.append(["hash", item.path, 0])
         ops.append(["put", item.path, item.source.digest])
     return ops
 
 
-def _sum_written(op_results: list[Any]) -> int:
-    return sum(count for count in op_results if count is not None)
+class WrittenBytes(int):
+    """How many bytes were written.
+
+    Attributes:
+        files: how many files were written; an empty file has no bytes.
+    """
+
+    files: int = 0
+
+    @classmethod
+    def of(cls, size: int, files: int) -> WrittenBytes:
+        """Return this number of bytes, written to this number of files."""
+        written = cls(size)
+        written.files = files
+        return written
 
 
-class UploadTotals:
-    """Combines the results of successive jobs: one result per board, with the sum of its bytes."""
+def _count_written(ops: Sequence[FileOp], op_results: list[Any]) -> WrittenBytes:
+    """Return what the results of a job say was written."""
+    size = files_written = 0
+    before: object = sources.EMPTY_DIGEST
+    for op, op_result in zip(ops, op_results, strict=True):
+        if op[0] == "put":
+            size += op_result
+            files_written += bool(op_result) or before != sources.EMPTY_DIGEST
+        before = op_result if op[0] == "hash" else sources.EMPTY_DIGEST
+    return WrittenBytes.of(size, files_written)
 
-    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
-        self._total = total
+
+class _Uploader:
+    """Runs the jobs of an upload and combines their results: one per board, with all its bytes."""
+
+    def __init__(
+        self, boards: HasTarget, items: Sequence[UploadItem], progress: ProgressCallback | None
+    ) -> None:
+        self._boards = boards
+        self._by_digest = {item.source.digest: item.source for item in items}
+        self._total = sum(item.source.size for item in items)
         self._progress = progress
+        self._left_out: tuple[str, ...] | None = None
         self._last_results: dict[str, FileResult] = {}
-        self._bytes_written: dict[str, int] = {}
+        self._written: dict[str, WrittenBytes] = {}
         self._seconds: dict[str, float] = {}
+        self._refusals: dict[str, list[OSError]] = {}
 
-    def on_moved(self, board: str, moved: int) -> None:
+    async def run(self, target: str, ops: Sequence[FileOp]) -> list[str]:
+        """Run operations on boards; return the boards that can go on.
+
+        Where an operation fails, each of them is run alone.
+        """
+        for op in ops:
+            if op[0] == "put":
+                await upload_content(self._boards.exchange(), self._by_digest[op[2]])
+        results = await run_file_ops(
+            self._boards,
+            ops,
+            target=target,
+            make_value=functools.partial(_count_written, ops),
+            on_moved=self._on_moved,
+        )
+        if self._left_out is None:
+            self._left_out = results.left_out
+        going_on = [name for name, result in results.items() if result.ok]
+        refusing = [name for name, result in results.items() if is_refusal(result.error)]
+        is_single = len(ops) == 1
+        for board, result in as_file_results(results).items():
+            if is_single or board not in refusing:
+                self._add(result)
+        if not is_single:
+            for op in ops:
+                if refusing:
+                    refusing = await self.run(fold_names(refusing), [op])
+        return going_on + refusing
+
+    def _on_moved(self, board: str, moved: int) -> None:
         """Report progress: the bytes that a board's present job has transferred."""
         if self._progress is not None:
-            self._progress(board, self._bytes_written.get(board, 0) + moved, self._total)
+            self._progress(board, self._written.get(board, 0) + moved, self._total)
 
-    def add(self, results: Results) -> None:
-        """Add the results of a job; their values are numbers of bytes."""
-        for board, result in as_file_results(results).items():
-            self._seconds[board] = self._seconds.get(board, 0.0) + result.elapsed
-            self._last_results[board] = result
-            if result.ok:
-                self._bytes_written[board] = self._bytes_written.get(board, 0) + result.value
-
-    def results(self) -> dict[str, Result]:
-        """Return the combined result of each board."""
-        return {
-            board: result.with_value(
-                self._bytes_written.get(board, 0), self._seconds[board] - result.elapsed
+    def _add(self, result: FileResult) -> None:
+        board = result.board
+        self._seconds[board] = self._seconds.get(board, 0.0) + result.elapsed
+        self._last_results[board] = result
+        error = result.error
+        if isinstance(error, OSError) and is_refusal(error):
+            self._refusals.setdefault(board, []).append(error)
+        elif result.ok:
+            before = self._written.get(board, WrittenBytes())
+            self._written[board] = WrittenBytes.of(
+                before + result.value, before.files + result.value.files
             )
-            for board, result in self._last_results.items()
-        }
+
+    def results(self) -> Results:
+        """Return the combined result of each board."""
+        combined: dict[str, Result] = {}
+        for board, result in self._last_results.items():
+            outcome = result
+            if board in self._refusals and (result.ok or is_refusal(result.error)):
+                outcome = files.failed_result(board, join_errors(self._refusals[board]))
+            combined[board] = outcome.with_value(
+                self._written.get(board, WrittenBytes()), self._seconds[board] - outcome.elapsed
+            )
+        return Results(combined, self._left_out or ())

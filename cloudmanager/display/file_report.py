@@ -95,7 +95,8 @@ def value_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(_value_lines(value))
     if isinstance(value, int):
-        return f"{size_text(value)} written" if value else "already up to date"
+        is_new = value or getattr(value, "files", 0)
+        return f"{size_text(value)} written" if is_new else "already up to date"
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return "" if value is None else str(value)

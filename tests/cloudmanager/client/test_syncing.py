@@ -109,3 +109,112 @@ def test_folder_with_ignored_files_is_not_deleted(tmp_path: Path):
         Entry("/data/a.mbm-part", False, 1),
     ]
     assert _unwanted_paths(there, "/", set(), read_ignore_file(tmp_path)) == ("/lib/x.py",)
+
+
+def board_tree(boards: Boards) -> set[str]:
+    found = [
+        {entry.path.removeprefix("/s/") + "/" * entry.is_dir for entry in result.value}
+        for result in boards.ls(":s", recursive=True).values()
+    ]
+    assert found[0] == found[-1]
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "delete", "expected"),
+    [
+        ("x", "x/a", False, {"x/", "x/a"}),
+        ("x", "x/a", True, {"x/", "x/a"}),
+        ("x", "x/y/z/a", False, {"x/", "x/y/", "x/y/z/", "x/y/z/a"}),
+        ("x/", "x", False, {"x"}),
+        ("x/", "x", True, {"x"}),
+        ("x/a", "x", True, {"x"}),
+        ("x/y/z/a", "x/y", True, {"x/", "x/y"}),
+        ("x", "x/", False, {"x/"}),
+        ("x/a", "y/", True, {"y/"}),
+        ("X", "x", True, {"x"}),
+    ],
+)
+def test_file_and_folder_replace_each_other(two, tmp_path: Path, there, here, delete, expected):
+    put_place(two, there)
+    make_local(tmp_path / "l", here)
+    before = two.sync(tmp_path / "l", ":s", delete=delete, dry_run=True)
+    done = two.sync(tmp_path / "l", ":s", delete=delete)
+    assert done.to_dict() == before.to_dict()
+    assert board_tree(two) == expected
+    (again,) = plans(two.sync(tmp_path / "l", ":s", delete=delete))
+    assert (again.put, again.delete) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "delete", "error"),
+    [
+        ("x/a", "x", False, IsADirectoryError),
+        ("x/a.key", "x", True, IsADirectoryError),
+        ("x.key", "x.key/a", True, NotADirectoryError),
+    ],
+)
+def test_what_is_not_deleted_stays_and_nothing_is_written(
+    two, tmp_path: Path, there, here, delete, error
+):
+    put_place(two, there)
+    make_local(tmp_path / "l", here)
+    make_local(tmp_path / "l", "new")
+    (tmp_path / "l/.mbmignore").write_text("*.key\n!x.key/\n!x.key/a\n")
+    results = two.sync(tmp_path / "l", ":s", delete=delete)
+    assert [type(result.error) for result in results.values()] == [error, error]
+    assert board_tree(two) == {there, *([there.partition("/")[0] + "/"] if "/" in there else [])}
+
+
+def test_folder_does_not_replace_a_file_that_is_the_destination(two, tmp_path: Path):
+    two.put(b"kept", ":s")
+    make_local(tmp_path / "l", "a")
+    for dest in (":s", ":s/deep"):
+        results = two.sync(tmp_path / "l", dest, delete=True)
+        assert all(isinstance(each.error, NotADirectoryError) for each in results.values())
+    assert two.read(":s")["demo-1"].value == b"kept"
+
+
+def put_place(boards: Boards, place: str) -> None:
+    boards.mkdir(":s")
+    if place.endswith("/"):
+        boards.mkdir(f":s/{place}")
+    else:
+        boards.put(b"old", f":s/{place}")
+
+
+def make_local(folder: Path, place: str) -> None:
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_text("new")
+
+
+@pytest.mark.parametrize("name", [".venv/a", ".env", ".vscode/a", "a.py~", "x/.env", ".idea/a"])
+def test_files_of_tools_are_ignored_unless_asked_for(tmp_path: Path, name):
+    assert read_ignore_file(tmp_path).match_file(name)
+    (tmp_path / ".mbmignore").write_text("!*\n!.*\n")
+    assert not read_ignore_file(tmp_path).match_file(name)
+
+
+def test_links_inside_of_the_folder_are_followed(two: Boards, tmp_path: Path):
+    make_local(tmp_path / "l", "real/a.py")
+    make_local(tmp_path / "out", "secret")
+    (tmp_path / "l/again").symlink_to("real")
+    (tmp_path / "l/real/up").symlink_to("..")
+    (tmp_path / "l/self").symlink_to("self")
+    (tmp_path / "l/out").symlink_to(tmp_path / "out")
+    (tmp_path / "l/file").symlink_to("real/a.py")
+    two.sync(tmp_path / "l", ":s")
+    assert board_tree(two) == {"again/", "again/a.py", "file", "real/", "real/a.py"}
+
+
+def test_name_that_is_not_utf8_fails_alone(two: Boards, tmp_path: Path):
+    make_local(tmp_path / "l", "good")
+    make_local(tmp_path / "l", "bad\udcff")
+    make_local(tmp_path / "l", "new\nline")
+    results = two.sync(tmp_path / "l", ":s")
+    assert all("bad\\\\xff" in str(result.error) for result in results.values())
+    assert board_tree(two) == {"good", "new\nline"}

@@ -1,4 +1,4 @@
-"""Destinations of copied files, as with mpremote's `cp`; and copies of many files."""
+"""Destinations of copied files, by rsync's rules; and copies of many files."""
 
 from __future__ import annotations
 
@@ -35,26 +35,54 @@ def files(boards: Boards, board: str = "demo-1") -> list[str]:
 
 @pytest.mark.parametrize(
     ("dest", "found"),
-    [(":u/x.py", "x.py"), (":u/", "a.py"), (":u", "a.py"), (":u/n/m/", "n/m/a.py")],
+    [(":u/x.py", "x.py"), (":u/", "a.py"), (":u/n/m/", "n/m/a.py"), (":u/n/m", "n/m")],
 )
 def test_file_is_copied_to_its_destination(two: Boards, src: Path, dest, found):
     two.put(src / "a.py", dest).raise_for_error()
     assert files(two) == files(two, "demo-2") == [found]
 
 
+@pytest.mark.parametrize("there", ["", ":u/new", ":u/new/src"])
 @pytest.mark.parametrize(
-    ("dest", "below"), [(":u/new", "new/"), (":u/new/", "new/src/"), (":u", "src/")]
+    ("origin", "dest", "below"),
+    [
+        ("src", ":u/new", "new/src/"),
+        ("src", ":u/new/", "new/src/"),
+        ("src", ":u", "src/"),
+        ("src/", ":u/new", "new/"),
+        ("src/", ":u/new/", "new/"),
+        ("src/.", ":u/new", "new/"),
+        ("src/sub/..", ":u", ""),
+        ("link", ":u", "link/"),
+        ("link/", ":u", ""),
+    ],
 )
-def test_folder_is_copied_completely(two: Boards, src: Path, dest, below):
-    two.put(src, dest).raise_for_error()
-    assert files(two) == [f"{below}a.py", f"{below}sub/b.py"]
+def test_folder_is_copied_to_one_place_whatever_is_there(
+    two: Boards, fleet: Fleet, src: Path, there, origin, dest, below
+):
+    (src.parent / "link").symlink_to("src")
+    if there:
+        fleet["demo-1"].mkdir(there, parents=True)
+    for _ in range(2):
+        two.put(f"{src.parent}/{origin}", dest).raise_for_error()
+        assert files(two) == files(two, "demo-2") == [f"{below}a.py", f"{below}sub/b.py"]
 
 
-def test_empty_folder_is_made(two: Boards, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("origin", "dest", "folders"),
+    [
+        ("none", ":u/", ["none"]),
+        ("none", ":u/other", ["other", "other/none"]),
+        ("none/", ":u/other", ["other"]),
+        ("with", ":u", ["with", "with/a", "with/a/b"]),
+    ],
+)
+def test_empty_folder_is_made(two: Boards, tmp_path: Path, origin, dest, folders):
     (tmp_path / "none").mkdir()
-    assert two.put(tmp_path / "none", ":u/").to_dict() == {"demo-1": 0, "demo-2": 0}
-    assert two.put(tmp_path / "none", ":u/other").ok
-    assert [entry.name for entry in two.ls(":u")["demo-1"].value] == ["none", "other"]
+    (tmp_path / "with/a/b").mkdir(parents=True)
+    assert two.put(f"{tmp_path}/{origin}", dest).to_dict() == {"demo-1": 0, "demo-2": 0}
+    found = two.ls(":u", recursive=True)["demo-1"].value
+    assert [entry.path.removeprefix("/u/") for entry in found] == folders
 
 
 def test_several_sources_are_put_into_a_folder(two: Boards, src: Path):
@@ -62,11 +90,44 @@ def test_several_sources_are_put_into_a_folder(two: Boards, src: Path):
     assert files(two) == ["n/a.py", "n/sub/b.py"]
 
 
-def test_destination_may_be_a_folder_on_some_boards(two: Boards, src: Path, fleet: Fleet):
+@pytest.mark.parametrize("content", ["file", b"bytes"])
+def test_file_does_not_go_into_a_folder_without_a_slash(two, src: Path, fleet: Fleet, content):
     fleet["demo-2"].mkdir(":u/x")
-    assert two.put(src / "a.py", ":u/x").ok
+    results = two.put(src / "a.py" if content == "file" else content, ":u/x")
+    assert results["demo-1"].ok
+    assert isinstance(results["demo-2"].error, IsADirectoryError)
+    assert ":u/x/ is the place" in str(results["demo-2"].error)
     assert files(two) == ["x"]
-    assert files(two, "demo-2") == ["x/a.py"]
+    assert files(two, "demo-2") == []
+
+
+@pytest.mark.parametrize(
+    ("origins", "message"),
+    [(["a.py", "sub/../a.py"], "would both"), (["a.py", "other/a.py"], "would both")],
+)
+def test_two_files_for_one_path_are_refused(two: Boards, src: Path, origins, message):
+    (src / "other").mkdir()
+    (src / "other/a.py").write_text("other")
+    with pytest.raises(ValueError, match=message):
+        two.put([src / origin for origin in origins], ":u/")
+    assert files(two) == []
+
+
+def test_home_folder_is_found(two: Boards, src: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(src))
+    assert two.put("~/a.py", ":u/").ok
+    assert two.put("~/sub/", ":u/").ok
+    assert files(two) == ["a.py", "b.py"]
+
+
+def test_what_was_written_tells_new_empty_files(two: Boards, tmp_path: Path):
+    (tmp_path / "__init__.py").touch()
+    for _ in range(2):
+        first = two.put(tmp_path / "__init__.py", ":u/pack/")["demo-1"].value
+        assert (first, first.files) == (0, 1)
+        again = two.put(tmp_path / "__init__.py", ":u/pack/")["demo-1"].value
+        assert (again, again.files) == (0, 0)
+        two.put(b"x", ":u/pack/__init__.py")
 
 
 def test_bytes_need_a_file_name(two: Boards):
@@ -78,11 +139,11 @@ def test_many_files_need_several_jobs_and_have_one_result(two: Boards, tmp_path:
     (tmp_path / "many").mkdir()
     for n in range(60):
         (tmp_path / f"many/{n}.py").write_bytes(os.urandom(100 + n))
-    result = two.put(tmp_path / "many", ":u/many")
+    result = two.put(tmp_path / "many", ":u")
     assert result.to_dict() == dict.fromkeys(result, sum(100 + n for n in range(60)))
     assert len(files(two)) == 60
-    assert two.put(tmp_path / "many", ":u/many/").ok  # and again, below its name
-    assert len(files(two)) == 120
+    assert two.put(tmp_path / "many", ":u/").to_dict() == dict.fromkeys(result, 0)
+    assert len(files(two)) == 60
 
 
 def test_failing_board_does_not_stop_others(two: Boards, tmp_path: Path, fleet: Fleet):
@@ -94,6 +155,16 @@ def test_failing_board_does_not_stop_others(two: Boards, tmp_path: Path, fleet: 
     assert isinstance(results["demo-1"].error, IsADirectoryError)
     assert results["demo-2"].ok
     assert len(files(two, "demo-2")) == 60
+    assert len(files(two, "demo-1")) == 59
+
+
+def test_names_that_a_board_cannot_have_fail_alone(two: Boards, src: Path):
+    for name in ("bad\udcff.py", "new\nline.py", "co:lon.py", "y" * 254):
+        (src / name).write_text(name[:3])
+    results = two.put(src, ":u")
+    assert not results.ok
+    assert "bad" in str(results["demo-1"].error)
+    assert [len(each) for each in files(two)] == [8, 13, 15, 12]
 
 
 def test_missing_source_sends_nothing(two: Boards, src: Path):
