@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.sources import local_source
 from cloudmanager.display.file_report import files_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.results.results import Results
@@ -24,7 +24,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         "sources",
         nargs="+",
         metavar="FILE",
-        help="files or folders; the last may be their destination on the boards, such as :lib/",
+        help="files or folders; the last may be their destination on the boards, such as :lib/ "
+        "(default: their root); a folder is copied under its name, FOLDER/ without it",
     )
     down = add_verb("board-download", download, "copy a file or folder from boards")
     down.add_argument("target", metavar="TARGET")
@@ -33,8 +34,9 @@ def add_verbs(add_verb: AddVerb) -> None:
         "folder",
         nargs="?",
         default=".",
-        metavar="FOLDER",
-        help="local destination; several boards get a subfolder each (default: here)",
+        metavar="DEST",
+        help="local file, or folder if it exists or ends in /; several boards get a subfolder "
+        "each (default: here)",
     )
     same = add_verb("board-sync", sync, "make a folder on boards equal to a local folder")
     same.add_argument("target", metavar="TARGET")
@@ -42,7 +44,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "folder", metavar="FOLDER", help="local folder; its .mbmignore lists files to leave out"
     )
     same.add_argument(
-        "dest", nargs="?", default=":/", metavar="DEST", help="folder on the boards (default: :/)"
+        "dest", nargs="?", default=":/", metavar=":DEST", help="folder on the boards (default: :/)"
     )
     same.add_argument(
         "--delete", action="store_true", help="delete files on the boards that are not in FOLDER"
@@ -74,14 +76,19 @@ def _macro_list() -> str:
 def upload(options: argparse.Namespace) -> int:
     """Copy files or folders to boards."""
     *sources, dest = options.sources
-    # The last argument is the destination, unless it is the only one or names a local file.
-    is_dest = _is_board_path(dest) or not Path(dest).exists()
-    if not sources or not is_dest:
-        sources = options.sources
-        dest = ":/"
-    one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
+    if not _is_board_path(dest):
+        sources, dest = options.sources, ":/"
+    if not sources:
+        return print_usage_error(f"nothing to copy to {dest}: name files or folders before it.")
+    *_, last = sources
+    if len(sources) > 1 and dest == ":/" and not local_source(last).exists():
+        return print_usage_error(
+            f"there is no file {last} here, and a place on the boards begins with a colon: "
+            f":{last}. Nothing was copied."
+        )
+    one = sources[0] if len(sources) == 1 else sources
     with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
-        results = fleet[options.target].put(one, _board_path(dest), progress=progress)
+        results = fleet[options.target].put(one, dest, progress=progress)
     return print_results(results, options)
 
 
@@ -95,14 +102,18 @@ def download(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Make a folder on boards equal to a local one; with ``--watch``, repeat until Ctrl-C."""
-    if not Path(options.folder).is_dir():
+    if not local_source(options.folder).is_dir():
         return print_usage_error(f"{options.folder} is not a folder.")
+    if not _is_board_path(options.dest):
+        return print_usage_error(
+            f"a place on the boards begins with a colon: :{options.dest}. Nothing was copied."
+        )
     with Fleet() as fleet:
         status = _sync_once(fleet, options)
         if options.watch:
             from watchfiles import watch  # importing it takes 30 ms
 
-            for _ in watch(options.folder, raise_interrupt=True):
+            for _ in watch(local_source(options.folder), raise_interrupt=True):
                 status = _sync_once(fleet, options)
     return status
 
@@ -111,7 +122,7 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
     with ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].sync(
             options.folder,
-            _board_path(options.dest),
+            options.dest,
             delete=options.delete,
             dry_run=options.dry_run,
             progress=progress,
@@ -126,7 +137,23 @@ def run_board_macro(options: argparse.Namespace) -> int:
             results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
         except ValueError as error:
             return print_usage_error(str(error))
+    if options.macro == "cat" and not options.json and write_content(results):
+        return OK
     return print_results(results, options)
+
+
+def write_content(results: Results) -> bool:
+    """Write the file of a single board to standard output, byte by byte; return whether it was.
+
+    On a terminal, the file is shown as text instead: its bytes could be commands to the terminal.
+    """
+    if len(results) != 1 or not results.ok or results.left_out or sys.stdout.isatty():
+        return False
+    (content,) = results.to_dict().values()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+    return True
 
 
 def print_results(results: Results, options: argparse.Namespace) -> int:

@@ -1,11 +1,12 @@
 """Paths on boards, written with a leading ``:``, and local file names from boards; no I/O.
 
-A path that a board sends cannot lead out of the folder on this machine: each part must be a valid
-file name, on this and on any other operating system.
+A path that a board sends cannot lead out of the folder on this machine: each part must be a plain
+file name. The rules of Windows for names hold on Windows only.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import unicodedata
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 _WINDOWS_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
-_FORBIDDEN_CHARS: Final = frozenset('<>:"/\\|?*')
+_SEPARATORS: Final = frozenset("/\\")
+_WINDOWS_FORBIDDEN: Final = frozenset('<>:"|?*')
 _MAX_NAME_BYTES: Final = 255  # on common file systems (ext4, NTFS, APFS)
 
 
@@ -61,19 +63,24 @@ def local_path(folder: Path, path: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def check_local_name(name: str) -> None:
-    """Refuse a name that is not a plain file name on every operating system.
+def check_local_name(name: str, *, windows: bool = os.name == "nt") -> None:
+    """Refuse a name that is not a plain file name.
 
     Raises:
-        ValueError: it has a separator or a control character, is reserved, or is too long.
+        ValueError: it has a separator of any operating system or a control character, or is too
+            long; or on Windows, it is reserved there or has a character that is.
     """
-    plain = (
+    is_plain = (
         name not in ("", ".", "..")
-        and not set(name) & _FORBIDDEN_CHARS
+        and not set(name) & _SEPARATORS
         and not any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name)
-        and not name.endswith((".", " "))
-        and not _WINDOWS_RESERVED.fullmatch(name)
         and len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+        and not (windows and _is_illegal_on_windows(name))
     )
-    if not plain:
+    if not is_plain:
         raise ValueError(f"{name[:64]!r} is not a valid local file name; it was left on the board")
+
+
+def _is_illegal_on_windows(name: str) -> bool:
+    has_forbidden = bool(set(name) & _WINDOWS_FORBIDDEN) or name.endswith((".", " "))
+    return has_forbidden or _WINDOWS_RESERVED.fullmatch(name) is not None

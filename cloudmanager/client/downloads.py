@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import secrets
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,15 @@ from . import board_paths, files
 from .file_jobs import (
     as_file_results,
     group_equal_plans,
+    is_refusal,
+    join_errors,
     run_file_ops,
     split_batches,
 )
 from .files import FileResult
 from .progress import ProgressCallback
 from .runner import gather
+from .sources import PathLike, local_source
 from .verb import HasTarget
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
@@ -45,14 +49,16 @@ class RequestedFile(NamedTuple):
 
 
 async def download(
-    boards: HasTarget, path: str, folder: Path, progress: ProgressCallback | None
+    boards: HasTarget, origin: str, dest: PathLike, progress: ProgressCallback | None
 ) -> Results:
     """Copy a file or folder from the boards: see ``FileVerbs.get``."""
-    path = board_paths.parse_board_path(path)
+    path = board_paths.parse_board_path(origin)
+    folder = local_source(dest)
     stats = await run_file_ops(
         boards, [["stat", path]], make_value=lambda op_results: files.read_stat(op_results[0])
     )
-    file_name = path.rpartition("/")[2]
+    name = path.rpartition("/")[2]
+    folder_per_board = len(stats) + len(stats.left_out) > 1
     results: dict[str, Result] = dict(stats)
     plans: dict[str, tuple[RequestedFile, ...]] = {}
     folders = []
@@ -60,13 +66,16 @@ async def download(
         if result.ok and result.value.is_dir:
             folders.append(board)
         elif result.ok:
-            plans[board] = (RequestedFile(path, file_name, result.value.size),)
-    for board, listing in (await _list_folders(boards, folders, path)).items():
+            is_folder = folder.is_dir() or os.fspath(dest).replace(os.sep, "/").endswith("/")
+            if not (folder_per_board or is_folder):
+                folder, name = folder.parent, folder.name
+            plans[board] = (RequestedFile(path, name, result.value.size),)
+    top = path if origin.endswith("/") else path.rpartition("/")[0]
+    for board, listing in (await _list_folders(boards, folders, path, top)).items():
         if isinstance(listing, Result):
             results[board] = listing
         else:
             plans[board] = listing
-    folder_per_board = len(stats) > 1
     downloads = [
         _download_files(
             boards, names, requested, DownloadSink(folder, folder_per_board, requested), progress
@@ -128,9 +137,16 @@ class _MemorySink:
 
 
 async def _list_folders(
-    boards: HasTarget, names: Sequence[str], path: str
+    boards: HasTarget, names: Sequence[str], path: str, top: str
 ) -> dict[str, tuple[RequestedFile, ...] | Result]:
-    """Return the files in a folder of each board, or the result of the job that failed."""
+    """Return the files in a folder of each board, or the result of the job that failed.
+
+    Args:
+        boards: the boards, for the connection.
+        names: the names of those that have the folder.
+        path: of the folder.
+        top: the folder to which the paths of the files are relative.
+    """
     if not names:
         return {}
     results = await run_file_ops(
@@ -142,9 +158,8 @@ async def _list_folders(
     found: dict[str, tuple[RequestedFile, ...] | Result] = {}
     for board, result in results.items():
         if result.ok:
-            parent = path.rpartition("/")[0]
             found[board] = tuple(
-                RequestedFile(entry.path, entry.path.removeprefix(parent).lstrip("/"), entry.size)
+                RequestedFile(entry.path, entry.path.removeprefix(top).lstrip("/"), entry.size)
                 for entry in result.value
                 if not entry.is_dir
             )
@@ -162,27 +177,50 @@ async def _download_files(
 ) -> dict[str, Result]:
     """Copy the same files from some boards; return each board's result."""
     total = sum(each.size for each in requested)
-    target = fold_names(names)
     received = dict.fromkeys(names, 0)  # bytes of the finished jobs
     results = {name: files.empty_result(name) for name in names}
+    refusals: dict[str, list[OSError]] = {}
 
     def on_moved(board: str, job_bytes: int) -> None:
         if progress is not None:
             progress(board, received[board] + job_bytes, total)
 
-    ops: list[FileOp] = [["get", each.path] for each in requested]
-    for batch in split_batches(ops):
-        part = as_file_results(
-            await run_file_ops(boards, batch, target=target, sink=sink, on_moved=on_moved)
+    async def run(names: list[str], batch: Sequence[RequestedFile]) -> list[str]:
+        """Copy files; return the boards that can go on. Where one fails, each is copied alone."""
+        sink.expect(names, batch)
+        ops: list[FileOp] = [["get", each.path] for each in batch]
+        part = await run_file_ops(
+            boards, ops, target=fold_names(names), sink=sink, on_moved=on_moved
         )
-        for board, result in part.items():
-            results[board] = sink.finish_job(result)
-            if result.ok:
+        going_on: list[str] = []
+        refusing: list[str] = []
+        for board, result in as_file_results(part).items():
+            outcome = sink.finish_job(result)
+            error = outcome.error
+            if outcome.ok:
+                going_on.append(board)
                 received[board] += sum(op_result[0] for op_result in result.op_results)
-        succeeded = [name for name in part if results[name].ok]
-        if not succeeded:
-            break
-        target = fold_names(succeeded)
+            elif isinstance(error, OSError) and is_refusal(error):
+                refusing.append(board)
+                if len(batch) == 1:
+                    refusals.setdefault(board, []).append(error)
+            if outcome.ok or board not in refusing:
+                results[board] = outcome
+        if len(batch) > 1:
+            for each in batch:
+                if refusing:
+                    refusing = await run(refusing, [each])
+        return going_on + refusing
+
+    pending = list(requested)
+    going_on = list(names)
+    for batch in split_batches(["get", each.path] for each in requested):
+        now, pending = pending[: len(batch)], pending[len(batch) :]
+        if going_on:
+            going_on = await run(going_on, now)
+    for board, errors in refusals.items():
+        if results[board].ok:
+            results[board] = files.failed_result(board, join_errors(errors))
     return {
         board: result.with_value(sink.finished_paths(board)) for board, result in results.items()
     }
@@ -206,6 +244,11 @@ class DownloadSink:
         self._started: dict[str, list[_FileDownload]] = {}
         self._pending: dict[str, Iterator[RequestedFile]] = {}
         self._finished_paths: dict[str, list[Path]] = {}
+
+    def expect(self, names: Sequence[str], requested: Sequence[RequestedFile]) -> None:
+        """Prepare for the next job on some boards, which sends these files in this order."""
+        for name in names:
+            self._pending[name] = iter(requested)
 
     def start_file(self, board: str) -> None:
         """Begin a board's next file.

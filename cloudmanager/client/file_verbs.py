@@ -151,17 +151,22 @@ class FileVerbs(HasTarget):
     ) -> Results:
         """Copy a file or a folder from the boards; from several boards, into a folder per board.
 
-        File names from boards are not trusted: a name that is not a plain file name is an error.
+        A file of one board is copied as ``cp`` does: to the name ``folder``, or into the folder
+        ``folder`` if that exists or ends in ``/``. A folder ``:log`` is copied to ``folder/log``,
+        the content of ``:log/`` into ``folder``. Missing local folders are made.
+
+        File names from boards are not trusted: a name that is not a plain file name is an error,
+        and the other files are copied.
 
         Args:
             path: what to copy, such as ``:log.txt``.
-            folder: the local folder; it is made if missing.
+            folder: the local place.
             progress: see ``put``.
 
         Returns:
             For each board, the local ``Path`` of the file; for a folder, a list of them.
         """
-        return await downloads.download(self, path, Path(folder), progress)
+        return await downloads.download(self, path, folder, progress)
 
     @verb
     async def read(self, path: str, *, progress: ProgressCallback | None = None) -> Results:

@@ -6,6 +6,7 @@ A board's ``OSError`` is raised as Python's own, with ``BOARD:PATH`` as file nam
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -172,11 +173,19 @@ def _error_line(board: str, error: Exception) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value that JSON can encode: named tuples as objects, paths as text."""
+    """Return a value that JSON can encode: named tuples as objects, paths and bytes as text.
+
+    Bytes that are not UTF-8 are an object: ``{"base64": …}``.
+    """
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: _to_json(each) for name, each in value._asdict().items()}
     if isinstance(value, list | tuple):
         return [_to_json(each) for each in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
     return str(value) if isinstance(value, os.PathLike) else value
 
 

@@ -98,7 +98,7 @@ def value_text(value: Any) -> str:
         is_new = value or getattr(value, "files", 0)
         return f"{size_text(value)} written" if is_new else "already up to date"
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "replace").replace("\r\n", "\n")
     return "" if value is None else str(value)
 
 

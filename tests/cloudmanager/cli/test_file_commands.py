@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Fleet
+from cloudmanager.cli.command_line import main
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.cloudmanager.conftest import WAIT, background
 
@@ -28,9 +29,9 @@ def test_upload_and_download(mbm, work: Path):
     assert (ran.status, "5 bytes written" in ran.out) == (0, True)
     (work / "b.py").write_text("b = 1")
     assert mbm("board-upload", "demo-1", "a.py", "b.py", ":c/").status == 0
-    assert mbm("board-upload", "demo-1", "a.py", "c/named.py").status == 0
-    assert mbm("board", "demo-1", "cat", "c/named.py").out == "a = 1\n"
-    ran = mbm("board-download", "demo-1", ":c/a.py", "out", "--json")
+    assert mbm("board-upload", "demo-1", "a.py", ":c/named.py").status == 0
+    assert mbm("board", "demo-1", "cat", "c/named.py").out == "a = 1"
+    ran = mbm("board-download", "demo-1", ":c/a.py", "out/", "--json")
     assert ran.json["demo-1"]["value"] == "out/a.py"
     assert (work / "out/a.py").read_text() == "a = 1"
     assert mbm("board-download", "demo-[1-2]", "c/a.py").status == 0
@@ -113,3 +114,58 @@ def test_macros_run_on_boards(mbm, work: Path):
     assert mbm("board", "demo-1", "rm", "no").status == 1
     ran = mbm("board", "demo-1", "lss")
     assert (ran.status, "Did you mean ls?" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("a.py", "b.py"), ("a.py", "b/"), ("a.py", "c"), ("a.py", "c/b.py"), (":c",), ("a.py", "~x")],
+)
+def test_place_of_an_upload_is_not_guessed(mbm, work: Path, fleet: Fleet, words):
+    (work / "a.py").write_text("a")
+    fleet["demo-1"].mkdir(":c")
+    before = fleet["demo-1"].ls(":/", recursive=True).value
+    ran = mbm("board-upload", "demo-1", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert "begins with a colon" in ran.err or "nothing to copy" in ran.err
+    assert fleet["demo-1"].ls(":/", recursive=True).value == before
+
+
+def test_place_of_a_sync_is_not_guessed(mbm, work: Path):
+    for name in ("one", "two"):
+        (work / name).mkdir()
+    ran = mbm("board-sync", "demo-1", "one", "two")
+    assert (ran.status, ":two" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"a",
+        b"a\n",
+        b"a\r\nb\r\n",
+        b"a\rb",
+        b"\n\n",
+        bytes(range(256)),
+        b"\xef\xbb\xbfa",
+        b"a\0",
+    ],
+)
+def test_cat_writes_the_bytes_of_a_file(work: Path, fleet: Fleet, content, capfdbinary):
+    fleet["demo-1"].put(content, ":c/f")
+    with pytest.raises(SystemExit) as ended:
+        main(["board", "demo-1", "cat", ":c/f"])
+    assert ended.value.code == 0
+    assert capfdbinary.readouterr().out == content
+
+
+@pytest.mark.parametrize(("content", "value"), [(b"\xc3\xa9", "é"), (b"\xff", {"base64": "/w=="})])
+def test_cat_as_json(mbm, work: Path, fleet: Fleet, content, value):
+    fleet["demo-1"].put(content, ":c/f")
+    assert mbm("board", "demo-1", "cat", ":c/f", "--json").json["demo-1"]["value"] == value
+
+
+def test_upload_of_an_empty_file_says_whether_it_is_new(mbm, work: Path):
+    (work / "__init__.py").touch()
+    said = [mbm("board-upload", "demo-1", "__init__.py", ":c/").out for _ in range(2)]
+    assert said == ["0 bytes written\n", "already up to date\n"]
