@@ -7,21 +7,25 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
+from cloudmanager.client.sources import expand_patterns
 from cloudmanager.results.results import Results
 
-from .base import TargetMagics, make_parser
+from .base import TargetMagics, make_parser, without_traceback
 from .magic_options import MagicParser
 
 _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a path on the boards.
 
-%board_cp lab-* main.py :            to the boards' root, under its own name
-%board_cp lab-* src/ :lib/           a whole folder
+%board_cp lab-* *.py :               to the boards' root, under their own names
+%board_cp lab-* app :lib             a folder: /lib/app; `app/` is only what is in it: /lib
+%board_cp lab-* a.py :new.py         to a name; `:new/` is a folder
 %board_cp lab-1 :log.txt .           from a board; from several boards, into a folder for each
 
 Identical files are not sent again, and an interrupted copy resumes where it stopped.
 """
 _LS_HELP: Final = "List a folder on boards, by default the root: %board_ls lab-1 :lib"
-_RM_HELP: Final = "Remove a file from boards, or with -r a folder: %board_rm lab-* :old.py"
+_RM_HELP: Final = (
+    "Remove files from boards, or with -r folders: %board_rm lab-* :old.py :logs/*.csv"
+)
 _SYNC_HELP: Final = """Make a folder on boards equal to a local one: %board_sync lab-* src :lib
 
 Only differences are sent. `.mbmignore` in the folder excludes files, as .gitignore does.
@@ -96,13 +100,17 @@ class FileMagics(TargetMagics):
             )
         *sources, dest = words
         if dest.startswith(":"):
-            source = sources[0] if len(sources) == 1 else sources
+            with without_traceback():
+                found = expand_patterns(sources)
+            source = sources[0] if found == sources[:1] else found
             return self._run_verb(lambda progress: boards.put(source, dest, progress=progress))
         if len(sources) != 1 or not sources[0].startswith(":"):
             raise UsageError(
                 "Either TO or a single FROM must be a path on the boards, such as `:lib/`."
             )
-        return self._run_verb(lambda progress: boards.get(sources[0], dest, progress=progress))
+        return self._run_verb(
+            lambda progress: boards.get(sources[0], dest, glob=True, progress=progress)
+        )
 
     board_cp.__doc__ = _CP_PARSER.format_help()
 
@@ -119,9 +127,13 @@ class FileMagics(TargetMagics):
     def board_rm(self, line: str) -> Results:
         """Remove files; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_RM_PARSER, line)
-        if len(words) != 1:
-            raise UsageError("Usage: %board_rm TARGET :PATH (one file, or with -r one folder)")
-        return self._run_verb(lambda _: boards.rm(words[0], recursive=options.recursive))
+        if not words:
+            raise UsageError("Usage: %board_rm TARGET :PATH… (files, or with -r folders)")
+
+        def remove(path: str) -> Results:
+            return self._run_verb(lambda _: boards.rm(path, recursive=options.recursive, glob=True))
+
+        return [remove(word) for word in words][-1]
 
     board_rm.__doc__ = _RM_PARSER.format_help()
 

@@ -214,7 +214,7 @@ MACROS: Final[dict[str, Macro]] = {
     "rm": Macro(
         ("PATH",),
         "remove a file; with -r, a folder and everything in it",
-        lambda boards, path, **options: boards.rm(_board_path(path), **options),
+        lambda boards, path, **options: boards.rm(_board_path(path), glob=True, **options),
         dict.fromkeys(("-r", "-rf", "-fr", "-R", "--recursive"), "recursive"),
     ),
     "mv": Macro(

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 
+from cloudmanager.client.board_globs import has_pattern
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.client.sources import local_source
+from cloudmanager.client.sources import expand_patterns, local_source
 from cloudmanager.display.file_report import files_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.results.results import Results
@@ -81,22 +82,28 @@ def upload(options: argparse.Namespace) -> int:
     if not sources:
         return print_usage_error(f"nothing to copy to {dest}: name files or folders before it.")
     *_, last = sources
-    if len(sources) > 1 and dest == ":/" and not local_source(last).exists():
+    if len(sources) > 1 and dest == ":/" and not is_here(last):
         return print_usage_error(
             f"there is no file {last} here, and a place on the boards begins with a colon: "
             f":{last}. Nothing was copied."
         )
-    one = sources[0] if len(sources) == 1 else sources
+    found = expand_patterns(sources)
+    one = sources[0] if found == sources[:1] else found
     with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].put(one, dest, progress=progress)
     return print_results(results, options)
+
+
+def is_here(text: str) -> bool:
+    """Whether a text names a local file, or is a pattern of local files."""
+    return local_source(text).exists() or has_pattern(text)
 
 
 def download(options: argparse.Namespace) -> int:
     """Copy a file or folder from boards."""
     path = _board_path(options.path)
     with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
-        results = fleet[options.target].get(path, options.folder, progress=progress)
+        results = fleet[options.target].get(path, options.folder, glob=True, progress=progress)
     return print_results(results, options)
 
 

@@ -48,17 +48,45 @@ class RequestedFile(NamedTuple):
     size: int
 
 
+class DownloadRequest(NamedTuple):
+    """What to copy, and to where.
+
+    Attributes:
+        origin: the file or folder on the boards, with a colon.
+        dest: the local place.
+        target: the boards; "" for the boards that the verb was called for.
+        folder_per_board: whether each board gets a folder of its own; None if there are several.
+    """
+
+    origin: str
+    dest: PathLike
+    target: str = ""
+    folder_per_board: bool | None = None
+
+
 async def download(
     boards: HasTarget, origin: str, dest: PathLike, progress: ProgressCallback | None
 ) -> Results:
     """Copy a file or folder from the boards: see ``FileVerbs.get``."""
+    return await download_from(boards, DownloadRequest(origin, dest), progress)
+
+
+async def download_from(
+    boards: HasTarget, request: DownloadRequest, progress: ProgressCallback | None
+) -> Results:
+    """Copy a file or folder from some boards: see ``FileVerbs.get``."""
+    origin, dest, target, folder_per_board = request
     path = board_paths.parse_board_path(origin)
     folder = local_source(dest)
     stats = await run_file_ops(
-        boards, [["stat", path]], make_value=lambda op_results: files.read_stat(op_results[0])
+        boards,
+        [["stat", path]],
+        target=target,
+        make_value=lambda op_results: files.read_stat(op_results[0]),
     )
     name = path.rpartition("/")[2]
-    folder_per_board = len(stats) + len(stats.left_out) > 1
+    if folder_per_board is None:
+        folder_per_board = len(stats) + len(stats.left_out) > 1
     results: dict[str, Result] = dict(stats)
     plans: dict[str, tuple[RequestedFile, ...]] = {}
     folders = []

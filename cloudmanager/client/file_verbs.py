@@ -6,10 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
-from . import board_paths, downloads, files, moves, sources, syncing, uploads
-from .file_jobs import run_file_ops
+from . import board_globs, board_paths, downloads, files, moves, sources, syncing, uploads
+from .file_jobs import (
+    as_file_results,
+    group_equal_plans,
+    run_file_ops,
+    run_file_ops_in_batches,
+)
 from .progress import ProgressCallback
 from .sources import PathLike, UploadOrigin
 from .verb import HasTarget, verb
@@ -67,8 +73,13 @@ class FileVerbs(HasTarget):
         )
 
     @verb
-    async def rm(self, path: str, *, recursive: bool = False) -> Results:
-        """Remove a file; with ``recursive``, a folder with its contents."""
+    async def rm(self, path: str, *, recursive: bool = False, glob: bool = False) -> Results:
+        """Remove a file; with ``recursive``, a folder with its contents.
+
+        With ``glob``, the path may be a pattern, such as ``:logs/*.csv``.
+        """
+        if glob and board_globs.has_pattern(path):
+            return await _remove_matches(self, path, recursive=recursive)
         return await run_file_ops(
             self, [["rm", board_paths.parse_board_path(path), recursive]], make_value=_no_value
         )
@@ -147,6 +158,7 @@ class FileVerbs(HasTarget):
         path: str,
         folder: PathLike = ".",
         *,
+        glob: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Results:
         """Copy a file or a folder from the boards; from several boards, into a folder per board.
@@ -161,11 +173,15 @@ class FileVerbs(HasTarget):
         Args:
             path: what to copy, such as ``:log.txt``.
             folder: the local place.
+            glob: whether the path may be a pattern, such as ``:*.log``; what matches is copied
+                into the folder ``folder``.
             progress: see ``put``.
 
         Returns:
             For each board, the local ``Path`` of the file; for a folder, a list of them.
         """
+        if glob and board_globs.has_pattern(path):
+            return await _download_matches(self, path, folder, progress)
         return await downloads.download(self, path, folder, progress)
 
     @verb
@@ -210,6 +226,45 @@ class FileVerbs(HasTarget):
         """
         request = syncing.SyncRequest(Path(folder), dest, delete, dry_run)
         return await syncing.sync(self, request, progress)
+
+
+async def _remove_matches(boards: HasTarget, pattern: str, *, recursive: bool) -> Results:
+    """Remove what matches a pattern on each board."""
+    found = await board_globs.find(boards, pattern)
+    results = dict(found)
+    for names, paths in group_equal_plans(_matches(found)):
+        ops = [["rm", path, recursive] for path in paths]
+        removed = await run_file_ops_in_batches(boards, ops, target=fold_names(names))
+        for name, result in as_file_results(removed).items():
+            results[name] = result.with_value(None)
+    return Results(results, found.left_out)
+
+
+async def _download_matches(
+    boards: HasTarget, pattern: str, dest: PathLike, progress: ProgressCallback | None
+) -> Results:
+    """Copy what matches a pattern from each board."""
+    found = await board_globs.find(boards, pattern)
+    results = dict(found)
+    local_paths: dict[str, list[Path]] = {name: [] for name in _matches(found)}
+    for name, paths in _matches(found).items():
+        for path in paths:
+            request = downloads.DownloadRequest(
+                f":{path}", f"{dest}/", name, len(found) + len(found.left_out) > 1
+            )
+            result = (await downloads.download_from(boards, request, progress))[name]
+            if not result.ok:
+                results[name] = result
+                continue
+            value = result.value
+            local_paths[name] += value if isinstance(value, list) else [value]
+    for name, result in as_file_results(results).items():
+        results[name] = result.with_value(local_paths[name]) if result.ok else result
+    return Results(results, found.left_out)
+
+
+def _matches(found: Results) -> dict[str, tuple[str, ...]]:
+    return {name: result.value for name, result in found.items() if result.ok}
 
 
 def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -61,6 +63,26 @@ def source_from_file(path: Path) -> ContentSource:
             digest.update(piece)
             size += len(piece)
     return ContentSource(path, size, digest.hexdigest())
+
+
+def expand_patterns(texts: Sequence[str]) -> list[str]:
+    """Return local paths, with patterns such as ``*.py`` replaced by what matches, as a shell does.
+
+    A pattern that is the name of a file stays.
+
+    Raises:
+        FileNotFoundError: nothing matches a pattern.
+    """
+    paths: list[str] = []
+    for text in texts:
+        if not glob.has_magic(text) or Path(text).exists():
+            paths.append(text)
+            continue
+        found = sorted(glob.glob(os.path.expanduser(text)))  # noqa: PTH111, PTH207  # keeps a final /
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, "No file matches", text)
+        paths += found
+    return paths
 
 
 class LocalEntry(NamedTuple):

@@ -107,3 +107,46 @@ def test_words_may_be_quoted_and_options_may_be_anywhere():
     assert (parsed.target, parsed.words) == ("lab-* & all", ["my src", ":"])
     assert parsed.options.delete
     assert parsed.options.dry_run
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%board_cp demo-1 *.py :magic", ["a.py", "b.py"]),
+        ("%board_cp demo-1 [a]*.py c.txt :magic", ["a.py", "c.txt"]),
+        ("%board_cp demo-1 sub/*.py :magic", ["d.py"]),
+        ("%board_cp demo-1 ? :magic/", ["?"]),
+        ("%board_cp demo-1 ~/a.py :magic/", ["a.py"]),
+        ("%board_cp demo-1 ~/*.txt :magic/", ["c.txt"]),
+    ],
+)
+def test_local_patterns_are_expanded(shell: Shell, work: Path, monkeypatch, line, expected):  # noqa: F811
+    monkeypatch.setenv("HOME", str(work))
+    (work / "sub").mkdir()
+    for name in ("a.py", "b.py", "c.txt", ".hidden.py", "sub/d.py", "?"):
+        (work / name).write_text(name)
+    shell.run(line)
+    assert shell.error is None
+    shell.run("r = %board_ls demo-1 :magic")
+    assert [entry.name for entry in shell.ip.user_ns["r"].value] == expected
+    shell.run("%board_rm -r demo-1 :magic")
+
+
+def test_pattern_without_a_match_is_one_line(shell: Shell, work: Path):  # noqa: F811
+    assert "No file matches: '*.py'" in shell.run("%board_cp demo-1 *.py :")
+    assert "No file matches: 'demo-1:/*.nope'" in shell.run("%board_rm demo-1 :*.nope")
+
+
+def test_patterns_of_boards_are_expanded(shell: Shell, work: Path):  # noqa: F811
+    for name in ("a.log", "b.log", "c.txt", "sub/d.log"):
+        shell.run(f"%%board_writefile demo-[1-2] :magic/{name}\nx")
+    shell.run("%board_rm demo-2 :magic/b.log")
+    shell.run("%board_cp demo-[1-2] :magic/*.log got")
+    found = sorted(path.relative_to(work / "got").as_posix() for path in work.rglob("*.log"))
+    assert found == ["demo-1/a.log", "demo-1/b.log", "demo-2/a.log"]
+    shell.run("%board_rm demo-[1-2] :magic/*.log :magic/*/*.log")
+    assert shell.error is None
+    shown = shell.run("%board_ls -r demo-[1-2] :magic")
+    assert ("log" in shown, "c.txt" in shown) == (False, True)
+    shell.run("%board_rm -r demo-[1-2] :mag*")
+    assert "magic" not in shell.run("%board_ls demo-[1-2]")
