@@ -245,6 +245,8 @@ async def _download_matches(
 ) -> Results:
     """Copy what matches a pattern from each board."""
     found = await board_globs.find(boards, pattern)
+    if set(_matches(found).values()) == {(board_paths.parse_board_path(pattern),)}:
+        return await downloads.download(boards, pattern, dest, progress)  # it is a file's name
     results = dict(found)
     local_paths: dict[str, list[Path]] = {name: [] for name in _matches(found)}
     for name, paths in _matches(found).items():

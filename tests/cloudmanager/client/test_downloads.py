@@ -182,3 +182,27 @@ def test_name_that_cannot_be_used_here_fails_alone(one: Boards, tmp_path: Path, 
     assert "left on the board" in str(result.error)
     found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"data.bin", "deep.bin", "12:30.csv"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "dest", "expected"),
+    [
+        (":d/*.bin", "g", {"g/data.bin"}),
+        (":d/*", "g", {"g/data.bin", "g/sub/deep.bin", "g/a[1].txt"}),
+        (":d/*/d*", "g", {"g/deep.bin"}),
+        (":d/a[1].txt", "g", {"g"}),
+        (":*/data.???", "g/", {"g/data.bin"}),
+    ],
+)
+def test_pattern_is_copied_into_a_folder(one, tmp_path: Path, monkeypatch, pattern, dest, expected):
+    monkeypatch.chdir(tmp_path)
+    one.put(b"name", ":d/a[1].txt")
+    assert one.get(pattern, dest, glob=True).ok
+    found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()}
+    assert found == expected
+
+
+def test_pattern_without_a_match_fails_on_that_board(two: Boards, one: Boards, tmp_path: Path):
+    results = two.get(":d/*.bin", tmp_path, glob=True)
+    assert results["demo-1"].value == [tmp_path / "demo-1/data.bin"]
+    assert isinstance(results["demo-2"].error, FileNotFoundError)
