@@ -42,6 +42,10 @@ async def move(boards: HasTarget, source: str, dest: str) -> Results:
     """Rename a file or folder: see ``FileVerbs.mv``."""
     path = board_paths.parse_board_path(source)
     to = board_paths.parse_board_path(dest)
+    if path == "/":
+        raise ValueError(f"{source} is the root of the boards' files, which cannot be moved")
+    if path == to:
+        raise ValueError(f"{source} and {dest} are the same path; nothing was moved")
     inner = board_paths.join_path(to, path.rpartition("/")[2])
     looked = await run_file_ops(boards, [kind_op(each) for each in (path, to, inner)])
     kinds = {name: result.value for name, result in looked.items() if result.ok}

@@ -52,11 +52,26 @@ def test_path_is_renamed_or_moved_into_a_folder(two: Boards, path, to, expected)
 
 
 @pytest.mark.parametrize(
-    "to", [":m/logs", ":m/logs/", ":m/logs/old", ":m/./logs/a/../old", ":m/LOGS/old", ":m/"]
+    "to", [":m/logs/old", ":m/./logs/a/../old", ":m/LOGS/old", ":m/logs/old/", ":m/"]
 )
 def test_folder_is_not_moved_into_itself(two: Boards, to):
     with pytest.raises(ValueError, match="into itself"):
         two.mv(":m/logs", to)
+    assert tree(two) == ALL
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "why"),
+    [
+        (":m/logs", ":m/logs/", "same path"),
+        (":m/a.txt", ":m/./a.txt", "same path"),
+        (":", ":m/x", "the root"),
+        (":m/..", ":m/x/", "the root"),
+    ],
+)
+def test_move_without_a_meaning_is_refused(two: Boards, path, to, why):
+    with pytest.raises(ValueError, match=why):
+        two.mv(path, to)
     assert tree(two) == ALL
 
 
