@@ -108,7 +108,7 @@ def test_blank_esp8266_joins_and_runs_a_cell(make_chip, go, fleet: Fleet, tmp_pa
         fleet["flashed-1"].run("import cm.state\ncm.state.console.__name__").value == "cm.console"
     )
     (refused,) = fleet["flashed-1"].put(b"print(1)", ":main.py").values()
-    assert "its /main.py starts its client" in str(refused.error)
+    assert "the path belongs to its client" in str(refused.error)
     (tmp_path / "src").mkdir()
     (plan,) = fleet["flashed-1"].sync(tmp_path / "src", delete=True).values()
     assert plan.value.delete == ("/tried",)  # the stand-in's own, and not /main.py

@@ -55,7 +55,10 @@ def test_missing_file_is_not_found(micro):
     [
         (lambda micro: micro.put(b"x", ":lib/x.py"), "this board has no folders"),
         (lambda micro: micro.mkdir(":lib"), "this board has no folders"),
-        (lambda micro: micro.mv(":a", ":b"), "this board cannot rename its files"),
+        (
+            lambda micro: micro.put(b"x", ":a") and micro.mv(":a", ":b"),
+            "this board cannot rename its files",
+        ),
         (lambda micro: micro.df(), "this board does not report its free space"),
     ],
 )

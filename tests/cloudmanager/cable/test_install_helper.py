@@ -7,6 +7,7 @@ from pathlib import Path
 from cloudmanager.cable import install_helper
 
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
+PRELUDE = "__cm_i__ = __import__\n__cm_o__ = open"  # the names that repl_jobs.py defines
 LOOK = """
 import sys
 print(sorted(n for n in globals() if n.startswith("__cm_")), "cm.switch" in sys.modules)
@@ -16,6 +17,7 @@ print(sorted(n for n in globals() if n.startswith("__cm_")), "cm.switch" in sys.
 def test_helper_completes_an_install_and_is_removed():
     code = "\n".join(
         [
+            PRELUDE,
             install_helper.make_install_code(),
             install_helper.FINISH_CODE,
             "import sys",
@@ -27,5 +29,5 @@ def test_helper_completes_an_install_and_is_removed():
     done = subprocess.run([MICROPYTHON, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     during, after = done.stdout.splitlines()
-    assert during == "['__cm_m__'] True"
-    assert after == "['__cm_n__'] False"  # a name that replfiles.py uses anyway
+    assert during == "['__cm_i__', '__cm_m__', '__cm_o__'] True"
+    assert after == "['__cm_i__', '__cm_n__', '__cm_o__'] False"

@@ -75,7 +75,7 @@ def test_flash_turns_a_new_board_into_a_member_that_ran_a_cell(
     assert fleet["shelf-1 & room=lab"].run("6 * 7").value == 42
     scan = process("board-scan", chip.port, "--json")
     (row,) = scan.json
-    assert (row["name"], row["platform"], row["error"]) == ("shelf-1", "linux", "")
+    assert (row["name"], row["platform"], row["error"]) == ("shelf-1", "esp8266", "")
     chip.stop = lambda: None  # the fixture must not stop it again
     Chip.stop(chip)  # the board must not be connected when the fleet removes it
 
