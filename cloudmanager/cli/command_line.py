@@ -81,6 +81,17 @@ def _print_error(error: Exception, status: int) -> int:
 # The command line
 
 
+class _ShowVersion(argparse.Action):
+    """The option that prints the installed version and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print the version."""
+        from importlib.metadata import version  # takes 20 ms, and no other verb needs it
+
+        print(f"mbm {version('cloudmanager')}")
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that suggests the most similar verb for one that does not exist."""
 
@@ -130,6 +141,9 @@ def _make_parser() -> argparse.ArgumentParser:
             "`mbm VERB --help` shows the arguments of a verb. TARGET selects boards by name, "
             "pattern or label: lab-1, 'lab-[1-3]', 'lab-*', room=lab, all. Quote it in a shell."
         ),
+    )
+    parser.add_argument(
+        "-V", "--version", action=_ShowVersion, nargs=0, help="print the version and exit"
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -189,6 +190,12 @@ def test_closed_pipe_ends_mbm_without_a_traceback(boards, arguments):
 def test_unknown_verb_suggests_the_most_similar(mbm, verb, message):
     done = mbm(verb)
     assert (done.status, message in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version_is_that_of_the_package(mbm, option):
+    done = mbm(option)
+    assert (done.status, done.out) == (0, f"mbm {metadata.version('cloudmanager')}\n")
 
 
 def test_mbm_alone_shows_a_short_guide(mbm):
