@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final, Protocol
 
+from IPython.core.error import UsageError
 from IPython.core.magic import (
     Magics,
     line_cell_magic,
@@ -17,7 +18,7 @@ from IPython.core.magic import (
 )
 from IPython.core.magics.execution import ExecutionMagics, TimeitResult
 
-from cloudmanager.client.cells import indent_cell
+from cloudmanager.client.cells import indent_cell, prepare_cell
 from cm_magics import cell_display, fleet
 from cm_magics.base import without_traceback
 
@@ -87,7 +88,13 @@ class TimingMagics(Magics):
     timeit.__doc__ = ExecutionMagics.timeit.__doc__
 
     def _time(self, code: str, setup: str, line: str | None, options: Any) -> Any:
-        """Time code on boards and print the times; return the result, or {board: result}."""
+        """Time code on boards and print the times; return the result, or {board: result}.
+
+        Raises:
+            UsageError: the code awaits, which it cannot do in the function that is timed.
+        """
+        if any(prepare_cell(text).awaits for text in (setup, code)):
+            raise UsageError("%timeit cannot time code that awaits: use %time or %%time.")
         program = _PROGRAM.format(
             setup=indent_cell(setup, 2),
             code=indent_cell(code, 3),

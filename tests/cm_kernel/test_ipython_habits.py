@@ -107,6 +107,20 @@ def test_timeit_returns_its_result_and_names_errors_of_boards(one_board: Kernel)
     assert "__cm_timeit__" not in texts(one_board.run("dir()")[1])
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "%timeit -n1 -r1 await read()",
+        "%%timeit -n1 -r1\nawait read()",
+        "%%timeit -n1 -r1 await read()\n1",
+        "%%timeit -n1 -r1\nasync with lock: pass",
+    ],
+)
+def test_timeit_refuses_code_that_awaits(one_board: Kernel, cell: str):
+    status, outputs = one_board.run(cell)
+    assert (status, "cannot time code that awaits" in texts(outputs)) == ("error", True)
+
+
 def test_capture_keeps_what_a_board_prints_and_its_value(one_board: Kernel):
     assert one_board.run("%%capture said\nprint('hidden')\n6*7") == ("ok", [])
     code = "%%host\nsaid.stdout.endswith('hidden\\n'), said.outputs[0].data['text/plain']"
