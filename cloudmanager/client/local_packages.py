@@ -227,7 +227,7 @@ class _LocalPackage:
         except (ValueError, RecursionError) as error:
             raise PackageError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(fields, dict):
-            raise PackageError(f"{path} is not a package.json: it is not a JSON object")
+            raise PackageError(f"{path} does not contain a JSON object")
         return fields
 
     def _finish(self, document: dict[str, Any]) -> PackageFiles:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import posixpath
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -120,14 +121,20 @@ _WORDS: Final = ("metadata", "require", "module", "package", "include")
 _FIRMWARE_WORDS: Final = (
     "freeze", "freeze_as_str", "freeze_as_mpy", "freeze_mpy", "c_module", "add_library",
 )  # fmt: skip
+_CALL_AT_LINE_START: Final = re.compile(
+    rf"^(?:{'|'.join((*_WORDS, *_FIRMWARE_WORDS))})[ \t]*\(", re.MULTILINE
+)
 
 
 def is_manifest(text: str) -> bool:
-    """Return whether a manifest.py is one of MicroPython, and not a module of that name."""
+    """Return whether a manifest.py is one of MicroPython, and not a module of that name.
+
+    One with a syntax error is, too: ``read_manifest`` then names the error.
+    """
     try:
         return any(_word(node) for node in _parse(text))
     except SyntaxError:
-        return False
+        return _CALL_AT_LINE_START.search(text) is not None
 
 
 def read_manifest(text: str, name: str) -> Manifest:

@@ -76,5 +76,6 @@ def test_manifest_is_distinguished_from_a_module():
     assert is_manifest('import x\nmetadata(version="1")')
     assert is_manifest("freeze('x')")
     assert not is_manifest("X = 1\nprint(X)")
-    assert not is_manifest("module(")
+    assert is_manifest('metadata(version="1")\nmodule(')
+    assert not is_manifest("X = (\nprint(X)")
     assert not is_manifest("def module(): pass")
