@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 
+#: The messages that are counted; ``sent`` of a job's last message has their numbers in this order.
+COUNTED_OPS: Final = (wire.OUTPUT, wire.VALUE)
+
+
 class RemoteObserver:
     """The observer of hosted jobs: forwards their messages to the caller's server.
 
@@ -40,11 +45,17 @@ class RemoteObserver:
         self._peer_messages = peer_messages
         self._server = server
         self._truncated: set[tuple[int, int]] = set()  # job and flags, of dropped messages
+        self._sent: dict[int, Counter[int]] = {}  # job -> number of messages by op, of COUNTED_OPS
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Forward one message; output is dropped while the bus is congested (sends TRUNCATED)."""
+        """Forward one message; output is dropped while the bus is congested (sends TRUNCATED).
+
+        The last message of a job says how many pieces of output and of its value were sent, so that
+        the other server knows whether the bus has lost some.
+        """
+        op, _, job = wire.HEADER.unpack_from(message)
+        head: dict[str, Any] = {}
         if droppable and self._peer_messages.pubsub.pending_bytes > self._max_pending_bytes:
-            op, _, job = wire.HEADER.unpack_from(message)
             flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
             if (job, flags) in self._truncated:
                 return
@@ -54,7 +65,11 @@ class RemoteObserver:
             self._truncated and self._peer_messages.pubsub.pending_bytes <= self._max_pending_bytes
         ):
             self._truncated.clear()
-        self._peer_messages.send(self._server, "say", {}, message)
+        if message[0] in COUNTED_OPS:
+            self._sent.setdefault(job, Counter())[op] += 1
+        elif op in (wire.RESULT, wire.ENDED) and (counts := self._sent.pop(job, None)):
+            head["sent"] = [counts[counted] for counted in COUNTED_OPS]
+        self._peer_messages.send(self._server, "say", head, message)
 
 
 class HostedJobs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from cm_server.jobs.model import BoardChannel, Cell, Job, TimerHandle
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
+from .hosted_jobs import COUNTED_OPS
 from .peer_messages import ALL
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class RemoteJobs:
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
+        self._received: dict[int, Counter[int]] = {}  # id -> number of messages by op
         self._seen_ended: set[int] = set()  # ids that the last poll of the store found
         peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
@@ -169,6 +172,7 @@ class RemoteJobs:
         """End a job whose owner has not reported its result in time."""
         job.timer = None
         if job.id in self._dispatch.jobs and job.owner:
+            self._received.pop(job.id, None)
             self._stop_tracking(job.id)
             why = "the server that has its board does not report a result"
             self._job_results.end_job(job, "lost", why)
@@ -217,11 +221,15 @@ class RemoteJobs:
             )
         self._dispatch.launch([job])
 
-    def _on_job_message(self, sender: str, _head: dict[str, Any], data: bytes) -> None:
+    def _on_job_message(self, sender: str, head: dict[str, Any], data: bytes) -> None:
         message = wire.unpack(data)
         job = self._find_job(message.job, sender)
         if job is None:
             return
+        if message.op in COUNTED_OPS:
+            self._received.setdefault(job.id, Counter())[message.op] += 1
+        elif message.op in (wire.RESULT, wire.ENDED):
+            self._report_lost_pieces(job, head.get("sent", ()))
         if message.op == wire.ENDED:  # by its owner; all others are the board's own
             job.deliver(data)
             why = str(wire.read_json(message.payload)["why"])
@@ -230,6 +238,14 @@ class RemoteJobs:
         if message.op == wire.STARTED:
             self._on_started(job)
         self._dispatch.on_job_message(job, message, data)
+
+    def _report_lost_pieces(self, job: Job, sent: Sequence[int]) -> None:
+        """Tell the caller if the bus has lost pieces of a job's output, or of its value."""
+        received = self._received.pop(job.id, Counter())
+        for op, count in zip(COUNTED_OPS, sent, strict=False):
+            if received[op] < count:
+                flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
+                job.deliver(wire.pack(wire.TRUNCATED, job=job.id, flags=flags))
 
     def _record_end(self, job: Job, status: str, why: str) -> None:
         self._stop_tracking(job.id)
@@ -243,6 +259,7 @@ class RemoteJobs:
         job.owner = _UNKNOWN_OWNER
         job.awaiting_input = False
         job.transfer = None
+        self._received.pop(job.id, None)  # a new owner counts from 0
         self._stop_tracking(job.id)
         if job.cell.options.timeout is not None and job.started_monotonic is not None:
             seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
@@ -336,6 +353,7 @@ class RemoteJobs:
         self._seen_ended = {row.id for row in rows}
 
     def _end_from_row(self, job: Job, row: JobRow) -> None:
+        self._received.pop(job.id, None)
         self._stop_tracking(job.id)
         self._job_results.end_job(job, str(row.status), row.error or "", output_lost=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cloudmanager.protocol import wire
 from cm_server.cluster import remote_jobs
 from tests.cm_server.pairs import Two, others_of, run, store_of
@@ -46,6 +48,38 @@ async def test_job_of_a_silent_server_is_lost_and_corrected_later(pair: Two, mon
         row = store_of(pair.a).job(job)
         assert row is not None
         assert row.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("lost", "flags"),
+    [
+        ([], []),
+        ([wire.OUTPUT], [0]),
+        ([wire.VALUE], [wire.VALUE_TRUNCATED]),
+        ([wire.OUTPUT, wire.VALUE], [0, wire.VALUE_TRUNCATED]),
+    ],
+)
+async def test_lost_pieces_are_reported_as_truncated(pair: Two, lost: list[int], flags: list[int]):
+    _, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.a) as caller:
+        (job,) = await caller.submit("lab-1")
+        await run(board)
+        for op in (wire.OUTPUT, wire.VALUE):
+            await board.send(op, b"1", job=job)
+            while (await caller.event()).op != op:
+                pass
+        assert pair.hub is not None
+        pair.hub.set_connected(False)
+        for op in lost:
+            await board.send(op, b"2", job=job)
+        hosted = pair.b.server.dispatch.jobs[job]
+        await pair.b.until(lambda: len(hosted.output_tail) + len(hosted.value) == 2 + len(lost))
+        pair.hub.set_connected(True)
+        await board.end(job, rest=b"3")
+        events: list[wire.Message] = []
+        while not events or events[-1].op != wire.RESULT:
+            events.append(await caller.event())
+        assert [event.flags for event in events if event.op == wire.TRUNCATED] == flags
 
 
 async def test_remote_job_is_queued_and_starts_when_its_board_is_free(pair: Two):
