@@ -68,6 +68,16 @@ class CellVerbs(HasTarget):
         return await _run_cell(self, prepare_cached(""), RunOptions(fresh=True), progress)
 
     @verb
+    async def names(self) -> list[str]:
+        """Return the names of the boards on which a cell would run now.
+
+        Raises:
+            TargetError, NoSuchBoard: the target selects no boards.
+        """
+        body = {"target": self.target, "as_for_cells": True}
+        return [str(board["name"]) for board in await self.exchange().request("boards", body)]
+
+    @verb
     async def info(self) -> list[dict[str, Any]]:
         """Return the server's information about each of the boards."""
         return list(await self.exchange().request("boards", {"target": self.target}))

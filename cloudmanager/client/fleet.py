@@ -96,15 +96,6 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
     def __repr__(self) -> str:
         return f"Boards({self.target!r})"
 
-    def names(self) -> list[str]:
-        """Return the names of the boards on which a cell would run now.
-
-        Raises:
-            TargetError, NoSuchBoard: the target selects no boards.
-        """
-        boards = self._fleet.request("boards", target=self.target, as_for_cells=True)
-        return [str(board["name"]) for board in boards]
-
     def __iter__(self) -> Iterator[Boards]:
         """Iterate over these boards, one at a time."""
         return (self._fleet[name] for name in self.names())

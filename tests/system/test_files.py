@@ -60,7 +60,7 @@ def test_file_may_be_larger_than_the_heap(lab: Lab):
     (enrolment,) = lab.fleet.enrol(["small-1"])
     identity = BoardIdentity(enrolment["name"], enrolment["id"], bytes.fromhex(enrolment["key"]))
     address, folder = ("127.0.0.1", lab.server.tcp_port), lab.server.home / "small"
-    with VirtualBoards([identity], address, folder, heap="48k", flash="1M"):
+    with VirtualBoards([identity], address, folder, heap="64k", flash="1M"):
         wait_online(lab.fleet, ["small-1"])
         data = os.urandom(500_000)
         assert lab.fleet["small-1"].put(data, ":big.bin").value == len(data)

@@ -95,12 +95,14 @@ def test_watch_yields_a_snapshot_then_changes(fleet, boards):
         assert first.whole
         assert {board["name"] for board in first.boards} == {"demo-1", "demo-2", "demo-3"}
         group = fleet["demo-2"].submit("import cm\ncm.emit(t=7)\nwhile True: pass")
-        busy = until(watch, lambda u: any(b["state"] == "busy" for b in u.boards))
-        assert [board["name"] for board in busy.boards] == ["demo-2"]
-        assert busy.boards[0]["job"]["caller"] == "local"
-        samples = busy.samples or until(watch, lambda u: u.samples).samples
-        assert [(sample.board, sample.values) for sample in samples] == [("demo-2", {"t": 7})]
-        group.interrupt()
+        try:
+            busy = until(watch, lambda u: any(b["state"] == "busy" for b in u.boards))
+            (board,) = [b for b in busy.boards if b["state"] == "busy"]
+            assert (board["name"], board["job"]["caller"]) == ("demo-2", "local")
+            samples = busy.samples or until(watch, lambda u: u.samples).samples
+            assert [(sample.board, sample.values) for sample in samples] == [("demo-2", {"t": 7})]
+        finally:
+            group.interrupt()
         until(watch, lambda u: any(b["state"] == "idle" for b in u.boards))
     assert fleet.samples("demo-2")[-1].values == {"t": 7}
 
