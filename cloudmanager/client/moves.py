@@ -46,27 +46,27 @@ async def move(boards: HasTarget, source: str, dest: str) -> Results:
         raise ValueError(f"{source} is the root of the boards' files, which cannot be moved")
     if path == to:
         raise ValueError(f"{source} and {dest} are the same path; nothing was moved")
-    inner = board_paths.join_path(to, path.rpartition("/")[2])
-    looked = await run_file_ops(boards, [kind_op(each) for each in (path, to, inner)])
+    looked = await run_file_ops(boards, [kind_op(path), kind_op(to)])
     kinds = {name: result.value for name, result in looked.items() if result.ok}
-    into_folder = _goes_into_folder(path, dest, to, kinds)
-    final = inner if into_folder else to
+    final = to
+    if _goes_into_folder(path, dest, to, kinds):
+        final = board_paths.join_path(to, path.rpartition("/")[2])
+        looked = await run_file_ops(boards, [kind_op(path), kind_op(final)])
+        kinds = {name: result.value for name, result in looked.items() if result.ok}
     if is_inside(final, path):
         raise ValueError(f"{source} cannot be moved to {dest}: it would be moved into itself")
     results = dict(looked)
     movable = []
-    for name, (path_kind, to_kind, inner_kind) in kinds.items():
-        failure = _failure(path_kind, inner_kind if into_folder else to_kind)
-        if failure:
-            number, at_source = failure
-            location = f"{name}:{path if at_source else final}"
-            error = OSError(number, os.strerror(number), location)
+    for name, (path_kind, final_kind) in kinds.items():
+        number = _error_number(path_kind, final_kind)
+        if number:
+            error = OSError(number, os.strerror(number), f"{name}:{final}")
             results[name] = files.failed_result(name, error)
         else:
             movable.append(name)
     if movable:
         ops: list[FileOp] = [["rename", path, final]]
-        if dest.endswith("/"):
+        if dest.endswith("/") and any(kinds[name][0] is not None for name in movable):
             ops.insert(0, ["makedirs", to])
         moved = await run_file_ops(boards, ops, target=fold_names(movable), make_value=_no_value)
         results.update(moved)
@@ -95,15 +95,13 @@ def _goes_into_folder(path: str, dest: str, to: str, kinds: dict[str, Sequence[A
     return bool(folders)
 
 
-def _failure(path_kind: object, final_kind: object) -> tuple[int, bool] | None:
-    """Return the error number of a move and whether it concerns the source; None if possible."""
-    if path_kind is None:
-        return errno.ENOENT, True
-    if is_folder(final_kind) and not is_folder(path_kind):
-        return errno.EISDIR, False
+def _error_number(path_kind: object, final_kind: object) -> int:
+    """Return the number of the error of a move; 0 if it is for the board to decide."""
+    if is_folder(final_kind) and is_file(path_kind):
+        return errno.EISDIR
     if is_file(final_kind) and is_folder(path_kind):
-        return errno.ENOTDIR, False
-    return None
+        return errno.ENOTDIR
+    return 0
 
 
 def _no_value(_: list[Any]) -> None:
