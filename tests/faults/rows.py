@@ -104,9 +104,11 @@ def guarded(row: Row, kind: str) -> Row:
     return row._replace(status=status, why="", record="", output=output)
 
 
-def guarded_connecting(row: Row) -> Row:
+def guarded_connecting(row: Row, kind: str) -> Row:
     """Return the outcome of a row of CONNECTING on a link with TLS or MACs."""
-    if (row.strike.fault, row.strike.at) == ("duplicate", "WELCOME"):  # the cell follows it
+    # The cell follows WELCOME at once. With TLS the server reads the second PROOF only then.
+    breaking = ("WELCOME", "PROOF") if kind == "tls" else ("WELCOME",)
+    if row.strike.fault == "duplicate" and row.strike.at in breaking:
         return row._replace(status="lost", runs=0, why=NEVER, output="")
     return row
 

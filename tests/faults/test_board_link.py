@@ -110,7 +110,7 @@ def test_fault_in_a_job(bench: Bench, rows: Rows, row: Row):
 
 @pytest.mark.parametrize("row", CONNECTING, ids=str)
 def test_fault_while_connecting(bench: Bench, rows: Rows, row: Row):
-    row = row if bench.kind == "plain" else guarded_connecting(row)
+    row = row if bench.kind == "plain" else guarded_connecting(row, bench.kind)
     rows.check(str(row), lambda found: check(found, row))
 
 

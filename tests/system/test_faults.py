@@ -182,7 +182,7 @@ KINDS = {
     "value": ("count = count + 1\ncount", "ok"),
     "print": ("for i in range(30): print(i, 'x' * i)", "ok"),
     "error": ("count = count + 1\n1 // 0", "error"),
-    "exit": ("raise SystemExit", "error"),
+    "exit": ("raise SystemExit", "ok"),
     "interrupt": ("while True: pass", "interrupted"),
     "print and interrupt": ("while True: print('on and on')", "interrupted"),
     "timeout": ("while True: pass", "timeout"),

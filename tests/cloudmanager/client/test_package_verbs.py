@@ -144,9 +144,23 @@ except OSError:
 """
 
 
+#: A file of an install that was interrupted before its journal was written.
+STAGED = """
+import os
+for path in ("/.cm", "/.cm/new"):
+    try:
+        os.mkdir(path)
+    except OSError:
+        pass
+with open("/.cm/new/0", "wb") as file:
+    for _ in range({size} // 1024):
+        file.write(bytes(1024))
+"""
+
+
 def test_space_of_an_interrupted_install_is_reused(board, source):
     (space,) = board.df().to_dict().values()
-    board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
+    board.run(STAGED.format(size=space.free * 3 // 5), timeout=20).raise_for_error()
     (source / "data.bin").write_bytes(bytes(space.free // 2))
     assert len(board.install(str(source), dry_run=True).value.put) == 2
     assert len(board.install(str(source)).value.put) == 2
