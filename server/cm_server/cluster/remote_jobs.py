@@ -75,7 +75,7 @@ class RemoteJobs:
         }
 
     def epoch_for(self, board: Board) -> int | None:
-        """Return None; the board directory replaces this, since it knows the epochs."""
+        """Return the epoch of a board; ``Cluster`` sets this to ``BoardDirectory.epoch_for``."""
         raise NotImplementedError(board.name)
 
     # Requests to other servers
