@@ -139,13 +139,14 @@ def test_value_of_a_line_is_shown_once(kernel: Kernel):
 def test_long_transfer_shows_progress_in_the_display_of_its_outcome(kernel: Kernel, tmp_path: Path):
     place = tmp_path / "big.bin"
     place.write_bytes(os.urandom(600_000))
-    kernel.run("from cloudmanager.display import progress\nafter = progress.SHOW_AFTER_SECONDS")
-    kernel.run("progress.SHOW_AFTER_SECONDS = 0.0")
     kernel.run(
-        "from cloudmanager.client import verbs\nverbs.TICK_SECONDS, tick = 0.01, verbs.TICK_SECONDS"
+        "from cloudmanager.display import progress\n"
+        "before = progress.SHOW_AFTER_SECONDS, progress.REFRESH_SECONDS\n"
+        "progress.SHOW_AFTER_SECONDS, progress.REFRESH_SECONDS = 0.0, 0.005"
     )
     status, outputs = kernel.run(f"%board_cp demo-[1-3] {place} :big.bin")
-    kernel.run("progress.SHOW_AFTER_SECONDS, verbs.TICK_SECONDS = after, tick")
+    restored = kernel.run("progress.SHOW_AFTER_SECONDS, progress.REFRESH_SECONDS = before")
+    assert restored[0] == "ok"
     kernel.run("%board_rm demo-[1-3] :big.bin")
     first, *_, last = outputs
     assert status == "ok"
