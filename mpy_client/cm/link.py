@@ -242,26 +242,29 @@ def start(console=None):
     drop("boot")
     failures = 0
     error = None
-    while True:
-        try:
-            close()
-            if failures == _MAX_FAILURES:
-                state.console.hard_reset()
-            if failures:
-                run.spare.clear()
-                from cm import restart
+    try:
+        while True:
+            try:
+                close()
+                if failures == _MAX_FAILURES:
+                    state.console.hard_reset()
+                if failures:
+                    run.spare.clear()
+                    from cm import restart
 
-                restart.fail(run.link, run, error)
-                sleep_ms(1000)
-            serve_once(run)
-            failures = 0
-        except (OSError, EOFError):  # the link is lost
-            failures = 0
-        except BaseException as e:
-            error = e
-            if state.leaving or state.console.is_cable(e):
-                break
-            failures += 1
-    if not state.leaving:
-        state.console.close()
-    raise error
+                    restart.fail(run.link, run, error)
+                    sleep_ms(1000)
+                serve_once(run)
+                failures = 0
+            except (OSError, EOFError):  # the link is lost
+                failures = 0
+            except BaseException as e:
+                error = e
+                if state.leaving or state.console.is_cable(e):
+                    break
+                failures += 1
+        if not state.leaving:
+            state.console.close()
+        raise error
+    finally:
+        unlock_heap()  # Ctrl-C may come while it is locked; the REPL needs it

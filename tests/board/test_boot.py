@@ -453,6 +453,26 @@ def test_ctrl_c_on_the_serial_port_enters_the_repl(lab, app):
         assert repl.run("print(6 * 7)").strip() == "42"
 
 
+def test_ctrl_c_while_the_heap_is_locked_leaves_a_repl_that_can_allocate(lab):
+    """The heap is locked for an instant at a cell's end; here the Ctrl-C comes just then."""
+    link = lab.boot("").link()
+    link.submit(
+        """import cm.link, cm.state
+unlock = cm.link.heap_unlock
+def interrupted():
+    cm.link.heap_unlock = unlock
+    raise cm.state.console.keyboard
+def unlock_in_cell():
+    cm.link.heap_unlock = interrupted
+    return unlock()
+cm.link.heap_unlock = unlock_in_cell
+"""
+    )
+    with BoardRepl(lab.chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.run("print(6 * 7)").strip() == "42"
+
+
 def test_interrupt_over_the_link_ends_only_the_cell(lab):
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
