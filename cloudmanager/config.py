@@ -72,6 +72,11 @@ def server_state_file(folder: Path) -> Path:
     return folder / "server.json"
 
 
+def completion_file(folder: Path) -> Path:
+    """Return the path of the words that a shell completes: names and labels of boards."""
+    return folder / "completion.txt"
+
+
 def read_token(path: Path) -> str | None:
     """Return the token in a file; None if there is none."""
     try:

@@ -21,7 +21,14 @@ from cloudmanager.protocol.errors import (
 )
 from cloudmanager.protocol.text import nearest_name
 
-from . import admin_commands, cable_commands, commands, file_commands, package_commands
+from . import (
+    admin_commands,
+    cable_commands,
+    commands,
+    completion,
+    file_commands,
+    package_commands,
+)
 from .commands import FAILED, NO_SERVER, USAGE
 from .streams import prepare_streams, run_with_output
 
@@ -164,5 +171,6 @@ def _make_parser() -> argparse.ArgumentParser:
     package_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
+    completion.add_verbs(add_verb, parser)
     parser.verb_names = verbs.choices
     return parser

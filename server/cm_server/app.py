@@ -31,6 +31,7 @@ from .cluster.membership import Cluster, local_token_name
 from .cluster.pubsub import InProcessBroker, NatsPubSub, PubSub
 from .cluster.services import ClusterServices
 from .cluster.single_server import SingleServer
+from .completion_words import CompletionWords
 from .housekeeping import Housekeeper
 from .installs.content_store import ContentStore
 from .installs.plan_cache import PlanCache
@@ -165,6 +166,7 @@ class Server:
         self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)
         self.callers = CallerLinks(self.store_queue, self.tokens, self.permission)
         self.subscriptions = Subscriptions(self.registry, loop.call_later, limits)
+        self.completion_words = CompletionWords(home, self.registry, loop.call_later)
         indexes = {"": DEFAULT_INDEX, **dict(options.index)}
         self.installs = InstallServices(
             content_store=ContentStore(home, limits),
@@ -258,6 +260,7 @@ class Server:
             "the server",
             self.loop_lag_monitor.stop,
             self.housekeeper.stop,
+            self.completion_words.stop,
             self.dispatch.stop,
             lambda: self.callers.close_all(why),
             lambda: self.registry.close_links(why),

@@ -18,12 +18,14 @@ class Registry:
         directory_listener: the same, for the board directory of several servers.
         on_access_changed: called after a name or labels changed: which tokens may access which
             boards may have changed.
+        names_version: how often a board, a name or labels have been added, changed or removed.
     """
 
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
         self.subscriptions_listener: Callable[[Board], None] | None = None
         self.directory_listener: Callable[[Board], None] | None = None
         self.on_access_changed: Callable[[], None] = lambda: None
+        self.names_version = 0
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
@@ -32,8 +34,9 @@ class Registry:
     def add(self, row: BoardRow) -> Board:
         """Add an enrolled board."""
         board = self.by_name[row.name] = self.by_id[row.id] = Board(
-            row, self._on_board_changed, lambda: self.on_access_changed()
+            row, self._on_board_changed, self._on_name_changed
         )
+        self.names_version += 1
         board.notify_changed()
         return board
 
@@ -41,6 +44,7 @@ class Registry:
         """Remove a board that is no longer enrolled."""
         del self.by_id[board.id]
         self._release_name(board)
+        self.names_version += 1
         board.notify_changed()
 
     def _release_name(self, board: Board) -> None:
@@ -55,13 +59,17 @@ class Registry:
         if self.directory_listener is not None:
             self.directory_listener(board)
 
+    def _on_name_changed(self) -> None:
+        self.names_version += 1
+        self.on_access_changed()
+
     def rename(self, board: Board, name: str) -> None:
         """Rename a board; no other board may have the new name."""
         self._release_name(board)
         board.name = name
         self.by_name[name] = board
         board.notify_changed()
-        self.on_access_changed()
+        self._on_name_changed()
 
     def close_links(self, why: str) -> None:
         """Close the links of all boards: the server stops, or starts again."""
