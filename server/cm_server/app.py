@@ -37,6 +37,7 @@ from .installs.content_store import ContentStore
 from .installs.plan_cache import PlanCache
 from .installs.services import InstallServices
 from .jobs.dispatch import Dispatch
+from .jobs.job_services import JobServices
 from .jobs.reconnects import Reconnects
 from .jobs.registry import Registry
 from .jobs.strays import StrayMessages
@@ -141,11 +142,13 @@ class Server:
         # Boards and jobs
         self.reconnects = Reconnects(self.registry, options.lost_after)
         self.dispatch = Dispatch(
-            self.store_queue,
-            self.registry,
-            loop.call_later,
-            limits,
-            lost_after=self.reconnects.lost_after,
+            JobServices(
+                store_queue=self.store_queue,
+                registry=self.registry,
+                call_later=loop.call_later,
+                limits=limits,
+                lost_after=self.reconnects.lost_after,
+            )
         )
         self.enrolment = Enrolment(
             EnrolmentServices(
@@ -159,8 +162,9 @@ class Server:
             )
         )
         self.sample_collector = SampleCollector(options.samples, limits)
-        self.dispatch.on_emit = self.sample_collector.add_message
-        self.dispatch.on_stray = StrayMessages(self.peer_log, limits.strays_per_minute).on_stray
+        strays = StrayMessages(self.peer_log, limits.strays_per_minute)
+        self.dispatch.board_messages.on_emit = self.sample_collector.add_message
+        self.dispatch.board_messages.on_stray = strays.on_stray
 
         # Callers
         self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)

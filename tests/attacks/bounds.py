@@ -43,14 +43,14 @@ BOUNDS: Final = [
     ),
     defence(
         "a cell that a board skipped because its own program started first is sent again",
-        SERVER + "jobs/dispatch.py",
+        SERVER + "jobs/board_messages.py",
         "_overtaken_job = lambda board: None",
         "cm_server/jobs/test_scheduler.py::"
         "test_cell_overtaken_by_the_program_is_requeued_and_sent_again",
     ),
     defence(
         "a cell that was put back into the queue is lost if the board restarts",
-        SERVER + "jobs/dispatch.py",
+        SERVER + "jobs/job_recovery.py",
         "_may_have_run = lambda reported, same_boot: reported",
         "cm_server/jobs/test_scheduler.py::test_requeued_cell_is_lost_if_the_board_restarts",
     ),
@@ -68,7 +68,7 @@ BOUNDS: Final = [
     ),
     defence(
         "a board's messages about jobs of other boards are ignored",
-        SERVER + "jobs/dispatch.py",
+        SERVER + "jobs/board_messages.py",
         "_is_job_number = lambda job, number: True",
         "cm_server/jobs/test_dispatch.py::test_message_about_another_boards_job_is_ignored",
     ),
@@ -191,8 +191,8 @@ BOUNDS: Final = [
     ),
     defence(
         "a board's queue is bounded",
-        SERVER + "jobs/dispatch.py",
-        'Dispatch._queue_full_reason = lambda self, queue, job: ""',
+        SERVER + "jobs/scheduler.py",
+        'Scheduler._queue_full_reason = lambda self, queue, job: ""',
         "cm_server/jobs/test_dispatch.py::test_job_for_a_full_queue_is_refused",
     ),
     defence(

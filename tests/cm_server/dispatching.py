@@ -9,6 +9,7 @@ from typing import Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.job_services import JobServices
 from cm_server.jobs.model import Board, Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
@@ -103,9 +104,14 @@ class Rig:
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
         self.queue = StoreQueue(self.store)
-        self.dispatch = Dispatch(
-            self.queue, self.registry, self.clock.later, limits, lost_after=lambda: GRACE
+        services = JobServices(
+            store_queue=self.queue,
+            registry=self.registry,
+            call_later=self.clock.later,
+            limits=limits,
+            lost_after=lambda: GRACE,
         )
+        self.dispatch = Dispatch(services)
         self.caller = RecordingObserver()
 
     def board(self, name: str = "lab-1") -> Board:
@@ -117,16 +123,16 @@ class Rig:
         """Connect as a board, as net/board_socket.py does it."""
         board, link = self.board(name), RecordingLink()
         if board.link is not None:
-            self.dispatch.on_link_closed(board, board.link)
+            self.dispatch.recovery.on_link_closed(board, board.link)
         same_boot = boot == board.reported_facts.get("boot")
         board.connect(link, {"boot": boot}, buffer_size)
-        self.dispatch.on_link_opened(board, same_boot=same_boot, last=last)
+        self.dispatch.recovery.on_link_opened(board, same_boot=same_boot, last=last)
         return link
 
     def drop(self, name: str = "lab-1") -> None:
         board = self.board(name)
         assert board.link is not None
-        self.dispatch.on_link_closed(board, board.link)
+        self.dispatch.recovery.on_link_closed(board, board.link)
 
     def run(
         self, *names: str, code: bytes = b"1", timeout: float | None = None, **more: Any
@@ -140,12 +146,14 @@ class Rig:
         """Commit and launch a cell, as net/caller_socket.py does it."""
         numbers = self.dispatch.submit(submission).result()
         jobs = self.dispatch.create_jobs(submission, numbers)
-        self.dispatch.launch(jobs)
+        self.dispatch.scheduler.launch(jobs)
         return jobs
 
     def send(self, job: Job, op: int, payload: bytes = b"", flags: int = 0) -> None:
         """Send a message as the job's board."""
-        self.dispatch.on_message(job.board, wire.pack(op, payload, job=job.id, flags=flags))
+        self.dispatch.board_messages.on_message(
+            job.board, wire.pack(op, payload, job=job.id, flags=flags)
+        )
 
     def end(self, job: Job, status: str = "ok", output: bytes = b"", rest: bytes = b"") -> None:
         payload = struct.pack(">H", len(output)) + output + rest

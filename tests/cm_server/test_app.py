@@ -23,6 +23,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
 from cloudmanager.server_options import ServerOptions
 from cm_server import process
+from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.limits import Limits
 from cm_server.net import certificates
 from tests.conftest import RunningServer, running_server
@@ -461,11 +462,14 @@ async def test_lost_after_grows_with_the_fleet(tmp_path):
 
 
 def lost_after_of(service: Service) -> Any:
-    """Return after how many seconds a board with a broken link is lost."""
+    """Return after how many seconds the jobs of a board with a broken link are lost."""
     seconds: list[float] = []
-    dispatch = service.server.dispatch
-    dispatch._scheduler._call_later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
-    dispatch._scheduler.start_grace_period(service.server.registry.by_name["lab-1"])
+    scheduler = service.server.dispatch.scheduler
+    scheduler._call_later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
+    board = service.server.registry.by_name["lab-1"]
+    board.queue.append(Job(1, board, Cell(b""), Requester("ann")))
+    scheduler.start_grace_period(board)
+    board.queue.clear()
     return seconds[0]
 
 

@@ -127,7 +127,7 @@ class Enrolment:
         """Set a board's key; close a link that used an older one, except after a rotation."""
         link = board.link
         if link is not None and row.gen > board.gen + 1:
-            self._dispatch.on_link_closed(board, link)
+            self._dispatch.recovery.on_link_closed(board, link)
             link.close(frames.CLOSE_REVOKED, "enrolled again: this key is no longer valid")
         board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
         board.plain, board.token = row.plain, row.token
@@ -228,7 +228,7 @@ class Enrolment:
         """End the jobs and the link of a board that is not enrolled any more."""
         if self._registry.by_id.get(board.id) is not board:
             return  # another server has removed it meanwhile
-        self._dispatch.end_board_jobs(board)
+        self._dispatch.scheduler.end_board_jobs(board)
         self._registry.remove(board)
         _close_link(board)
 
@@ -246,7 +246,7 @@ class Enrolment:
         self._apply_key(board, row)
         board.last_seen = row.last_seen
         if new_nonce:
-            self._dispatch.send_rekey(board)
+            self._dispatch.scheduler.send_rekey(board)
 
     async def rename(self, board: Board, name: str, audit_entry: AuditEntry) -> None:
         """Rename a board, which keeps its identity, labels and jobs.
@@ -269,7 +269,7 @@ class Enrolment:
         audit_entry.written = True
         for board in boards:
             board.nonce = nonces[board.id]
-            self._dispatch.send_rekey(board)
+            self._dispatch.scheduler.send_rekey(board)
 
     def on_key_used(self, board: Board, gen: int) -> None:
         """Finish a key's replacement when a board has authenticated with its next key."""

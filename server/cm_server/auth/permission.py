@@ -53,7 +53,7 @@ class Permission:
         self._expiring: set[str] = set()  # hashes of tokens that have a timer
         self._review_scheduled = False
         self._detach_scheduled = False
-        dispatch.set_permission_check(self.refusal_reason)
+        dispatch.scheduler.permission_check = self.refusal_reason
         registry.on_access_changed = self.schedule_review
 
     def refusal_reason(self, job: Job) -> str:

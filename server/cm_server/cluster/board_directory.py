@@ -120,7 +120,7 @@ class BoardDirectory:
         board.epoch = self._epochs[board.id] = claimed.epoch
         self._released.discard(board.id)
         board.remote_state = None
-        self._services.dispatch.adopt_jobs(board, claimed.sent_jobs)
+        self._services.dispatch.recovery.adopt_jobs(board, claimed.sent_jobs)
         self._schedule_publish(0)  # before any message about what the board does
 
     def _on_board_changed(self, board: Board) -> None:

@@ -162,8 +162,8 @@ class HostedJobs:
         self._peer_messages.send(sender, "taken", {"jobs": accepted})
         if refused := names.keys() - claimed:
             self._peer_messages.send(sender, "refused", {"jobs": sorted(refused)})
-        self._dispatch.add_hosted_jobs(jobs)
-        self._dispatch.launch(jobs)
+        self._dispatch.jobs.update((job.id, job) for job in jobs)
+        self._dispatch.scheduler.launch(jobs)
         for job in jobs:
             if job.id in interrupted and job.state != "ended":
                 self._dispatch.interrupt(job)
@@ -174,7 +174,7 @@ class HostedJobs:
         if own is not None:
             own.owner, own.state = "", "queued"
             return own
-        return self._dispatch.new_job(number, board, cell, requester)
+        return self._dispatch.job_results.new_job(number, board, cell, requester)
 
     def on_server_lost(self, server: str) -> None:
         """Continue the jobs of a dead server's callers without observer."""
@@ -197,7 +197,7 @@ class HostedJobs:
         """Forward the answer to an ``input()``."""
         job = self._dispatch.jobs.get(head["job"])
         if job is not None:
-            self._dispatch.answer_input(job, text, nobody=head["nobody"])
+            self._dispatch.board_messages.answer_input(job, text, nobody=head["nobody"])
 
     def _on_data(self, _sender: str, head: dict[str, Any], data: bytes) -> None:
         """Forward a message of a file transfer, which the caller's server controls."""
@@ -209,7 +209,7 @@ class HostedJobs:
         """End a job that its caller's server cannot continue."""
         job = self._dispatch.jobs.get(head["job"])
         if job is not None and not job.owner:
-            self._dispatch.fail_job(job, head["why"])
+            self._dispatch.job_results.end_job(job, "error", head["why"])
 
 
 def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:

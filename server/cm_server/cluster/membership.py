@@ -94,7 +94,7 @@ class Cluster:
         self.remote_jobs = RemoteJobs(
             services.dispatch, store_queue, self.peer_messages, self._tasks, loop.call_later
         )
-        services.dispatch.set_remote(self.remote_jobs)
+        services.dispatch.scheduler.remote = self.remote_jobs
         self.board_directory = BoardDirectory(
             services, store_queue, self.peer_messages, self.remote_jobs, self._tasks
         )
@@ -159,7 +159,7 @@ class Cluster:
             self.hosted_jobs.on_server_lost(server)
         self.servers = servers
         self._services.reconnects.servers = len(servers)
-        self._services.dispatch.take_over_jobs(
+        self._services.dispatch.recovery.take_over_jobs(
             await queue.run(lambda store: store.take_over_jobs())
         )
         self.board_directory.publish_changes()
@@ -176,7 +176,7 @@ class Cluster:
         log.error("this server was suspended and removed by the others: it rejoins")
         new_id = new_server_id()
         await self._store_queue.run(lambda store: store.change_server_id(new_id))
-        self._services.dispatch.drop_all_jobs()
+        self._services.dispatch.recovery.drop_all_jobs()
         why = "this server stopped responding for too long; reconnect"
         self._services.callers.close_all(why)
         self._services.registry.close_links(why)
@@ -270,7 +270,9 @@ class Cluster:
         """
         dispatch = self._services.dispatch
         found: list[tuple[str, dict[str, Any], int]] = []
-        for board_id, job in dispatch.describe_jobs()[: self._services.limits.reply_jobs]:
+        for board_id, job in dispatch.job_results.describe_jobs()[
+            : self._services.limits.reply_jobs
+        ]:
             if job["state"] == "ended":
                 reliability = 2
             else:

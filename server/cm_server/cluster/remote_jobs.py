@@ -157,7 +157,7 @@ class RemoteJobs:
         if job.cell.files is not None:
             channel = BoardChannel(
                 functools.partial(self._send_to_board, job),
-                functools.partial(self._dispatch.refuse_transfer, job),
+                functools.partial(self._dispatch.scheduler.refuse_transfer, job),
             )
             job.transfer = job.cell.files.start(job, channel)
         if job.cell.options.timeout is not None:
@@ -219,7 +219,7 @@ class RemoteJobs:
             board.remote_state = board.remote_state._replace(
                 server=holder, epoch=epoch, state=state, since=since
             )
-        self._dispatch.launch([job])
+        self._dispatch.scheduler.launch([job])
 
     def _on_job_message(self, sender: str, head: dict[str, Any], data: bytes) -> None:
         message = wire.unpack(data)
@@ -237,7 +237,7 @@ class RemoteJobs:
             return
         if message.op == wire.STARTED:
             self._on_started(job)
-        self._dispatch.on_job_message(job, message, data)
+        self._dispatch.board_messages.on_job_message(job, message, data)
 
     def _report_lost_pieces(self, job: Job, sent: Sequence[int]) -> None:
         """Tell the caller if the bus has lost pieces of a job's output, or of its value."""
@@ -359,7 +359,7 @@ class RemoteJobs:
 
     def on_board_moved(self, board: Board) -> None:
         """Hand over the jobs of a board that has connected to another server."""
-        self._dispatch.hand_over_current(board)
+        self._dispatch.recovery.hand_over_current(board)
         jobs = list(board.queue)
         board.queue.clear()
         store = self._store_queue.store
@@ -367,7 +367,7 @@ class RemoteJobs:
             if job.resends or store.is_marked_sent(job.id):
                 self.follow_in_store(job)  # the board's new server has taken it over
             else:
-                self._dispatch.launch([job])
+                self._dispatch.scheduler.launch([job])
 
 
 def _cell_fields(cell: Cell) -> dict[str, Any]:

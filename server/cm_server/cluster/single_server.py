@@ -47,7 +47,7 @@ class SingleServer:
     def claim_board(self, board: Board, facts: dict[str, Any]) -> Operation[ClaimedBoard | None]:
         """Record that a board has authenticated; it has no other server."""
         self._store_queue.store.mark_board_seen(board.id, facts)
-        self._dispatch.flush_later()
+        self._dispatch.job_results.flush_later()
         return completed(None)
 
     def apply_claim(self, _board: Board, _claim: Operation[ClaimedBoard | None]) -> None:
@@ -62,7 +62,7 @@ class SingleServer:
 
     async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
         """Return open jobs, then recently ended ones, each with its board's id; newest first."""
-        return self._dispatch.describe_jobs()
+        return self._dispatch.job_results.describe_jobs()
 
     async def describe_job(self, _number: int) -> dict[str, Any] | None:
         """Return None: no other server knows a job that this one does not know."""

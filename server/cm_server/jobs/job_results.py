@@ -1,4 +1,4 @@
-"""Ends of jobs: reported to the caller first, stored in batches, corrected by late reports.
+"""The results of jobs: for the caller first, stored in batches, corrected by late reports.
 
 No sockets, no SQL. A job ends once, from any of its states; if its board reports a result later,
 the row in the store is corrected. Call from the thread of the event loop only.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
@@ -19,7 +20,7 @@ from cm_server.store.store_queue import Operation, StoreQueue
 
 from .counters import Counters
 from .job_history import RecentJobs, ReportedResult
-from .model import Board, Job, TimerHandle
+from .model import Board, Cell, Job, Requester, TimerHandle
 
 log = logging.getLogger("cm_server")
 
@@ -39,7 +40,7 @@ class JobResults:
     Args:
         store_queue: where results are written.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
-        limits: how many jobs that ended are kept in memory.
+        limits: how much is kept of a job, and how many jobs that ended.
 
     Attributes:
         jobs: all jobs that have not ended, by number.
@@ -55,9 +56,14 @@ class JobResults:
         self._store_queue = store_queue
         self._call_later = call_later
         self._flush_scheduled = False
+        self._tail_bytes = limits.tail_bytes
         self.jobs: dict[int, Job] = {}
         self.recent_jobs = RecentJobs(limits)
         self.counters = Counters()
+
+    def new_job(self, number: int, board: Board, cell: Cell, requester: Requester) -> Job:
+        """Return a job that is not started; the arguments are those of ``Job``."""
+        return Job(number, board, cell, requester, self._tail_bytes)
 
     def end_job(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
         """End a job by decision of the server, and report that to its caller (sends ENDED).
@@ -101,6 +107,11 @@ class JobResults:
     def _flush(self) -> None:
         self._flush_scheduled = False
         self._store_queue.flush()
+
+    def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return open jobs, then recently ended ones, each with its board's id; newest first."""
+        open_jobs = sorted(self.jobs.values(), key=lambda job: -job.id)
+        return [(job.board.id, job.describe()) for job in (*open_jobs, *self.recent_jobs.newest())]
 
     def amend_result(self, board: Board, reported: ReportedResult) -> None:
         """Correct a result in the store that the server had to assume, by its board's report.

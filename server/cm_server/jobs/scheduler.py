@@ -1,4 +1,4 @@
-"""The scheduler: which job a board runs next, and when a board's jobs are given up.
+"""The scheduler: a board's queue and its limits, which job runs next, when jobs are given up.
 
 No sockets, no SQL. Call from the thread of the event loop only.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store.store import Store
-from cm_server.store.store_queue import Operation, StoreQueue
+from cm_server.limits import MIB
+from cm_server.store.store_queue import Operation
 
 from .job_results import UNCONFIRMED_STOP, JobResults
-from .model import Board, BoardChannel, Job, TimerHandle
+from .job_services import JobServices
+from .model import Board, BoardChannel, Job
+from .remote import NoRemote, Remote
 
 log = logging.getLogger("cm_server")
 
@@ -30,33 +32,88 @@ class Scheduler:
     """Starts jobs, one at a time on each board.
 
     Args:
-        store_queue: where a result is written before the same board's next job starts.
+        services: the store, where a result is written before the same board's next job starts; the
+            boards, the limits of their queues, and timers.
         job_results: ends jobs.
-        call_later: calls a function after a number of seconds; returns a handle to cancel it.
-        lost_after: returns the seconds that a board has to reconnect after its link broke.
 
     Attributes:
         permission_check: returns why a job may not start, "" if it may.
-        on_not_owned: called with a job that was not sent because another server owns it.
-        on_transfer_refused: called with a job and the error with which its transfer ends it.
+        remote: other servers, which run jobs on their boards.
     """
 
-    def __init__(
-        self,
-        store_queue: StoreQueue[Store],
-        job_results: JobResults,
-        call_later: Callable[[float, Callable[[], None]], TimerHandle],
-        *,
-        lost_after: Callable[[], float],
-    ) -> None:
-        self._store_queue = store_queue
-        self._marking: dict[Board, Job] = {}  # jobs that wait for the store to know them as sent
+    def __init__(self, services: JobServices, job_results: JobResults) -> None:
+        self._store_queue = services.store_queue
+        self._registry = services.registry
+        self._call_later = services.call_later
+        self._limits = services.limits
+        self._lost_after = services.lost_after
         self._job_results = job_results
-        self._call_later = call_later
-        self._lost_after = lost_after
-        self.on_not_owned: Callable[[Job], None] = lambda _job: None
-        self.on_transfer_refused: Callable[[Job, str], None] = lambda _job, _error: None
+        self._marking: dict[Board, Job] = {}  # jobs that wait for the store to know them as sent
         self.permission_check: Callable[[Job], str] = lambda _job: ""
+        self.remote: Remote = NoRemote()
+
+    # The queues of boards
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
+        for job in jobs:
+            board = job.board
+            if self._registry.by_id.get(board.id) is not board:
+                self._job_results.end_job(job, "offline", "it was removed from the fleet")
+            elif board.queue and (why := self._queue_full_reason(board.queue, job)):
+                self._job_results.end_job(job, "error", why)
+            elif board.link is None and not board.is_restarting:
+                self._launch_not_connected(job)
+            else:
+                board.queue.append(job)
+                self.start_queued_jobs(board, submitted=job)
+            board.notify_changed()
+
+    def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
+        """Return why a job may not be added to a queue; "" if it may."""
+        if len(queue) >= self._limits.queued_jobs:
+            return f"{self._limits.queued_jobs} jobs wait for this board already; it did not run"
+        size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
+        if size > self._limits.queued_bytes:
+            mib = self._limits.queued_bytes // MIB
+            return f"cells of {mib} MiB wait for this board already; it did not run"
+        return ""
+
+    def _launch_not_connected(self, job: Job) -> None:
+        """Launch a job whose board is connected to another server, or offline."""
+        if job.board.online:
+            if why := self.permission_check(job):
+                self._job_results.end_job(job, "error", f"{why}; it did not run")
+            else:
+                self.remote.launch(job)
+        else:
+            self._await_board(job)
+
+    def _await_board(self, job: Job) -> None:
+        """Queue the job of an offline board for the time that its caller allows (``wait``)."""
+        if job.cell.options.wait <= 0:
+            self._job_results.end_job(job, "offline", job.board.last_seen_text)
+            return
+        job.board.queue.append(job)
+        job.timer = self._call_later(job.cell.options.wait, lambda: self._on_wait_expired(job))
+
+    def _on_wait_expired(self, job: Job) -> None:
+        job.timer = None
+        if job.state == "queued" and job.board.link is None:
+            job.board.queue.remove(job)
+            why = (
+                f"it did not connect within {job.cell.options.wait:g} s; {job.board.last_seen_text}"
+            )
+            self._job_results.end_job(job, "offline", why)
+
+    def remove_from_queue(self, job: Job) -> None:
+        """Remove a waiting job from its board's queue; interrupt it if it was sent before."""
+        if job.state == "queued":
+            job.board.queue.remove(job)
+        if job.resends and job.board.link is not None:
+            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+
+    # The next job of a board
 
     def start_next(self, board: Board) -> None:
         """Continue with a board that may be free: first a pending key rotation, then its queue."""
@@ -119,7 +176,7 @@ class Scheduler:
         if not is_marked:  # another server owns it
             if job in board.queue:
                 board.queue.remove(job)
-                self.on_not_owned(job)
+                self.remote.follow_in_store(job)
         elif _startable(board) is job and not self._refusal_reason(job):
             self._dequeue(job, submitted)
             self._send(job)
@@ -151,7 +208,7 @@ class Scheduler:
             return
         job.state, job.started = "running", time.time()
         if cell.files is not None:
-            refuse = functools.partial(self.on_transfer_refused, job)
+            refuse = functools.partial(self.refuse_transfer, job)
             job.transfer = cell.files.start(job, BoardChannel(board.link.send, refuse))
         for message in job.exec_messages():
             board.link.send(message)
@@ -159,6 +216,13 @@ class Scheduler:
         if cell.options.timeout is not None:
             seconds = cell.options.timeout + CONFIRM_SECONDS
             job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
+
+    def refuse_transfer(self, job: Job, error: str) -> None:
+        """End a job whose transfer cannot be continued, at the server that owns it."""
+        if job.owner:
+            self.remote.fail_job(job, error)
+        else:
+            self._job_results.end_job(job, "error", error)
 
     def _refusal_reason(self, job: Job) -> str:
         """Return why a job may not start; "" if it may."""
@@ -263,12 +327,13 @@ class Scheduler:
     # Boards whose link broke
 
     def start_grace_period(self, board: Board) -> None:
-        """Give up the board's jobs after ``lost_after``, unless it has reconnected by then.
+        """Give up the board's jobs, if any, after ``lost_after``, unless it reconnects by then.
 
         If it reconnects and its link breaks again, the period starts again.
         """
-        links = board.link_count
-        self._call_later(self._lost_after(), lambda: self._on_grace_expired(board, links))
+        if board.current_job is not None or board.queue:
+            links = board.link_count
+            self._call_later(self._lost_after(), lambda: self._on_grace_expired(board, links))
 
     def _on_grace_expired(self, board: Board, links: int) -> None:
         """End the jobs of a board that has not reconnected."""

@@ -165,7 +165,7 @@ class BoardConnection:
 
     def _detach_board(self) -> None:
         if self._board is not None:
-            self._services.dispatch.on_link_closed(self._board, self._link)
+            self._services.dispatch.recovery.on_link_closed(self._board, self._link)
 
     def _leave_unauthenticated(self) -> None:
         """Stop counting the link as unauthenticated."""
@@ -275,7 +275,7 @@ class BoardConnection:
             text = "%s connected again: its older link is closed"
             services.peer_log.write(board.name, logging.WARNING, text, board.name)
             old = board.link
-            dispatch.on_link_closed(board, old)
+            dispatch.recovery.on_link_closed(board, old)
             _close_replaced_link(old)
             board.consecutive_takeovers += 1
         else:
@@ -290,7 +290,7 @@ class BoardConnection:
         is_valid = services.registry.by_id.get(board.id) is board and not self._key_is_outdated()
         if self._closed or not is_valid:  # it changed while the store was asked
             board.notify_changed()
-            dispatch.start_grace_period(board)
+            dispatch.scheduler.start_grace_period(board)
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
             return
         dispatch.counters.board_links += 1
@@ -313,7 +313,7 @@ class BoardConnection:
         }
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
-        dispatch.on_link_opened(
+        dispatch.recovery.on_link_opened(
             board, same_boot=same_boot, last=last if isinstance(last, dict) else None
         )
         self._heartbeat_timer = asyncio.get_running_loop().call_later(
@@ -349,7 +349,7 @@ class BoardConnection:
             proof = wire.unpack(data).payload
             self._services.enrolment.on_rekeyed(self._board, proof)
         else:
-            self._services.dispatch.on_message(self._board, data)
+            self._services.dispatch.board_messages.on_message(self._board, data)
 
     def _note_activity(self) -> None:
         self._last_heard = time.monotonic()

@@ -358,7 +358,9 @@ class CallerConnection:
         job = self._services.dispatch.jobs.get(message.job)
         if job is not None and job.observer is self:
             end_of_input = bool(message.flags & wire.INPUT_EOF)
-            self._services.dispatch.answer_input(job, message.payload, nobody=end_of_input)
+            self._services.dispatch.board_messages.answer_input(
+                job, message.payload, nobody=end_of_input
+            )
 
     def _unsubscribe(self, ref: int) -> None:
         subscription = self._subscriptions.pop(ref, None)
@@ -403,7 +405,7 @@ class CallerConnection:
             self._log_refused_cell(cell.submission.target, error)
             raise
         place = self._outbox.announce(len(jobs))
-        dispatch.launch(jobs)
+        dispatch.scheduler.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": cell.left_out,

@@ -31,6 +31,7 @@ from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.job_services import JobServices
 from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
@@ -93,7 +94,9 @@ class FakeServer:
         self.store = store
         self.store_queue = queue = StoreQueue(store)
         self.registry = registry = Registry(store.boards())
-        self.dispatch = Dispatch(queue, registry, later, LIMITS, lost_after=lambda: 10.0)
+        self.dispatch = Dispatch(
+            JobServices(queue, registry, later, LIMITS, lost_after=lambda: 10.0)
+        )
         tokens, audit_log = Tokens(queue, LIMITS), AuditLog(queue, LIMITS)
         permission = Permission(tokens, registry, self.dispatch, later)
         self.services = Services(
@@ -136,7 +139,7 @@ class FakeServer:
         submission = Submission([self.registry.by_name[name]], cell, requester)
         numbers = self.dispatch.submit(submission).result()
         (job,) = self.dispatch.create_jobs(submission, numbers)
-        self.dispatch.launch([job])
+        self.dispatch.scheduler.launch([job])
         return job
 
 
@@ -359,7 +362,7 @@ def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
     cell = Cell(b"1")
     job = server.run("lab-1", cell)
     payload = len(output).to_bytes(2, "big") + output + b"42"
-    server.dispatch.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
+    server.dispatch.board_messages.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
     return job.id
 
 

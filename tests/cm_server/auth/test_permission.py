@@ -234,6 +234,6 @@ def test_thousand_refused_jobs_do_not_exhaust_the_stack():
     (first,) = rig.run()
     for _ in range(999):
         rig.run()
-    rig.dispatch.set_permission_check(lambda job: "" if job is first else "not any more")
+    rig.dispatch.scheduler.permission_check = lambda job: "" if job is first else "not any more"
     rig.end(first)
     assert not rig.dispatch.jobs

@@ -115,27 +115,33 @@ def test_tails_of_output_and_value_are_bounded(rig: Rig):
 
 def test_facts_message_updates_what_callers_see(rig: Rig):
     rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7))
+    rig.dispatch.board_messages.on_message(
+        rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7)
+    )
     described = rig.board().describe()
     assert (described["heap"], described["rssi"]) == (65536, -67)
 
 
 def test_cell_waits_until_the_boards_own_program_ends(rig: Rig):
     link = rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
+    rig.dispatch.board_messages.on_message(
+        rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING)
+    )
     assert (rig.board().state, rig.board().describe()["program"]) == ("busy", "app.py")
     (job,) = rig.run("lab-1")
     assert (job.state, link.ops(job)) == ("queued", [])
     assert rig.dispatch.stop_program(rig.board())
     assert [(m.op, m.job) for m in link.sent] == [(wire.INTERRUPT, 0)]
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py ended"))
+    rig.dispatch.board_messages.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py ended"))
     assert (job.state, link.ops(job)) == ("running", [wire.EXEC])
     assert rig.board().describe()["program"] == "app.py ended"
 
 
 def test_blocking_program_is_cleared_when_the_link_closes(rig: Rig):
     rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
+    rig.dispatch.board_messages.on_message(
+        rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING)
+    )
     rig.drop("lab-1")
     assert not rig.dispatch.stop_program(rig.board())
     rig.connect("lab-1", boot="b2")
@@ -144,21 +150,21 @@ def test_blocking_program_is_cleared_when_the_link_closes(rig: Rig):
 
 def test_output_of_the_boards_own_program_is_ignored(rig: Rig, caplog):
     rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
+    rig.dispatch.board_messages.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
     assert (rig.caller.messages, caplog.text) == ([], "")
 
 
 @pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
 def test_message_about_another_boards_job_is_ignored(rig: Rig, op):
     strays: list[tuple[str, int]] = []
-    rig.dispatch.on_stray = lambda board, job: strays.append((board.name, job))
+    rig.dispatch.board_messages.on_stray = lambda board, job: strays.append((board.name, job))
     rig.connect("lab-1")
     rig.connect("lab-2")
     (mine,) = rig.run("lab-1")
     (other,) = rig.run("lab-2")
     forged = wire.pack(op, struct.pack(">H", 0) + b"forged", job=other.id)
-    rig.dispatch.on_message(rig.board("lab-1"), forged)
-    rig.dispatch.on_message(rig.board("lab-3"), forged)
+    rig.dispatch.board_messages.on_message(rig.board("lab-1"), forged)
+    rig.dispatch.board_messages.on_message(rig.board("lab-3"), forged)
     assert rig.caller.messages == []
     assert (mine.state, other.state) == ("running", "running")
     assert other.output_tail.text() == ""
@@ -181,7 +187,7 @@ def test_second_result_is_ignored(rig: Rig):
 def test_message_that_boards_may_not_send_is_refused(rig: Rig, message):
     rig.connect()
     with pytest.raises(PeerWireError):
-        rig.dispatch.on_message(rig.board(), message)
+        rig.dispatch.board_messages.on_message(rig.board(), message)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +207,8 @@ def test_input_is_forwarded_to_a_caller_that_answers(rig: Rig):
     (job,) = rig.run(answers=True)
     rig.send(job, wire.INPUT, b"name? ")
     assert rig.caller.messages[-1].payload == b"name? "
-    rig.dispatch.answer_input(job, b"ann")
-    rig.dispatch.answer_input(job, b"twice")
+    rig.dispatch.board_messages.answer_input(job, b"ann")
+    rig.dispatch.board_messages.answer_input(job, b"twice")
     assert link.ops(job) == [wire.EXEC, wire.ANSWER]
     assert (link.sent[-1].flags, link.sent[-1].payload) == (0, b"ann")
 
@@ -220,7 +226,7 @@ def test_answer_after_the_link_broke_is_dropped(rig: Rig):
     (job,) = rig.run(answers=True)
     rig.send(job, wire.INPUT)
     rig.drop()
-    rig.dispatch.answer_input(job, b"ann")
+    rig.dispatch.board_messages.answer_input(job, b"ann")
     assert link.ops(job) == [wire.EXEC]
 
 
@@ -352,7 +358,7 @@ def test_close_of_a_replaced_link_is_ignored(rig: Rig):
     older = rig.connect()
     rig.connect()
     (job,) = rig.run()
-    rig.dispatch.on_link_closed(rig.board(), older)
+    rig.dispatch.recovery.on_link_closed(rig.board(), older)
     assert job.state == "running"
     assert rig.board().state == "busy"
 

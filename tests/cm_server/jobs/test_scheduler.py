@@ -154,8 +154,8 @@ def test_all_jobs_of_a_removed_board_end(rig: Rig):
     rig.connect()
     running, queued = rig.run()[0], rig.run()[0]
     (patient,) = rig.run("lab-2", wait=60)
-    rig.dispatch.end_board_jobs(rig.board("lab-1"))
-    rig.dispatch.end_board_jobs(rig.board("lab-2"))
+    rig.dispatch.scheduler.end_board_jobs(rig.board("lab-1"))
+    rig.dispatch.scheduler.end_board_jobs(rig.board("lab-2"))
     rig.drop("lab-1")
     rig.clock.turn(100)
     assert rig.caller.ending(running) == ("lost", "the board was removed from the fleet")
@@ -168,8 +168,8 @@ def test_removal_of_an_idle_board_sends_nothing(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
-    rig.dispatch.end_board_jobs(rig.board())
-    rig.dispatch.end_board_jobs(rig.board("lab-3"))
+    rig.dispatch.scheduler.end_board_jobs(rig.board())
+    rig.dispatch.scheduler.end_board_jobs(rig.board("lab-3"))
     assert rig.caller.ops(job) == [wire.ENDED]
 
 
@@ -273,7 +273,9 @@ def test_queue_continues_after_an_interrupted_reset(rig: Rig):
 def program(rig: Rig, *, blocks: bool, name: str = "lab-1") -> None:
     """Report as a board that its own program runs, or has ended."""
     text, flags = (b"app.py", wire.BLOCKING) if blocks else (b"app.py ended", 0)
-    rig.dispatch.on_message(rig.board(name), wire.pack(wire.PROGRAM, text, flags=flags))
+    rig.dispatch.board_messages.on_message(
+        rig.board(name), wire.pack(wire.PROGRAM, text, flags=flags)
+    )
 
 
 def test_reset_does_not_wait_for_the_boards_own_program(rig: Rig):

@@ -323,7 +323,7 @@ async def test_failed_clean_up_releases_the_rest(service, monkeypatch, caplog):
         async with await FakeCaller.join(service):
             assert len(service.callers) == 1
         await service.until(lambda: not service.callers)
-        monkeypatch.setattr(service.server.dispatch, "on_link_closed", None)
+        monkeypatch.setattr(service.server.dispatch.recovery, "on_link_closed", None)
         await board.socket.close()
         await service.until(lambda: "a board's link failed" in caplog.text)
     assert service.server.unauthenticated.count == 0
