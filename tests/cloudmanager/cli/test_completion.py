@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 import pexpect
 import pytest
@@ -16,6 +18,7 @@ from cloudmanager.testing.plugin import RunningServer
 
 WORDS = "demo-1\ndemo-2\nfar.1\nroom=dark\nroom=lab\nall\n"
 PROMPT = "READY> "
+Bash: TypeAlias = "pexpect.spawn[str]"
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +81,19 @@ def bash(home: Path, script: Path):
         ("completion f", "completion fish "),
     ],
 )
-def test_tab_completes_a_word_in_bash(bash: pexpect.spawn, typed: str, completed: str):
+def test_tab_completes_a_word_in_bash(bash: Bash, typed: str, completed: str):
     bash.send(f"mbm {typed}\t\x14\x15")
-    bash.expect("<mbm ([^>]*)>")
-    assert bash.match[1] == completed
+    assert read_match(bash, "<mbm ([^>]*)>") == completed
 
 
-def test_completion_lists_boards_and_labels(bash: pexpect.spawn):
+def test_completion_lists_boards_and_labels(bash: Bash):
     bash.send("mbm board-list \t")
-    bash.expect(rf"board-list \r\n(.*)\r\n{PROMPT}")
+    offered = read_match(bash, rf"board-list \r\n(.*)\r\n{PROMPT}")
     bash.send("\x15")
-    assert sorted(bash.match[1].split()) == sorted(WORDS.split())
+    assert sorted(offered.split()) == sorted(WORDS.split())
 
 
-def test_words_are_not_executed(home: Path, bash: pexpect.spawn):
+def test_words_are_not_executed(home: Path, bash: Bash):
     """The server leaves such words out; if the file has one, it is still only text."""
     config.completion_file(home).write_text("x$(touch made)\n")
     bash.send("mbm board-list x\t\x15\r")
@@ -125,6 +127,13 @@ def test_words_that_a_shell_expands_are_left_out(server: RunningServer, fleet: F
     assert wait_for_word(server, "last=1")
     assert not any("bay" in word for word in read_words(server))
     fleet["demo-1"].label({"note": "", "last": ""})
+
+
+def read_match(bash: Bash, pattern: str) -> str:
+    """Wait for output that matches the pattern; return its first group."""
+    bash.expect(pattern)
+    assert isinstance(bash.match, re.Match)
+    return str(bash.match[1])
 
 
 def read_words(server: RunningServer) -> list[str]:
