@@ -7,7 +7,6 @@ server has the lease of each. No sockets, no SQL.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
@@ -23,13 +22,10 @@ from .peer_messages import ALL
 
 if TYPE_CHECKING:
     from cm_server.store.rows import BoardRow, ClaimedBoard
-    from cm_server.store.shared_store import SharedStore
-    from cm_server.store.store_queue import Operation, StoreQueue
+    from cm_server.store.store_queue import Operation
 
-    from .background import BackgroundTasks
-    from .peer_messages import PeerMessages
     from .remote_jobs import RemoteJobs
-    from .services import ClusterServices
+    from .services import ClusterContext, ClusterServices
 
 log = logging.getLogger("cm_server")
 
@@ -42,40 +38,29 @@ class BoardDirectory:
 
     Args:
         services: the parts of this server.
-        store_queue: of the store, which has the leases of boards.
-        peer_messages: to the other servers.
+        context: the store and the other servers.
         remote_jobs: takes the jobs of boards that move to another server.
-        tasks: run what has to wait for the store.
     """
 
     def __init__(
-        self,
-        services: ClusterServices,
-        store_queue: StoreQueue[SharedStore],
-        peer_messages: PeerMessages,
-        remote_jobs: RemoteJobs,
-        tasks: BackgroundTasks,
+        self, services: ClusterServices, context: ClusterContext, remote_jobs: RemoteJobs
     ) -> None:
-        self._services, self._store_queue, self._peer_messages = (
-            services,
-            store_queue,
-            peer_messages,
-        )
-        self._remote_jobs, self._tasks = remote_jobs, tasks
-        self._call_later = asyncio.get_running_loop().call_later
+        self._services, self._remote_jobs = services, remote_jobs
+        self._store_queue, self._peer_messages = context.store_queue, context.peer_messages
+        self._tasks, self._call_later = context.tasks, context.call_later
         # Messages about boards that wait for rows of unknown boards, in their order.
         self._delayed_updates: deque[tuple[str, list[Any]]] = deque()
         self._registry = services.registry
         self._changed: dict[Board, None] = {}
         self._pending_samples: list[list[Any]] = []
         self._publish_scheduled = self._closed = False
-        self._epochs: dict[str, int] = {}  # of boards that this server had last: id -> epoch
+        self._epochs = context.epochs
         self._released: set[str] = set()  # ids of those whose link is closed, also in the store
         self._published_facts: dict[
             str, dict[str, Any]
         ] = {}  # board id -> facts, as last published
         self._registry.directory_listener = self._on_board_changed
-        peer_messages.handlers |= {
+        self._peer_messages.handlers |= {
             "boards": self._on_boards,
             "samples": self._on_samples,
             "who": self._on_boards_requested,
@@ -86,10 +71,6 @@ class BoardDirectory:
     def held_count(self) -> int:
         """The number of boards that are connected to this server."""
         return len(self._epochs) - len(self._released)
-
-    def epoch_for(self, board: Board) -> int | None:
-        """Return a board's epoch if a job would be sent to it immediately, else None."""
-        return self._epochs.get(board.id) if board.idle else None
 
     # To other servers
 

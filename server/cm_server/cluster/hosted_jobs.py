@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
@@ -14,15 +14,12 @@ from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.model import Cell, Job, Requester
 
 if TYPE_CHECKING:
-    from cm_server.auth.tokens import Tokens
-    from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.model import Board
-    from cm_server.jobs.registry import Registry
     from cm_server.store.rows import TokenRow
-    from cm_server.store.shared_store import SharedStore
-    from cm_server.store.store_queue import Operation, StoreQueue
+    from cm_server.store.store_queue import Operation
 
     from .peer_messages import PeerMessages
+    from .services import ClusterContext, ClusterServices
 
 log = logging.getLogger("cm_server")
 
@@ -72,33 +69,42 @@ class RemoteObserver:
         self._peer_messages.send(self._server, "say", head, message)
 
 
+class _Claim(NamedTuple):
+    """The jobs of a "run" message, which are being claimed in the store.
+
+    Attributes:
+        sender: the id of the caller's server.
+        head: of the message.
+        code: of the cell.
+        names: of the boards, as the caller knows them, by job number.
+        connected: the boards that are connected here, by job number.
+        operation: returns the numbers of the claimed jobs.
+    """
+
+    sender: str
+    head: dict[str, Any]
+    code: bytes
+    names: dict[int, str]
+    connected: dict[int, Board]
+    operation: Operation[set[int]]
+
+
 class HostedJobs:
     """Runs jobs for other servers.
 
     Args:
-        dispatch: has the queues.
-        store_queue: of the store, which has the ownership of jobs.
-        registry: the boards.
-        tokens: of callers; another server may have just created one.
-        peer_messages: to the other servers.
-        max_pending_bytes: as in ``RemoteObserver``.
+        services: the parts of this server.
+        context: the store and the other servers.
     """
 
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        store_queue: StoreQueue[SharedStore],
-        registry: Registry,
-        tokens: Tokens,
-        peer_messages: PeerMessages,
-        max_pending_bytes: int,
-    ) -> None:
-        self._dispatch, self._store_queue, self._registry = dispatch, store_queue, registry
-        self._tokens, self._peer_messages = tokens, peer_messages
-        self._max_pending_bytes = max_pending_bytes
+    def __init__(self, services: ClusterServices, context: ClusterContext) -> None:
+        self._dispatch, self._registry = services.dispatch, services.registry
+        self._tokens = services.tokens
+        self._store_queue, self._peer_messages = context.store_queue, context.peer_messages
+        self._max_pending_bytes = services.limits.unsent_bytes
         self._claiming: dict[int, bool] = {}  # jobs being claimed -> whether they were interrupted
         self._observers: dict[str, RemoteObserver] = {}
-        peer_messages.handlers |= {
+        self._peer_messages.handlers |= {
             "run": self._on_run,
             "interrupt": self._on_interrupt,
             "answer": self._on_answer,
@@ -123,31 +129,24 @@ class HostedJobs:
         operation = self._store_queue.run(
             lambda store: store.claim_jobs(sender, idle, busy) if connected else set()
         )
-        operation.when_done(
-            lambda _: self._on_claimed(sender, head, code, (names, connected, operation))
-        )
+        claim = _Claim(sender, head, code, names, connected, operation)
+        operation.when_done(lambda _: self._on_claimed(claim))
 
     def _on_tokens_read(self, operation: Operation[list[TokenRow]]) -> None:
         if operation.error is None:
             self._tokens.apply_rows(operation.result())
 
-    def _on_claimed(
-        self,
-        sender: str,
-        head: dict[str, Any],
-        code: bytes,
-        claim: tuple[dict[int, str], dict[int, Board], Operation[set[int]]],
-    ) -> None:
+    def _on_claimed(self, claim: _Claim) -> None:
         """Run the jobs that this server owns now."""
-        names, connected, operation = claim
+        sender, head, names, connected = claim.sender, claim.head, claim.names, claim.connected
         interrupted = {number for number in connected if self._claiming.pop(number, False)}
         try:
-            claimed = operation.result()
+            claimed = claim.operation.result()
         except ServerError as error:
             why = f"{error.reason}; it did not run"
             self._peer_messages.send(sender, "refused", {"jobs": list(names), "why": why})
             return
-        cell = _read_cell(code, head)
+        cell = _read_cell(claim.code, head)
         observer = self._observers.setdefault(
             sender, RemoteObserver(self._peer_messages, sender, self._max_pending_bytes)
         )

@@ -27,13 +27,12 @@ from .hosted_jobs import HostedJobs
 from .peer_messages import PeerMessages
 from .pubsub import PubSub
 from .remote_jobs import RemoteJobs
+from .services import ClusterContext, ClusterServices
 
 if TYPE_CHECKING:
     from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard
-
-    from .services import ClusterServices
 
 log = logging.getLogger("cm_server")
 
@@ -91,22 +90,17 @@ class Cluster:
         key = _peer_message_key(store)
         fleet_id = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
         self.peer_messages = PeerMessages(pubsub, fleet_id, key, store.server_id)
-        self.remote_jobs = RemoteJobs(
-            services.dispatch, store_queue, self.peer_messages, self._tasks, loop.call_later
+        context = ClusterContext(
+            store_queue=store_queue,
+            peer_messages=self.peer_messages,
+            tasks=self._tasks,
+            call_later=loop.call_later,
+            epochs={},
         )
+        self.remote_jobs = RemoteJobs(services.dispatch, context)
         services.dispatch.scheduler.remote = self.remote_jobs
-        self.board_directory = BoardDirectory(
-            services, store_queue, self.peer_messages, self.remote_jobs, self._tasks
-        )
-        self.remote_jobs.epoch_for = self.board_directory.epoch_for  # type: ignore[method-assign]
-        self.hosted_jobs = HostedJobs(
-            services.dispatch,
-            store_queue,
-            services.registry,
-            services.tokens,
-            self.peer_messages,
-            services.limits.unsent_bytes,
-        )
+        self.board_directory = BoardDirectory(services, context, self.remote_jobs)
+        self.hosted_jobs = HostedJobs(services, context)
         store.on_change = self._on_change
         self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}

@@ -12,12 +12,12 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server.jobs.model import BoardChannel, Cell, Job, TimerHandle
+from cm_server.jobs.model import BoardChannel, Cell, Job
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
@@ -27,11 +27,8 @@ from .peer_messages import ALL
 if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.model import Board
-    from cm_server.store.shared_store import SharedStore
-    from cm_server.store.store_queue import StoreQueue
 
-    from .background import BackgroundTasks
-    from .peer_messages import PeerMessages
+    from .services import ClusterContext
 
 log = logging.getLogger("cm_server")
 
@@ -46,37 +43,28 @@ class RemoteJobs:
 
     Args:
         dispatch: has the jobs.
-        store_queue: of the store, which has the ownership of jobs.
-        peer_messages: to the other servers.
-        tasks: run what has to wait for the store.
-        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        context: the store, the other servers, and the epochs of this server's boards.
     """
 
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        store_queue: StoreQueue[SharedStore],
-        peer_messages: PeerMessages,
-        tasks: BackgroundTasks,
-        call_later: Callable[[float, Callable[[], None]], TimerHandle],
-    ) -> None:
+    def __init__(self, dispatch: Dispatch, context: ClusterContext) -> None:
         self._dispatch, self._job_results = dispatch, dispatch.job_results
-        self._store_queue, self._peer_messages = store_queue, peer_messages
-        self._tasks, self._call_later = tasks, call_later
+        self._store_queue, self._peer_messages = context.store_queue, context.peer_messages
+        self._tasks, self._call_later = context.tasks, context.call_later
+        self._epochs = context.epochs
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
         self._received: dict[int, Counter[int]] = {}  # id -> number of messages by op
         self._seen_ended: set[int] = set()  # ids that the last poll of the store found
-        peer_messages.handlers |= {
+        self._peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
             "refused": self._on_jobs_refused,
             "say": self._on_job_message,
         }
 
     def epoch_for(self, board: Board) -> int | None:
-        """Return the epoch of a board; ``Cluster`` sets this to ``BoardDirectory.epoch_for``."""
-        raise NotImplementedError(board.name)
+        """Return a board's epoch if a job would be sent to it immediately, else None."""
+        return self._epochs.get(board.id) if board.idle else None
 
     # Requests to other servers
 

@@ -1,18 +1,25 @@
-"""What a member of a cluster needs of its own server."""
+"""What a member of a cluster needs of its own server, and what its parts share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cm_server.auth.caller_links import CallerLinks
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
 from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.model import TimerHandle
 from cm_server.jobs.reconnects import Reconnects
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.logs import PeerLog
 from cm_server.sample_collector import SampleCollector
+from cm_server.store.shared_store import SharedStore
+from cm_server.store.store_queue import StoreQueue
+
+from .background import BackgroundTasks
+from .peer_messages import PeerMessages
 
 
 @dataclass(frozen=True)
@@ -40,3 +47,23 @@ class ClusterServices:
     samples: SampleCollector
     reconnects: Reconnects
     peer_log: PeerLog
+
+
+@dataclass(frozen=True)
+class ClusterContext:
+    """What the parts of the membership share.
+
+    Attributes:
+        store_queue: of the store, which has the leases of boards and the ownership of jobs.
+        peer_messages: to the other servers.
+        tasks: run what has to wait for the store.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        epochs: of the boards that this server had last, by their ids; ``BoardDirectory`` keeps them
+            up to date.
+    """
+
+    store_queue: StoreQueue[SharedStore]
+    peer_messages: PeerMessages
+    tasks: BackgroundTasks
+    call_later: Callable[[float, Callable[[], None]], TimerHandle]
+    epochs: dict[str, int]
