@@ -11,7 +11,8 @@ from cloudmanager.client.packages import BoardPackages
 from cloudmanager.display.file_report import size_text, value_text
 from cloudmanager.display.text_tables import board_facts, format_time
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.protocol.file_ops import is_undecodable
+from cloudmanager.protocol.text import one_line, sanitize_text
 
 _MAX_JOBS: Final = 12  # jobs that are listed
 _MAX_FILES: Final = 200  # files that are listed
@@ -59,8 +60,9 @@ def _files_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     user_entries = [entry for entry in entries if not f"{entry.path}/".startswith(_CLIENT_FOLDER)]
     files = [
         {
-            "path": entry.path,
-            "line": sanitize_text(entry.path),
+            # A path that is not UTF-8 cannot be sent to the browser; it is shown, and not opened.
+            "path": one_line(entry.path) if is_undecodable(entry.path) else entry.path,
+            "line": one_line(entry.path),
             "size": "folder" if entry.is_dir else size_text(entry.size),
             "is_folder": entry.is_dir,
         }

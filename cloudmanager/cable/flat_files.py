@@ -23,9 +23,10 @@ class FlatReplFiles(ReplFiles):
             return (FOLDER_MODE, *[0] * 9)
         return (FILE_MODE, 0, 0, 0, 0, 0, self._call_os("size", _flat_name(path)), 0, 0, 0)
 
-    def hash(self, path: str, size: int) -> str | bool | None:
+    def hash(self, path: Any, size: int) -> str | bool | None:
         """Return the SHA-256 of a file; None for a path with a folder, which cannot exist."""
-        return None if "/" in path.removeprefix("/") else super().hash(path, size)
+        is_inner = isinstance(path, str) and "/" in path.removeprefix("/")
+        return None if is_inner else super().hash(path, size)
 
     def ls(self, path: str, deep: bool) -> list[tuple[str, int, int]]:
         """Return path, type and size of all files."""
@@ -87,8 +88,10 @@ class FlatReplFiles(ReplFiles):
         super()._open_file(_flat_name(path), mode)
 
 
-def _flat_name(path: str) -> str:
+def _flat_name(path: str | bytes) -> str:
     """Return a path without its leading slash, as such boards name files."""
+    if isinstance(path, bytes):  # not UTF-8: no file is called so
+        raise OSError(errno.ENOENT, "")
     name = path.removeprefix("/")
     if "/" in name:
         raise FileOpFailed("NotImplementedError: this board has no folders")

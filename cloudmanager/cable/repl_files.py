@@ -141,7 +141,8 @@ class ReplFiles:
             if isinstance(answer, dict):
                 return
 
-    def _run_op(self, name: str, path: str, *arguments: Any) -> Any:
+    def _run_op(self, name: str, path: Any, *arguments: Any) -> Any:
+        path = bytes(path) if isinstance(path, list) else path  # not UTF-8
         self._channel.check_running()
         op = getattr(self, name) if name in OP_ARGUMENTS or name == "finish" else None
         if op is None:
@@ -149,11 +150,11 @@ class ReplFiles:
         try:
             return op(path, *arguments)
         except OSError as error:
-            raise OSError(error.errno, "", path) from error
+            raise OSError(error.errno, "", str(path)) from error
 
     # The operations
 
-    def stat(self, path: str) -> Any:
+    def stat(self, path: Any) -> Any:
         """Return the result of the board's ``os.stat``."""
         return self._call_os("stat", path)
 
@@ -165,11 +166,11 @@ class ReplFiles:
         """Make a folder."""
         self._call_os("mkdir", path)
 
-    def rmdir(self, path: str) -> None:
+    def rmdir(self, path: Any) -> None:
         """Remove an empty folder."""
         self._call_os("rmdir", path)
 
-    def rename(self, path: str, to: str) -> None:
+    def rename(self, path: Any, to: Any) -> None:
         """Rename a file; a file at the new path is replaced."""
         self._call_os("rename", path, to)
 
@@ -183,20 +184,32 @@ class ReplFiles:
                 if error.errno != errno.EEXIST:
                     raise
 
-    def ls(self, path: str, deep: bool) -> list[tuple[str, int, int]]:
-        """Return path, type and size of each entry of a folder; with ``deep``, recursively."""
+    def ls(self, path: Any, deep: bool) -> list[tuple[Any, int, int]]:
+        """Return path, type and size of each entry of a folder; with ``deep``, recursively.
+
+        Paths are bytes in a folder with a name that is not UTF-8.
+        """
+        try:
+            return self._list_folder(path, deep)
+        except FileOpFailed as error:
+            if isinstance(path, bytes) or "UnicodeError" not in str(error):
+                raise
+            return self._list_folder(path.encode(), deep)
+
+    def _list_folder(self, path: Any, deep: bool) -> list[tuple[Any, int, int]]:
+        slash = "/" if isinstance(path, str) else b"/"
         entries = f"__cm_i__('os').ilistdir({path!r})"
         code = f"for __cm_e__ in {entries}:__cm_p__(__cm_r__(__cm_e__),end=',')"
         found = []
         for name, kind, _, *size in self._eval_code(code, "[", "]"):
-            inner = f"{path.rstrip('/')}/{name}"
+            inner = path.rstrip(slash) + slash + name
             found.append((inner, kind, size[0] if size else 0))
             self._channel.check_running()
             if deep and kind == FOLDER_MODE:
                 found += self.ls(inner, True)
         return found
 
-    def rm(self, path: str, deep: bool) -> None:
+    def rm(self, path: Any, deep: bool) -> None:
         """Remove a file or, with ``deep``, a folder and its content."""
         if not self.stat(path)[0] & FOLDER_MODE:
             self._call_os("remove", path)
@@ -222,7 +235,7 @@ class ReplFiles:
         finally:
             self._run_code(install_helper.REMOVE_CODE)
 
-    def hash(self, path: str, size: int) -> str | bool | None:
+    def hash(self, path: Any, size: int) -> str | bool | None:
         """Return the SHA-256 of a file of this size (-1: any size) in hex.
 
         Returns:
@@ -236,7 +249,7 @@ class ReplFiles:
         except OSError:
             return None
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: Any) -> tuple[int, str]:
         """Send a file; return its size and SHA-256."""
         self._open_file(path, "rb")
         self._channel.send_chunk(wire.RESUME_STATE, b"")
@@ -351,7 +364,7 @@ class ReplFiles:
             f"__cm_p__(__cm_r__(__cm_i__('os').{name}({','.join(map(repr, args))})))"
         )
 
-    def _open_file(self, path: str, mode: str) -> None:
+    def _open_file(self, path: Any, mode: str) -> None:
         self._run_code(f"__cm_f__=__cm_o__({path!r},{mode!r})")
 
     def _close_file(self) -> None:
@@ -386,7 +399,7 @@ class ReplFiles:
         self._bytes_acknowledged = self._bytes_moved
         self._channel.send_chunk(0, _BYTE_COUNT.pack(self._bytes_moved))
 
-    def _file_sha256(self, path: str) -> bytes:
+    def _file_sha256(self, path: Any) -> bytes:
         """Return the SHA-256 of a file as it is on the flash."""
         self._open_file(path, "rb")
         if not self._abilities.hashes:

@@ -70,6 +70,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = _print_error(error, USAGE)
     except (CloudmanagerError, OSError) as error:
         status = _print_error(error, FAILED)
+    except ValueError as error:  # of the library: an argument, or a file that it names
+        status = _print_error(error, USAGE)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     return status

@@ -140,10 +140,7 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
 def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
     with Fleet() as fleet:
-        try:
-            results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
-        except ValueError as error:
-            return print_usage_error(str(error))
+        results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
     if options.macro == "cat" and not options.json and write_content(results):
         return OK
     return print_results(results, options)

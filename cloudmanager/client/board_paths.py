@@ -1,7 +1,8 @@
 """Paths on boards, written with a leading ``:``, and local file names from boards; no I/O.
 
 A path that a board sends cannot lead out of the folder on this machine: each part must be a plain
-file name. The rules of Windows for names hold on Windows only.
+file name. Control characters, and bytes that are not UTF-8, become escapes in it. The rules of
+Windows for names hold on Windows only.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import unicodedata
 from pathlib import Path
 from typing import Final
 
+from cloudmanager.protocol import file_ops
+from cloudmanager.protocol.text import UNSAFE_CHARS
+
 _WINDOWS_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
+_ESCAPED_CHARS: Final = re.compile(rf"[\n\t]|{UNSAFE_CHARS.pattern}")
 _SEPARATORS: Final = frozenset("/\\")
 _WINDOWS_FORBIDDEN: Final = frozenset('<>:"|?*')
 _MAX_NAME_BYTES: Final = 255  # on common file systems (ext4, NTFS, APFS)
@@ -50,6 +54,8 @@ def display_path(path: str) -> str:
 def local_path(folder: Path, path: str) -> Path:
     """Return the local path of a board's file below a folder.
 
+    What would not be visible in a name is written as in a URL: ``a%0A.txt`` for a newline.
+
     Args:
         folder: on this machine.
         path: relative, from the board, so it may be hostile.
@@ -57,10 +63,22 @@ def local_path(folder: Path, path: str) -> Path:
     Raises:
         ValueError: a part of it is not a plain file name.
     """
-    parts = path.split("/")
+    parts = [escape_name(part) for part in path.split("/")]
     for part in parts:
         check_local_name(part)
     return folder.joinpath(*parts)
+
+
+def escape_name(name: str) -> str:
+    """Return a name in which control characters, and bytes that are not UTF-8, are ``%XX``."""
+    return _ESCAPED_CHARS.sub(_escape_char, name)
+
+
+def _escape_char(found: re.Match[str]) -> str:
+    raw = found[0].encode("utf-8", "surrogatepass")
+    if file_ops.is_undecodable(found[0]):
+        raw = file_ops.encode_path(found[0])
+    return "".join(f"%{byte:02X}" for byte in raw)
 
 
 def check_local_name(name: str, *, windows: bool = os.name == "nt") -> None:
@@ -73,7 +91,7 @@ def check_local_name(name: str, *, windows: bool = os.name == "nt") -> None:
     is_plain = (
         name not in ("", ".", "..")
         and not set(name) & _SEPARATORS
-        and not any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name)
+        and not _ESCAPED_CHARS.search(name)
         and len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
         and not (windows and _is_illegal_on_windows(name))
     )

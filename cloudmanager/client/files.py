@@ -7,6 +7,7 @@ A board's ``OSError`` is raised as Python's own, with ``BOARD:PATH`` as file nam
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, PackageError, PeerWireError
-from cloudmanager.protocol.file_ops import FileOp, disk_space
-from cloudmanager.results.board_values import parse_value
+from cloudmanager.protocol.file_ops import FileOp, decode_path, disk_space
+from cloudmanager.results.board_values import UnreadableValue, parse_value
 from cloudmanager.results.results import Result
 
 from .cells import prepare_cell
@@ -23,15 +24,20 @@ from .jobs import Event, Job, JobGroup
 
 #: MicroPython writes ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` for a number without a name.
 _OSERROR_PATTERN: Final = re.compile(
-    r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$"
+    r"^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*?))?|\((\d+), (b?(['\"]).*\5)\))\n?\Z",
+    re.MULTILINE | re.DOTALL,  # a path may contain newlines
 )
+_BYTES_PATTERN: Final = re.compile(r"b(['\"]).*\1", re.DOTALL)  # a path that is not UTF-8
 _PACKAGE_ERROR_PREFIX: Final = "PackageError: "
 _EMPTY_CELL: Final = prepare_cell("")
 _FOLDER_MODE: Final = 0x4000  # in the mode of MicroPython's ilistdir and stat (S_IFDIR)
 
 
 class Entry(NamedTuple):
-    """One file or folder of a board; ``size`` in bytes is 0 for a folder."""
+    """One file or folder of a board; ``size`` in bytes is 0 for a folder.
+
+    A byte of its path that is not UTF-8 is U+DC80 to U+DCFF, as in ``os.fsdecode``.
+    """
 
     path: str
     is_dir: bool
@@ -61,8 +67,15 @@ class Space(NamedTuple):
 
 def read_entries(listing: Any) -> list[Entry]:
     """Return the entries of the op ``ls``, sorted: folders first."""
-    found = [Entry(path, kind == _FOLDER_MODE, int(size)) for path, kind, size in listing]
+    found = [
+        Entry(_path_text(path), kind == _FOLDER_MODE, int(size)) for path, kind, size in listing
+    ]
     return sorted(found, key=lambda entry: (not entry.is_dir, entry.path))
+
+
+def _path_text(path: Any) -> str:
+    """Return a path from a board as text; a board sends bytes if it is not UTF-8."""
+    return decode_path(path) if isinstance(path, bytes) else str(path)
 
 
 def read_stat(stat_tuple: Any) -> Stat:
@@ -163,6 +176,9 @@ def _board_error(board: str, traceback: str) -> Exception | None:
     if found is None:
         return None
     number, path = int(found[1] or found[3]), found[2] or found[4] or ""
+    if found[4] or _BYTES_PATTERN.fullmatch(path):
+        with contextlib.suppress(UnreadableValue):
+            path = _path_text(parse_value(path))
     return OSError(number, os.strerror(number), f"{board}:{path}")
 
 

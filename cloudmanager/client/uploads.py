@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol.file_ops import FileOp
-from cloudmanager.protocol.text import fold_names
+from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files, sources
@@ -59,6 +59,8 @@ async def upload(
 ) -> Results:
     """Copy files to the boards: see ``FileVerbs.put``."""
     dest_path = board_paths.parse_board_path(dest)
+    if not board_paths.is_sendable(dest_path):
+        raise ValueError(f"{one_line(dest)} is not UTF-8 text: no file can be written there")
     is_folder = dest == ":" or dest.endswith("/")
     if isinstance(source, bytes):
         if is_folder:

@@ -10,7 +10,7 @@ from typing import Any
 from cloudmanager.client.files import Entry, FileResult, Space, Stat
 from cloudmanager.client.packages import BoardPackages, InstallResult
 from cloudmanager.client.syncing import SyncPlan
-from cloudmanager.protocol.text import fold_names
+from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
 from .folding import head_text, printable_output
@@ -99,19 +99,22 @@ def value_text(value: Any) -> str:
         return f"{size_text(value)} written" if is_new else "already up to date"
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").replace("\r\n", "\n")
+    if isinstance(value, Path):
+        return one_line(str(value))
     return "" if value is None else str(value)
 
 
 def _value_lines(values: Iterable[Any]) -> Iterable[str]:
     for value in values:
         if isinstance(value, Entry):
-            yield f"{value.size:>12,} {value.path}{'/' if value.is_dir else ''}"
+            yield f"{value.size:>12,} {one_line(value.path)}{'/' if value.is_dir else ''}"
         else:
-            yield str(value) if isinstance(value, Path) else value_text(value)
+            yield value_text(value)
 
 
 def _plan_text(plan: SyncPlan) -> str:
-    lines = [*(f"+ {path}" for path in plan.put), *(f"- {path}" for path in plan.delete)]
+    lines = [f"+ {one_line(path)}" for path in plan.put]
+    lines += [f"- {one_line(path)}" for path in plan.delete]
     counts = []
     if plan.put:
         counts.append(f"{len(plan.put)} to copy ({size_text(plan.size_bytes)})")

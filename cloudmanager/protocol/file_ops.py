@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .errors import ServerError
+from .text import one_line
 
 #: Operation -> the types of its arguments after the path.
 OP_ARGUMENTS: Final[dict[str, tuple[type, ...]]] = {
@@ -26,6 +27,9 @@ OP_ARGUMENTS: Final[dict[str, tuple[type, ...]]] = {
     "stat": (),
     "statvfs": (),
 }
+#: Operations that write a path, which has to be UTF-8.
+_TEXT_PATH_OPS: Final = frozenset(("makedirs", "mkdir", "put"))
+_UNDECODABLE: Final = re.compile("[\udc80-\udcff]")
 MUTATING_OPS: Final = frozenset(("makedirs", "mkdir", "put", "rename", "rm", "rmdir"))
 #: Paths of the board's client, its settings, its journal and its marks, wherever boards look for
 #: modules: without them, or with a file that is imported in their place, a board could not connect
@@ -60,11 +64,36 @@ def check_file_ops(ops: object, *, max_ops: int, path_bytes: int) -> list[list[A
         paths = [op[1], op[2]] if name == "rename" else [op[1]]
         for path in paths:
             _check_path(path, path_bytes)
+            is_written = name in _TEXT_PATH_OPS or path is not op[1]
+            if is_written and is_undecodable(path):
+                raise ServerError(
+                    f"{one_line(path)} is not UTF-8 text: a board's file of such a name can be "
+                    "downloaded, renamed and removed, but not written"
+                )
             if name in MUTATING_OPS:
                 _check_client_paths(path, include_parents=name in ("rename", "rm"))
         if name == "rename" and is_inside(op[2], op[1]):
             raise ServerError(f"{op[1]} cannot be moved to {op[2]}: it would be moved into itself")
     return ops
+
+
+def decode_path(raw: bytes) -> str:
+    """Return a path of a board as text: a byte that is not UTF-8 as U+DC80 to U+DCFF (PEP 383)."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def encode_path(path: str) -> bytes:
+    """Return the bytes of a path on a board; the inverse of ``decode_path``.
+
+    Raises:
+        UnicodeEncodeError: it has other lone surrogates.
+    """
+    return path.encode("utf-8", "surrogateescape")
+
+
+def is_undecodable(path: str) -> bool:
+    """Whether a path is not UTF-8 on the board."""
+    return not path.isascii() and _UNDECODABLE.search(path) is not None
 
 
 def disk_space(statvfs: Sequence[int]) -> tuple[int, int]:
@@ -104,9 +133,12 @@ def belongs_to_client(path: str) -> bool:
 
 def _check_path(path: str, max_bytes: int) -> None:
     absolute = path.startswith("/") and path == posixpath.normpath(path) and path[:2] != "//"
-    encoded = path.encode("utf-8", "ignore")  # without lone surrogates, which have no UTF-8
-    if not absolute or "\0" in path or len(encoded) > max_bytes or encoded.decode() != path:
-        raise ServerError(f"{path[:64]!r} is not a path on a board")
+    try:
+        raw = encode_path(path)
+    except UnicodeEncodeError:
+        raw = b""
+    if not absolute or "\0" in path or len(raw) > max_bytes or decode_path(raw) != path:
+        raise ServerError(f"{one_line(path[:64])!r} is not a path on a board")
 
 
 def _check_client_paths(path: str, *, include_parents: bool) -> None:

@@ -14,9 +14,10 @@ from os.path import commonprefix
 # C0 but newline and tab, DEL, C1; the marks and overrides of bidirectional text (Unicode TR 9);
 # the line and paragraph separators, at which str.splitlines splits; lone surrogates, which no
 # terminal can encode.
-_UNSAFE_CHARS = re.compile(
+UNSAFE_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _CONTEXT_CHARS = 72  # characters of a long line that are shown around the caret
 _ELLIPSIS = "..."  # marks where text is left out
 _NUMBER = re.compile(r"([0-9]{1,64})")  # 64: as long as a name; int() refuses 4,300 digits
@@ -35,7 +36,16 @@ def sanitize_text(text: str) -> str:
     Returns:
         The same text, with an escape character shown as `\x1b` and a bidi override as `\u202e`.
     """
-    return _UNSAFE_CHARS.sub(_escape_char, text)
+    return UNSAFE_CHARS.sub(_escape_char, text)
+
+
+def one_line(text: str) -> str:
+    r"""Return a name or a path in one line: control characters as ``sanitize_text`` shows them.
+
+    A newline is shown as `\n`, and a byte that is not UTF-8 as `\xff` (in Python U+DCFF: PEP 383).
+    """
+    escaped = text.replace("\n", "\\n").replace("\t", "\\t")
+    return sanitize_text(_NOT_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", escaped))
 
 
 def line_with_caret(line: str, position: int) -> str:

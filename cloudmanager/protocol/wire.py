@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from . import file_ops
 from .errors import PeerWireError
 
 PROTOCOL: Final = 1  # incremented with each change that an older peer cannot ignore
@@ -244,9 +245,16 @@ def pack_file_ops(ack_bytes: int, ops: Sequence[Sequence[Any]], *, stepwise: boo
         ops: the operations.
         stepwise: whether the board reports the result of each and waits for the next ones.
     """
-    body = [ack_bytes, ops, 1] if stepwise else [ack_bytes, ops]
+    board_ops = [[_board_argument(argument) for argument in op] for op in ops]
+    body = [ack_bytes, board_ops, 1] if stepwise else [ack_bytes, board_ops]
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
     return text.encode()  # not escaped: MicroPython's json does not read surrogate pairs
+
+
+def _board_argument(argument: Any) -> Any:
+    """Return an argument of a file operation for JSON: a path that is not UTF-8 as its bytes."""
+    is_undecodable = isinstance(argument, str) and file_ops.is_undecodable(argument)
+    return list(file_ops.encode_path(argument)) if is_undecodable else argument
 
 
 class ResumeState(NamedTuple):

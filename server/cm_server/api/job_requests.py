@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.text import one_line
 from cm_server.installs import board_install
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
@@ -111,4 +112,4 @@ def read_file_ops(
 
 def describe_file_ops(ops: list[list[Any]]) -> str:
     """Return the operations and their paths for the audit log, without contents."""
-    return "; ".join(" ".join(str(part) for part in op[:2]) for op in ops[:_AUDIT_FILE_OPS])
+    return "; ".join(f"{op[0]} {one_line(op[1])}" for op in ops[:_AUDIT_FILE_OPS])

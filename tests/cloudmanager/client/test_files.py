@@ -55,6 +55,23 @@ def test_errors_of_a_boards_files_are_pythons_own(line, kind, number):
     assert (found.errno, found.filename) == (number, "lab-1:/a.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[Errno 2] ENOENT: /a\nb", "/a\nb"),
+        ("[Errno 2] ENOENT: /a: b'c", "/a: b'c"),
+        ("[Errno 2] ENOENT: b'/a\\xff'", "/a\udcff"),
+        ('[Errno 2] ENOENT: b"/it\'s\\xff"', "/it's\udcff"),
+        ("(28, '/a\\nb')", "/a\nb"),
+        ('(28, "/it\'s")', "/it's"),
+        ("(28, b'/a\\xff')", "/a\udcff"),
+        ("[Errno 2] ENOENT", ""),
+    ],
+)
+def test_paths_in_errors_of_boards_are_read(text, path):
+    assert error(f"OSError: {text}").filename == f"lab-1:{path}"
+
+
 def test_other_errors_stay_what_they_are():
     assert isinstance(error("MemoryError: "), BoardError)
     assert isinstance(FileResult("b", 1, "offline", why="x").error, BoardOffline)

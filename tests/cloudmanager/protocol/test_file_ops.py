@@ -6,6 +6,9 @@ from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.file_ops import (
     OP_ARGUMENTS,
     check_file_ops,
+    decode_path,
+    encode_path,
+    is_undecodable,
     touches_starter,
 )
 
@@ -28,6 +31,37 @@ def test_each_operation_needs_its_argument_types(name):
         sound([*act, 1])
     with pytest.raises(ServerError):
         sound(act[:1])
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"), [(b"/a\xff", "/a\udcff"), ("/é".encode(), "/é"), (b"/\xc3x", "/\udcc3x")]
+)
+def test_path_that_is_not_utf8_has_a_text(raw, path):
+    assert decode_path(raw) == path
+    assert encode_path(path) == raw
+    assert is_undecodable(path) == (path != "/é")
+    for act in (["stat", path], ["rm", path, True], ["rename", path, "/a"], ["get", path]):
+        assert sound(act) == [act]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        ("put", "/a\udcff", "0" * 64),
+        ("mkdir", "/a\udcff"),
+        ("makedirs", "/a\udcff"),
+        ("rename", "/x", "/a\udcff"),
+    ],
+)
+def test_path_that_is_not_utf8_is_not_written(act):
+    with pytest.raises(ServerError, match=r": /a\\xff is not UTF-8 text: .* not written"):
+        sound(act)
+
+
+@pytest.mark.parametrize("path", ["/a\ud800", "/\udcc3\udca9", "/a\0", "/\udcff" + "x" * 100])
+def test_path_that_no_board_can_have_is_refused(path):
+    with pytest.raises(ServerError, match="is not a path on a board"):
+        sound(["stat", path])
 
 
 ESSENTIAL_FILES = ["/cm.json", "/lib/cm", "/LIB/CM/run.mpy", "/lib/cm_start.mpy"]

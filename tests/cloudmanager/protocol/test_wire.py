@@ -186,6 +186,11 @@ def test_golden_file(vector):
     assert made.hex() == vector["hex"]
 
 
+def test_path_that_is_not_utf8_is_sent_as_its_bytes():
+    text = wire.pack_file_ops(1, [["rename", "/\udcff", "/é"], ["rm", "/x", True]])
+    assert text == '[1,[["rename",[47,255],"/é"],["rm","/x",true]]]'.encode()
+
+
 @vectors("DATA", "CHUNK", "CONTENT")
 def test_golden_file_bytes(vector):
     means, found = vector["means"], message(vector)
