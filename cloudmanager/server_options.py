@@ -130,6 +130,9 @@ class ServerOptions:
         "days to keep the audit log, at least 31",
         _whole_number("a number of days,", 31),
     )
+    viewers_read_logs: bool = _option(
+        False, "", "let viewers read what boards print outside of cells; else operators only"
+    )
     log_json: bool = _option(False, "", "write server.log as JSON lines")
     #: A URL may contain a password, which is not visible to other users in an environment variable.
     store: str | Path | None = _option(

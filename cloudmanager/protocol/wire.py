@@ -5,7 +5,7 @@ authentication, which is in ``proofs``. ``BOARD_OPS_BY_STATE`` has what a board 
 state of its link; anything else closes the link::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
-     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS
+     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ REKEYED: Final = 0x25
 EMIT: Final = 0x26
 PROGRAM: Final = 0x27
 FACTS: Final = 0x28
+LOG: Final = 0x29
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -97,7 +98,7 @@ JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # the last message of a job, on
 BOARD_OPS_BY_STATE: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG)),
 }
 
 
@@ -337,6 +338,24 @@ def read_emit(message: Message) -> EmittedSample:
     except ValueError as error:
         raise PeerWireError("EMIT has a number that is not finite") from error
     return EmittedSample(_U64.unpack_from(message.payload)[0], message.flags, text)
+
+
+class LogPiece(NamedTuple):
+    """The contents of a LOG: how many bytes were lost before these, and the bytes."""
+
+    lost: int
+    data: bytes
+
+
+def read_log(message: Message) -> LogPiece:
+    """Return the contents of the LOG in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) < _U32.size:
+        raise PeerWireError("LOG is malformed")
+    return LogPiece(_U32.unpack_from(message.payload)[0], message.payload[_U32.size :])
 
 
 # A caller's messages

@@ -26,6 +26,7 @@ from .auth.caller_links import CallerLinks
 from .auth.enrolment import Enrolment, EnrolmentServices
 from .auth.permission import Permission
 from .auth.tokens import LOCAL_TOKEN_NAME, Tokens, read_local_token
+from .board_logs import BoardLogs
 from .clock import CheckedClock
 from .cluster.membership import Cluster, local_token_name
 from .cluster.pubsub import InProcessBroker, NatsPubSub, PubSub
@@ -164,6 +165,8 @@ class Server:
         self.sample_collector = SampleCollector(options.samples, limits)
         strays = StrayMessages(self.peer_log, limits.strays_per_minute)
         self.dispatch.board_messages.on_emit = self.sample_collector.add_message
+        self.board_logs = BoardLogs(self.store_queue, self.registry, loop.call_later, limits)
+        self.dispatch.board_messages.on_log = self.board_logs.add_message
         self.dispatch.board_messages.on_stray = strays.on_stray
 
         # Callers
@@ -182,6 +185,7 @@ class Server:
 
         # Other servers
         self.cluster = self._make_cluster(environment.pubsub)
+        self.board_logs.listeners.append(self.subscriptions.on_log)
         self.sample_collector.listeners += [self.subscriptions.on_sample, self.cluster.on_sample]
 
         # Connections
@@ -221,6 +225,8 @@ class Server:
             audit_log=self.audit_log,
             installs=self.installs,
             pin=self.certificates.pin,
+            board_logs=self.board_logs,
+            viewers_read_logs=options.viewers_read_logs,
         )
         self._caller_link_services = CallerLinkServices(
             requests=services,
@@ -264,6 +270,7 @@ class Server:
             "the server",
             self.loop_lag_monitor.stop,
             self.housekeeper.stop,
+            self.board_logs.write,
             self.completion_words.stop,
             self.dispatch.stop,
             lambda: self.callers.close_all(why),

@@ -133,6 +133,18 @@ class Limits:
     subscriptions_per_link: int = 16
     subscription_update_boards: int = 2000  # in one update; the others are in the next
     subscription_pending_samples: int = 10_000  # queued for a subscriber that does not read
+    subscription_pending_log_chars: int = MIB  # the same
+
+    # Boards' logs.
+    log_bytes_per_second: int = 32 * KIB  # of one board; the excess is lost, and counted
+    log_burst_bytes: int = 64 * KIB  # after a pause
+    log_chars: int = 16 * KIB  # kept of one board
+    log_trim_chars: int = 4 * KIB  # that a board may have beyond it until its oldest are deleted
+    log_total_chars: int = 64 * MIB  # kept of all boards together
+    log_total_trim_chars: int = MIB  # the same for all boards
+    log_write_seconds: float = 1.0  # until what was printed is in the store
+    log_unwritten_chars: int = 8 * MIB  # that wait for a store that does not answer
+    reply_log_chars: int = MIB  # in one reply; what is more is in the next
 
     # What waits for a database that does not answer. Beyond it, new cells and other requests are
     # refused; results and what is sent to boards are not.

@@ -37,6 +37,7 @@ ALL = ServerOptions(
     keep_jobs=1,
     keep_audit=31,
     log_json=True,
+    viewers_read_logs=True,
     store="postgresql://x",
     bus="nats://y",
 )

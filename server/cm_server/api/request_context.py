@@ -11,6 +11,7 @@ from cm_server.auth.audit import AuditEntry, AuditLog
 from cm_server.auth.caller_links import CallerLinks
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
+from cm_server.board_logs import BoardLogs
 from cm_server.cluster.membership import Cluster
 from cm_server.cluster.single_server import SingleServer
 from cm_server.installs.services import InstallServices
@@ -41,6 +42,8 @@ class Services:
         audit_log: records the requests.
         installs: what installs and file transfers need.
         pin: the fingerprint of the server's certificate authority, which follows each token.
+        board_logs: what boards print outside of cells.
+        viewers_read_logs: whether viewers may read that.
     """
 
     limits: Limits
@@ -55,6 +58,8 @@ class Services:
     audit_log: AuditLog
     installs: InstallServices
     pin: str
+    board_logs: BoardLogs
+    viewers_read_logs: bool
 
 
 class RequestContext(NamedTuple):

@@ -1,8 +1,9 @@
-"""Subscriptions: callers that watch boards receive changes and samples. No sockets, no SQL.
+"""Subscriptions: callers that watch boards receive changes, samples and logs.
 
 Changes are collected and sent a few times a second: for a board that changed several times, only
-the last state. Samples are sent with them. A caller that does not read receives the last state when
-it reads again, and the number of samples that it missed; it does not delay others.
+the last state. Samples and logs are sent with them. A caller that does not read receives the last
+state when it reads again, and how many samples and log texts it missed; it does not delay others.
+No sockets, no SQL.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import Target
+from cm_server.board_logs import LogText
 from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
@@ -32,12 +34,33 @@ class WatchRequest(NamedTuple):
         target: selects the boards, connected or not; evaluated again at each update.
         reachable: the boards that the caller's token covers, by name; a view that may change.
         samples: whether the caller wants the samples that boards emit.
+        logs: whether the caller wants what boards print outside of cells.
     """
 
     ref: int
     target: Target
     reachable: Mapping[str, Board]
     samples: bool = True
+    logs: bool = False
+
+
+class NewData(NamedTuple):
+    """What boards have sent since the last update, each piece with its board.
+
+    Attributes:
+        samples: the samples.
+        logs: the texts.
+        dropped_samples: how many samples were dropped before.
+        dropped_logs: how many texts were dropped before.
+    """
+
+    samples: Iterable[tuple[Board, Sample]] = ()
+    logs: Iterable[tuple[Board, LogText]] = ()
+    dropped_samples: int = 0
+    dropped_logs: int = 0
+
+
+NO_DATA = NewData()
 
 
 class Subscription:
@@ -58,39 +81,46 @@ class Subscription:
         is_ready: Callable[[], bool],
         limits: Limits,
     ) -> None:
-        self.ref, self._target, self._reachable, self._with_samples = request
+        self.ref, self._target, self._reachable, self._with_samples, self._with_logs = request
         self._send = send
         self._is_ready = is_ready
         self._limits = limits
         self._sent_names: dict[str, str] = {}  # board id -> name, as last sent
         self._changed: dict[Board, None] = {}
         self._samples: deque[tuple[Board, Sample]] = deque()
-        self._dropped_samples = 0
+        self._logs: deque[tuple[Board, LogText]] = deque()
+        self._log_chars = 0
+        self._dropped_samples = self._dropped_logs = 0
         self._started = False
 
     @property
     def has_updates(self) -> bool:
         """Whether there is something to send."""
-        return not self._started or bool(self._changed or self._samples or self._dropped_samples)
+        dropped = self._dropped_samples or self._dropped_logs
+        return not self._started or bool(self._changed or self._samples or self._logs or dropped)
 
-    def add_changes(
-        self, changed: Iterable[Board], samples: Iterable[tuple[Board, Sample]], dropped: int = 0
-    ) -> None:
-        """Add changed boards and new samples to what is pending.
+    def add_changes(self, changed: Iterable[Board], data: NewData = NO_DATA) -> None:
+        """Add changed boards, new samples and log texts to what is pending.
 
         Args:
             changed: boards; duplicates are merged.
-            samples: each with its board.
-            dropped: the number of samples that were dropped before.
+            data: the samples and texts.
         """
         self._changed.update(dict.fromkeys(changed))
-        if not self._with_samples:
-            return
-        self._samples.extend(samples)
-        self._dropped_samples += dropped
+        if self._with_samples:
+            self._samples.extend(data.samples)
+            self._dropped_samples += data.dropped_samples
         while len(self._samples) > self._limits.subscription_pending_samples:
             self._samples.popleft()
             self._dropped_samples += 1
+        if self._with_logs:
+            self._dropped_logs += data.dropped_logs
+            for each in data.logs:
+                self._logs.append(each)
+                self._log_chars += len(each[1].text)
+        while self._log_chars > self._limits.subscription_pending_log_chars:
+            self._log_chars -= len(self._logs.popleft()[1].text)
+            self._dropped_logs += 1
 
     def send_update(self, board_json: dict[Board, str]) -> None:
         """Send pending changes and samples if the caller has read the last message.
@@ -104,16 +134,18 @@ class Subscription:
         samples = [
             sample.to_json(board.name) for board, sample in self._samples if self._covers(board)
         ]
-        dropped = self._dropped_samples
+        logs = [[board.name, *text] for board, text in self._logs if self._covers(board)]
+        dropped = {"left_out": self._dropped_samples, "logs_left_out": self._dropped_logs}
         is_first = not self._started
         self._samples.clear()
-        self._dropped_samples = 0
+        self._logs.clear()
+        self._log_chars = self._dropped_samples = self._dropped_logs = 0
         self._started = True
-        if not (is_first or boards or removed or samples or dropped):
+        if not (is_first or boards or removed or samples or logs or any(dropped.values())):
             return
         text = (
             f'{{"time":{time.time():.3f},"boards":[{",".join(boards)}],"gone":{_to_json(removed)},'
-            f'"samples":[{",".join(samples)}],"left_out":{dropped}}}'
+            f'"samples":[{",".join(samples)}],"logs":{_to_json(logs)},{_to_json(dropped)[1:]}'
         )
         flags = wire.FULL_SNAPSHOT if is_first else 0
         self._send(wire.pack(wire.CHANGES, text.encode(), job=self.ref, flags=flags))
@@ -166,7 +198,9 @@ class Subscriptions:
         self._subscriptions: list[Subscription] = []
         self._changed: dict[Board, None] = {}
         self._samples: list[tuple[Board, Sample]] = []
-        self._dropped_samples = 0
+        self._logs: list[tuple[Board, LogText]] = []
+        self._log_chars = 0
+        self._dropped_samples = self._dropped_logs = 0
 
     def __len__(self) -> int:
         return len(self._subscriptions)
@@ -175,7 +209,7 @@ class Subscriptions:
         """Add a subscription: the caller receives all its boards now, and changes later."""
         self._subscriptions.append(subscription)
         self._registry.subscriptions_listener = self._on_change
-        subscription.add_changes(self._registry.by_name.values(), ())
+        subscription.add_changes(self._registry.by_name.values())
         subscription.send_update({})
         self._schedule_tick()
 
@@ -195,6 +229,17 @@ class Subscriptions:
             self._dropped_samples += 1
         self._schedule_tick()
 
+    def on_log(self, board: Board, text: LogText) -> None:
+        """Record what a board printed, for the next update."""
+        if not self._subscriptions:
+            return
+        if self._log_chars < self._limits.subscription_pending_log_chars:
+            self._logs.append((board, text))
+            self._log_chars += len(text.text)
+        else:
+            self._dropped_logs += 1
+        self._schedule_tick()
+
     def _on_change(self, board: Board) -> None:
         self._changed[board] = None
         self._schedule_tick()
@@ -207,11 +252,12 @@ class Subscriptions:
     def _send_updates(self) -> None:
         self._tick_scheduled = False
         changed, self._changed = self._changed, {}
-        samples, self._samples = self._samples, []
-        dropped, self._dropped_samples = self._dropped_samples, 0
+        data = NewData(self._samples, self._logs, self._dropped_samples, self._dropped_logs)
+        self._samples, self._logs = [], []
+        self._log_chars = self._dropped_samples = self._dropped_logs = 0
         board_json: dict[Board, str] = {}
         for subscription in self._subscriptions:
-            subscription.add_changes(changed, samples, dropped)
+            subscription.add_changes(changed, data)
             subscription.send_update(board_json)
         if any(subscription.has_updates for subscription in self._subscriptions):
             self._schedule_tick()

@@ -42,14 +42,21 @@ class Verb(NamedTuple):
     changes_rows: bool = False
 
 
-def check_role(token: TokenRow, verb: str) -> None:
+def check_role(token: TokenRow, verb: str, *, viewers_read_logs: bool = False) -> None:
     """Check that a token permits a verb or a message.
+
+    Args:
+        token: the caller's.
+        verb: of the request, or the name of a message.
+        viewers_read_logs: the server's option.
 
     Raises:
         NotAllowed: the role is too low, or the token covers only some boards.
         ServerError: the verb does not exist.
     """
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES.get(verb)
+    if verb == "logs" and viewers_read_logs:
+        needed = "viewer"
     if needed is None:
         raise ServerError(f"there is no request called {verb[:64]!r}")
     if not access.has_role(token, needed):
@@ -96,7 +103,7 @@ def handle_request(
         connection,
     )
     try:
-        check_role(token, name)
+        check_role(token, name, viewers_read_logs=services.viewers_read_logs)
         if name not in VERBS:
             raise ServerError(f"{name!r} is not a request: it has a message type of its own")
         reply: Any
@@ -267,6 +274,27 @@ def _list_samples(context: RequestContext) -> list[list[Any]]:
     return [[name, *sample[:3], json.loads(sample.values)] for sample, name in samples[-count:]]
 
 
+async def _read_logs(context: RequestContext) -> dict[str, Any]:
+    """Return what boards printed outside of cells, the oldest first; also offline boards."""
+    body, limits = context.body, context.services.limits
+    since, after = body.get("since") or 0.0, body.get("after") or 0
+    if not isinstance(since, int | float) or type(after) is not int:
+        raise ServerError("since must be a time in seconds since 1970, and after a number")
+    names = parse_target(str(body.get("target") or "all")).matching_names(context.boards)
+    context.audit_entry.boards = len(names)
+    ids = {context.boards[name].id: name for name in names}
+    context.services.board_logs.write()  # the store carries out what follows after it
+    page = await context.services.store_queue.run(
+        lambda store: store.log_rows.read(list(ids), float(since), after, limits.reply_log_chars),
+        refusable=True,
+    )
+    return {
+        "logs": [[ids[row.board_id], row.at, row.lost, row.text] for row in page.rows],
+        "after": page.last_id,
+        "complete": page.complete,
+    }
+
+
 async def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
     """Give each name an identity and a new key; an earlier key of the name is no longer valid."""
     names, boards = context.body.get("names"), context.services.registry.by_name
@@ -400,6 +428,7 @@ VERBS = {
     "jobs": Verb("viewer", job_verbs.list_jobs),
     "job": Verb("viewer", job_verbs.show_job),
     "samples": Verb("viewer", _list_samples),
+    "logs": Verb("operator", _read_logs),
     "enrol": Verb("admin", _enrol_boards, changes_rows=True),
     "enrol-token": Verb("admin", _create_enrol_token, requires_all_boards=True, changes_rows=True),
     "revoke": Verb("admin", _revoke_boards, changes_rows=True),

@@ -26,6 +26,8 @@ class BoardMessages:
 
     Attributes:
         on_emit: called with a board and its EMIT message.
+        on_log: called with a board and what it printed outside of cells: a LOG message, or an
+            OUTPUT of no job.
         on_stray: called when a board sends a message about a job that is not its current one, with
             the job's number.
     """
@@ -35,6 +37,7 @@ class BoardMessages:
         self._scheduler = scheduler
         self._program_chars = program_chars
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        self.on_log: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
 
     def on_message(self, board: Board, data: bytes) -> None:
@@ -53,7 +56,9 @@ class BoardMessages:
         elif message.op == wire.FACTS:
             board.reported_facts = {**board.reported_facts, **wire.read_facts(message)}
             board.notify_changed()
-        elif not message.job:  # output of the board's own program: no caller follows it
+        elif message.op == wire.LOG or (message.op == wire.OUTPUT and not message.job):
+            self.on_log(board, message)
+        elif not message.job:  # nothing else of the board's own program is of interest
             pass
         elif job is None or not _is_job_number(job, message.job):
             self.on_stray(board, message.job)

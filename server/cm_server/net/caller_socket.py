@@ -313,6 +313,10 @@ class CallerConnection:
         entry = self._new_audit_entry("watch", target[: self._services.limits.audit_chars])
         try:
             verbs.check_role(self.token, "watch")
+            with_logs = bool(body.get("logs", False))
+            if with_logs:
+                allowed = self._services.viewers_read_logs
+                verbs.check_role(self.token, "logs", viewers_read_logs=allowed)
             if why := self._watch_refusal_reason(message.job):
                 raise ServerError(why)
             reachable = access.reachable_boards(self.token, self._services.registry.by_name)
@@ -323,6 +327,7 @@ class CallerConnection:
                     parse_target(target),
                     reachable,  # evaluated at each access
                     bool(body.get("samples", True)),
+                    with_logs,
                 ),
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,

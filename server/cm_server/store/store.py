@@ -34,6 +34,7 @@ from cm_server.times import DAY, EARLIEST
 from . import tables
 from .databases import DatabaseLocked, open_database
 from .installed_packages import InstalledPackages
+from .log_rows import LogRows
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
@@ -107,6 +108,7 @@ class Store:
         self._update_board_seen = self.database.compile(_UPDATE_BOARD_SEEN)
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
         self.installed_packages = InstalledPackages(self._connection, self._rollback_on_error)
+        self.log_rows = LogRows(self._connection, self._rollback_on_error)
 
     def close(self) -> None:
         """Write pending changes, and close the database."""
@@ -228,6 +230,7 @@ class Store:
             self._connection.execute(statement, [{"board": board_id} for board_id in board_ids])
             for board_id in board_ids:
                 self.installed_packages.delete_board(board_id)
+                self.log_rows.delete_board(board_id)
 
     def set_labels(
         self, labels: Mapping[str, dict[str, str]], audit_row: AuditRow | None = None

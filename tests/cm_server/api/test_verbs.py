@@ -29,6 +29,7 @@ from cm_server.auth.credentials import ROLES
 from cm_server.auth.enrolment import Enrolment, EnrolmentServices
 from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
+from cm_server.board_logs import BoardLogs
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
 from cm_server.jobs.job_services import JobServices
@@ -122,6 +123,8 @@ class FakeServer:
             audit_log=audit_log,
             installs=None,  # type: ignore[arg-type]
             pin="pin",
+            board_logs=BoardLogs(queue, registry, later, LIMITS),
+            viewers_read_logs=False,
         )
 
     def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:

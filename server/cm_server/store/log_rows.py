@@ -1,0 +1,166 @@
+"""The store's table of boards' logs: what their programs printed outside of cells. SQL.
+
+A board keeps its last 16 KB; all boards together have a bound, too. Rows are deleted when more is
+written, so no other housekeeping is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from .installed_packages import METADATA
+
+_BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's INTEGER has 64 bits
+
+_logs = sa.Table(
+    "logs",
+    METADATA,
+    sa.Column("id", _BigInt, primary_key=True),
+    sa.Column("board", sa.Text, nullable=False),  # its id
+    sa.Column("at", sa.Float, nullable=False),  # seconds since 1970, by the server's clock
+    sa.Column("lost", sa.Integer, nullable=False),  # bytes that were lost before this text
+    sa.Column("size", sa.Integer, nullable=False),  # characters of the text
+    sa.Column("text", sa.Text, nullable=False),
+)
+sa.Index("logs_board", _logs.c.board, _logs.c.id, _logs.c.size)
+
+
+class LogRow(NamedTuple):
+    """A piece of a board's log.
+
+    Attributes:
+        board_id: the board's.
+        at: when the server received it, in seconds since 1970.
+        lost: how many bytes were lost before it.
+        text: one or more lines; the last one may be unfinished.
+    """
+
+    board_id: str
+    at: float
+    lost: int
+    text: str
+
+
+class LogPage(NamedTuple):
+    """Some rows, the oldest first.
+
+    Attributes:
+        rows: the rows.
+        last_id: the number of the last row: the next page begins after it.
+        complete: whether there are no more.
+    """
+
+    rows: list[LogRow]
+    last_id: int
+    complete: bool
+
+
+class LogRows:
+    """The table of boards' logs.
+
+    Args:
+        connection: the store's connection.
+        rollback_on_error: a context that rolls back if a write inside fails.
+    """
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        rollback_on_error: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._connection = connection
+        self._rollback_on_error = rollback_on_error
+
+    def append(self, rows: Sequence[LogRow]) -> None:
+        """Insert rows.
+
+        Raises:
+            ServerError: they cannot be written.
+        """
+        values = [
+            {"board": row.board_id, "at": row.at, "lost": row.lost, "size": len(row.text)}
+            | {"text": row.text}
+            for row in rows
+        ]
+        with self._rollback_on_error():
+            self._connection.execute(sa.insert(_logs), values)
+            self._connection.commit()
+
+    def trim_boards(self, board_ids: Iterable[str], max_chars: int) -> None:
+        """Delete the oldest rows of boards that have more than ``max_chars`` characters."""
+        with self._rollback_on_error():
+            for board_id in board_ids:
+                self._trim_board(board_id, max_chars)
+            self._connection.commit()
+
+    def _trim_board(self, board_id: str, max_chars: int) -> None:
+        query = sa.select(_logs.c.id, _logs.c.size).where(_logs.c.board == board_id)
+        total = 0
+        for row_id, size in self._connection.execute(query.order_by(_logs.c.id.desc())).all():
+            total += size
+            if total > max_chars:
+                is_older = (_logs.c.board == board_id) & (_logs.c.id <= row_id)
+                self._connection.execute(sa.delete(_logs).where(is_older))
+                return
+
+    def trim_all(self, max_chars: int) -> None:
+        """Delete rows until all boards together have at most ``max_chars`` characters.
+
+        The boards that printed least recently lose the older half of their rows first.
+        """
+        with self._rollback_on_error():
+            total = self._connection.execute(sa.select(sa.func.sum(_logs.c.size))).scalar() or 0
+            while total > max_chars:
+                total -= self._halve_quietest_boards()
+            self._connection.commit()
+
+    def _halve_quietest_boards(self) -> int:
+        """Delete the older half of the rows of some boards; return how many characters."""
+        last_id = sa.func.max(_logs.c.id)
+        query = sa.select(_logs.c.board).group_by(_logs.c.board).order_by(last_id).limit(100)
+        removed = 0
+        for (board_id,) in self._connection.execute(query).all():
+            ids = sa.select(_logs.c.id, _logs.c.size).where(_logs.c.board == board_id)
+            rows = self._connection.execute(ids.order_by(_logs.c.id)).all()
+            older = rows[: len(rows) // 2 + 1]
+            removed += sum(size for _id, size in older)
+            is_older = (_logs.c.board == board_id) & (_logs.c.id <= older[-1][0])
+            self._connection.execute(sa.delete(_logs).where(is_older))
+        return removed
+
+    def read(
+        self, board_ids: Sequence[str], since: float, after_id: int, max_chars: int
+    ) -> LogPage:
+        """Return rows of boards, the oldest first.
+
+        Args:
+            board_ids: whose.
+            since: only rows that were received at or after this time, in seconds since 1970.
+            after_id: only rows with a greater number: ``LogPage.last_id`` of the page before.
+            max_chars: about how many characters the page may have.
+        """
+        columns = (_logs.c.id, _logs.c.board, _logs.c.at, _logs.c.lost, _logs.c.text)
+        query = sa.select(*columns).where(_logs.c.id > after_id, _logs.c.at >= since)
+        query = query.where(_logs.c.board.in_(board_ids)).order_by(_logs.c.id)
+        rows: list[LogRow] = []
+        size, last_id = 0, after_id
+        found: Any = self._connection.execute(query)
+        complete = True
+        for row_id, board_id, at, lost, text in found:
+            if size > max_chars:
+                complete = False
+                break
+            rows.append(LogRow(board_id, at, lost, text))
+            size += len(text)
+            last_id = row_id
+        found.close()
+        self._connection.commit()
+        return LogPage(rows, last_id, complete)
+
+    def delete_board(self, board_id: str) -> None:
+        """Delete a board's rows, in a transaction that the calling code commits."""
+        self._connection.execute(sa.delete(_logs).where(_logs.c.board == board_id))
