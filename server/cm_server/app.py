@@ -44,6 +44,7 @@ from .jobs.registry import Registry
 from .jobs.strays import StrayMessages
 from .limits import Limits
 from .logs import PeerLog
+from .loop_clock import LoopClock
 from .loop_lag import LoopLagMonitor
 from .net import certificates
 from .net.board_socket import BoardLinkServices, BoardSocket
@@ -117,6 +118,7 @@ class Server:
         is_shared = options.store is not None
         token_name = local_token_name(home) if is_shared else LOCAL_TOKEN_NAME
         self.home, self.options, self.limits = home, options, limits
+        self.loop_clock = LoopClock(loop.call_later, loop.time)
 
         # What is stored, and what is known of it
         self.store = _open_store(home, options.store)
@@ -146,7 +148,7 @@ class Server:
             JobServices(
                 store_queue=self.store_queue,
                 registry=self.registry,
-                call_later=loop.call_later,
+                call_later=self.loop_clock.call_later,
                 limits=limits,
                 lost_after=self.reconnects.lost_after,
             )
@@ -211,6 +213,7 @@ class Server:
             cluster=self.cluster,
             enrolment=self.enrolment,
             reconnects=self.reconnects,
+            call_later=self.loop_clock.call_later,
         )
         services = Services(
             limits=limits,
@@ -269,6 +272,7 @@ class Server:
         cleanup.run_all(
             "the server",
             self.loop_lag_monitor.stop,
+            self.loop_clock.stop,
             self.housekeeper.stop,
             self.board_logs.write,
             self.completion_words.stop,

@@ -7,6 +7,7 @@ from typing import Final
 from .access_control import ACCESS_CONTROL
 from .bounds import BOUNDS
 from .defence import Defence
+from .faults import FAULTS
 from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
@@ -23,4 +24,5 @@ DEFENCES: Final[list[Defence]] = [
     *TIMERS,
     *KEEPING,
     *STREAMS,
+    *FAULTS,
 ]

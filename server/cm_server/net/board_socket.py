@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
-from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol
+from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol, TimerHandle
 from cm_server.rate_limits import UnauthenticatedEntry
 
 from .fair_queue import FairQueue
@@ -57,6 +58,7 @@ class BoardLinkServices:
         cluster: the other servers: a board may have been connected to one of them.
         enrolment: enrols boards, and replaces their keys.
         reconnects: tells boards how to spread their reconnects.
+        call_later: calls a function after the event loop has run for a number of seconds.
     """
 
     limits: Limits
@@ -70,6 +72,7 @@ class BoardLinkServices:
     cluster: Cluster | SingleServer
     enrolment: Enrolment
     reconnects: Reconnects
+    call_later: Callable[[float, Callable[[], None]], TimerHandle]
 
 
 class BoardSocket(BaseHandler):
@@ -88,7 +91,7 @@ class BoardSocket(BaseHandler):
         """Upgrade to a WebSocket; the link outlives this handler."""
         limits = self._services.limits
         link = WebSocketLink(
-            limits.board_message_bytes, self._services.backlogs, limits, throttle_reads=True
+            limits.board_message_bytes, self._services.backlogs, limits, is_board=True
         )
         connection = BoardConnection(self._services, link, self.address, secure=self.is_secure)
         link.on_open = connection.start
@@ -121,8 +124,9 @@ class BoardConnection:
         self._unauthenticated_entry: UnauthenticatedEntry | None = None
         self._enrol_task: asyncio.Task[None] | None = None
         self._closed = False
-        self._last_heard = time.monotonic()
-        self._deadline: asyncio.TimerHandle | None = None  # for the authentication
+        self._heard = True  # since the last ping
+        self._unanswered_pings = 0
+        self._deadline: TimerHandle | None = None  # for the authentication
         self._heartbeat_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -138,11 +142,9 @@ class BoardConnection:
 
     def _start_deadline(self) -> None:
         """Refuse the board unless it authenticates in time."""
-        self._deadline = asyncio.get_running_loop().call_later(
+        self._deadline = self._services.call_later(
             self._services.limits.authentication_seconds,
-            self._refuse,
-            frames.CLOSE_NOT_AUTHENTICATED,
-            "too slow",
+            lambda: self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "too slow"),
         )
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
@@ -352,24 +354,31 @@ class BoardConnection:
             self._services.dispatch.board_messages.on_message(self._board, data)
 
     def _note_activity(self) -> None:
-        self._last_heard = time.monotonic()
+        self._heard = True
 
     def _send_heartbeat(self) -> None:
-        """Ping the board; close the link if it is idle and was silent for two heartbeats.
+        """Ping the board; close the link if it is idle and has not answered two pings.
 
-        A board that runs a job may be silent for longer: the job blocks its interpreter.
+        Pings are counted, not seconds: while the server itself stands still, it sends none. A board
+        that runs a job may be silent for longer: the job blocks its interpreter.
         """
         assert self._board is not None
-        silent = time.monotonic() - self._last_heard
-        if self._board.current_job is None and silent > 2 * self._services.beat:
+        self._unanswered_pings = 0 if self._heard else self._unanswered_pings + 1
+        if self._is_silent():
             text = "%s does not answer pings: its link is closed"
             self._write_log(logging.WARNING, text, self._board.name)
             self._services.dispatch.counters.silent_links += 1
             self._link.close(frames.CLOSE_GOING_AWAY, "silent")
             return
+        self._heard = False
         self._link.ping()
         loop = asyncio.get_running_loop()
         self._heartbeat_timer = loop.call_later(self._services.beat, self._send_heartbeat)
+
+    def _is_silent(self) -> bool:
+        """Return whether the board is idle and has not answered two pings."""
+        assert self._board is not None
+        return self._board.current_job is None and self._unanswered_pings >= 2
 
 
 def _refuse_early_message(_data: bytes) -> None:

@@ -30,8 +30,19 @@ from .tls_transport import READ_BYTES, TlsTransport
 
 log = logging.getLogger("cm_server")
 
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
-USER_TIMEOUT_MS = 15_000  # unacknowledged data breaks the link after this time
+#: How TCP notices that a board's machine is gone: it reconnects within seconds. The last breaks
+#: the link when data is not acknowledged for this time (ms), or not read.
+BOARD_TCP_OPTIONS = {
+    "TCP_KEEPIDLE": 10,  # seconds
+    "TCP_KEEPINTVL": 5,  # seconds
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 15_000,
+}
+#: The same for a caller, which may stand still for long (a closed laptop, a debugger, Ctrl-Z) and
+#: then reads the results that wait for it: its machine is gone after 10 minutes without an answer.
+#: There is no TCP_USER_TIMEOUT: Linux would also apply it to a process that does not read, whose
+#: kernel answers (https://blog.cloudflare.com/when-tcp-sockets-refuse-to-die/).
+CALLER_TCP_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 9}
 
 
 class WebSocketLink(asyncio.Protocol):
@@ -44,8 +55,9 @@ class WebSocketLink(asyncio.Protocol):
     Args:
         max_size: longest message in bytes that the peer may send.
         queue: where links wait that have more input than one slice.
-        throttle_reads: whether to pause after each large read, so that a flood of data from the
-            peer is read in small portions.
+        is_board: whether the peer is a board: it reconnects by itself, so a dead link is closed
+            soon; and reading pauses after each large read, so that a flood of data is read in small
+            portions.
 
     Attributes:
         peer: the peer's address and port, for the log.
@@ -64,10 +76,10 @@ class WebSocketLink(asyncio.Protocol):
     """
 
     def __init__(
-        self, max_size: int, queue: FairQueue, limits: Limits, *, throttle_reads: bool = False
+        self, max_size: int, queue: FairQueue, limits: Limits, *, is_board: bool = False
     ) -> None:
         self._limits = limits
-        self.throttle_reads = throttle_reads
+        self.is_board = is_board
         self.peer = "a peer"
         self.authenticated = True
         self.read_pause: Callable[[int], float] = lambda _: 0.0
@@ -93,7 +105,12 @@ class WebSocketLink(asyncio.Protocol):
     @property
     def receive_buffer_bytes(self) -> int | None:
         """What to set SO_RCVBUF to; None for the system's default. Linux doubles the value."""
-        return self._limits.read_burst_bytes // 2 if self.throttle_reads else None
+        return self._limits.read_burst_bytes // 2 if self.is_board else None
+
+    @property
+    def tcp_options(self) -> dict[str, int]:
+        """The options of TCP that decide when a silent peer is gone."""
+        return BOARD_TCP_OPTIONS if self.is_board else CALLER_TCP_OPTIONS
 
     @property
     def is_gone(self) -> bool:
@@ -190,7 +207,7 @@ class WebSocketLink(asyncio.Protocol):
             self._early_reads += 1
             if seconds := self.read_pause(self._early_reads):
                 self._pause_reading_for(seconds)
-        if self.throttle_reads and len(data) >= self._limits.read_burst_bytes // 2:
+        if self.is_board and len(data) >= self._limits.read_burst_bytes // 2:
             self._pause_reading_for(self._limits.read_pause_seconds)
         if self._backlog:
             return
@@ -383,7 +400,7 @@ async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) ->
     stream.io_loop.remove_handler(sock)  # detach the socket, as IOStream.start_tls does
     stream.socket = None  # type: ignore[assignment]
     try:
-        _set_socket_options(sock, link.receive_buffer_bytes)
+        _set_socket_options(sock, link.receive_buffer_bytes, link.tcp_options)
         link.peer = _peer_name(sock)
         if isinstance(sock, ssl.SSLSocket):
             TlsTransport(sock, link)
@@ -397,14 +414,15 @@ async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) ->
         link.data_received(data)
 
 
-def _set_socket_options(sock: socket.socket, receive_buffer_bytes: int | None) -> None:
+def _set_socket_options(
+    sock: socket.socket, receive_buffer_bytes: int | None, tcp_options: dict[str, int]
+) -> None:
     """Disable Nagle's algorithm, detect a peer without power, and bound the receive buffer."""
     if receive_buffer_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {**KEEPALIVE, "TCP_USER_TIMEOUT": USER_TIMEOUT_MS}
-    for name, value in options.items():
+    for name, value in tcp_options.items():
         if hasattr(socket, name):  # not every platform has all of them
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import struct
 
@@ -14,6 +15,7 @@ from cloudmanager.protocol import frames, wire
 from cm_server import cleanup
 from cm_server.limits import Limits
 from cm_server.net import websocket
+from cm_server.net.websocket import WebSocketLink
 from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
 
@@ -108,8 +110,24 @@ async def test_socket_options_are_set(service: Service):
         sock = transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
         assert connection._link.peer.startswith("127.0.0.1:")
+
+
+async def test_dead_board_is_noticed_soon_and_a_caller_may_stand_still(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with await FakeCaller.join(service), await FakeBoard.join(service, lab):
+        (caller_link,) = (connection._link for connection in service.callers)
+        board_link = service.server.registry.by_name["lab-1"].link
+        seconds = {}
+        for name, link in (("caller", caller_link), ("board", board_link)):
+            assert isinstance(link, WebSocketLink)
+            assert link._transport is not None
+            sock = link._transport.get_extra_info("socket")
+            read = functools.partial(sock.getsockopt, socket.IPPROTO_TCP)
+            interval, count = read(socket.TCP_KEEPINTVL), read(socket.TCP_KEEPCNT)
+            gone_after = read(socket.TCP_KEEPIDLE) + interval * count
+            seconds[name] = gone_after, read(socket.TCP_USER_TIMEOUT)
+    assert seconds == {"caller": (600, 0), "board": (25, 15_000)}
 
 
 # Frames

@@ -1,0 +1,32 @@
+"""Defences against faults of the server's and the caller's own machine."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .defence import SERVER, Defence, defence
+
+_CLOCK: Final = "cm_server/test_loop_clock.py::test_"
+
+FAULTS: Final[list[Defence]] = [
+    defence(
+        "a server that stood still does not close the links of idle boards",
+        SERVER + "net/board_socket.py",
+        "BoardConnection._is_silent = lambda self: not self._board.current_job and not self._heard",
+        _CLOCK + "idle_boards_stay_connected_when_the_server_stood_still",
+    ),
+    defence(
+        "deadlines of peers do not pass while the server stands still",
+        SERVER + "loop_clock.py",
+        "_counted_seconds = lambda elapsed: elapsed",
+        _CLOCK + "time_in_which_the_loop_stands_still_does_not_count[0.1]",
+        _CLOCK + "job_is_not_given_up_because_the_server_stood_still",
+    ),
+    defence(
+        "a caller that stands still is not disconnected",
+        SERVER + "net/websocket.py",
+        "CALLER_TCP_OPTIONS = BOARD_TCP_OPTIONS",
+        "cm_server/net/test_websocket.py::"
+        "test_dead_board_is_noticed_soon_and_a_caller_may_stand_still",
+    ),
+]
