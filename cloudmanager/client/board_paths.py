@@ -16,6 +16,7 @@ from typing import Final
 from cloudmanager.protocol import file_ops
 from cloudmanager.protocol.text import UNSAFE_CHARS
 
+MAX_PATH_BYTES: Final = 1024  # of a path on a board; servers refuse a job with a longer one
 _WINDOWS_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
 _ESCAPED_CHARS: Final = re.compile(rf"[\n\t]|{UNSAFE_CHARS.pattern}")
 _SEPARATORS: Final = frozenset("/\\")

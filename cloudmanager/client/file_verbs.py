@@ -109,8 +109,8 @@ class FileVerbs(HasTarget):
         The places are those of rsync, the same on all boards, whatever is there: a folder ``app``
         is copied to ``DEST/app``, the content of ``app/`` into ``DEST``. A single file is written
         as ``DEST``, or into ``DEST`` if that ends in ``/``. Missing folders are made. An
-        interrupted upload resumes where it stopped. A file that a board refuses does not keep its
-        other files from it.
+        interrupted upload resumes where it stopped. A file that cannot be read here, or that a
+        board refuses, does not keep the other files from it.
 
         Args:
             source: a file, a folder, several of them, or the bytes of one file.
@@ -122,7 +122,7 @@ class FileVerbs(HasTarget):
             For each board, how many bytes were written; its ``files`` says to how many files.
 
         Raises:
-            OSError: a source cannot be read; nothing was sent.
+            OSError: a source does not exist, or the only one cannot be read; nothing was sent.
             ValueError: two files would be written to one path; nothing was sent.
         """
         return await uploads.upload(self, source, dest, progress)
@@ -219,10 +219,11 @@ class FileVerbs(HasTarget):
             progress: see ``put``.
 
         Returns:
-            For each board, a ``SyncPlan``: put, delete, same, size_bytes.
+            For each board, a ``SyncPlan``: put, delete, same, size_bytes. It has failed if a local
+            file cannot be read; nothing was deleted then, and the other files were written.
 
         Raises:
-            OSError: a local file cannot be read.
+            OSError: the folder does not exist.
         """
         request = syncing.SyncRequest(Path(folder), dest, delete, dry_run)
         return await syncing.sync(self, request, progress)

@@ -6,7 +6,7 @@ import errno
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -99,35 +99,77 @@ def local_source(text: PathLike) -> Path:
     return path if path.exists() else Path(os.path.expanduser(path))  # noqa: PTH111  # never raises
 
 
-def walk(folder: Path) -> Iterator[LocalEntry]:
+def _raise_error(error: OSError) -> None:
+    raise error
+
+
+def walk(
+    folder: Path,
+    *,
+    is_left_out: Callable[[LocalEntry], bool] = lambda _: False,
+    on_error: Callable[[OSError], None] = _raise_error,
+) -> Iterator[LocalEntry]:
     """Yield what is below a folder, sorted: its files, then each of its folders with its content.
 
     Symbolic links inside of the folder are followed; links that lead out of it, and links to a
     folder that they are in, are skipped.
 
+    Args:
+        folder: the folder.
+        is_left_out: whether an entry is skipped, with all that is in it.
+        on_error: called if a file or folder cannot be looked at, which is then skipped.
+
     Raises:
-        OSError: a folder cannot be read.
+        OSError: that, if ``on_error`` is not given.
     """
     root = folder.resolve()
-    return _walk(root, root, PurePosixPath(), (root,))
+    return _Walk(root, is_left_out, on_error).entries(root, PurePosixPath(), (root,))
 
 
-def _walk(
-    root: Path, folder: Path, inner: PurePosixPath, parents: tuple[Path, ...]
-) -> Iterator[LocalEntry]:
-    present = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.exists() and path.resolve().is_relative_to(root)
-    ]
-    for path in present:
-        if path.is_file():
-            yield LocalEntry(inner / path.name, path, False)
-    for path in present:
-        target = path.resolve()
-        if path.is_dir() and target not in parents:
-            yield LocalEntry(inner / path.name, path, True)
-            yield from _walk(root, path, inner / path.name, (*parents, target))
+class _Walk:
+    """One walk; see ``walk`` for the arguments."""
+
+    def __init__(
+        self,
+        root: Path,
+        is_left_out: Callable[[LocalEntry], bool],
+        on_error: Callable[[OSError], None],
+    ) -> None:
+        self._root = root
+        self._is_left_out = is_left_out
+        self._on_error = on_error
+
+    def entries(
+        self, folder: Path, inner: PurePosixPath, parents: tuple[Path, ...]
+    ) -> Iterator[LocalEntry]:
+        """Yield what is below a folder, whose path is ``inner``."""
+        found = self._list_folder(folder, inner)
+        yield from (entry for entry, _ in found if not entry.is_dir)
+        for entry, target in found:
+            if entry.is_dir and target not in parents:
+                yield entry
+                yield from self.entries(entry.path, entry.inner, (*parents, target))
+
+    def _list_folder(self, folder: Path, inner: PurePosixPath) -> list[tuple[LocalEntry, Path]]:
+        """Return the entries of a folder, with the path that each is in truth."""
+        found: list[tuple[LocalEntry, Path]] = []
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            self._on_error(error)
+            return found
+        for path in paths:
+            try:
+                entry = LocalEntry(inner / path.name, path, path.is_dir())
+                if not entry.is_dir and not path.is_file():
+                    continue  # such as a socket, or a link to nothing
+                target = path.resolve()
+            except OSError as error:
+                self._on_error(error)
+                continue
+            if target.is_relative_to(self._root) and not self._is_left_out(entry):
+                found.append((entry, target))
+        return found
 
 
 def walk_files(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:

@@ -24,7 +24,7 @@ from .moves import is_file, is_folder, kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .text_files import read_text
-from .uploads import UploadItem, UploadPlan, add_folder, add_unsendable, upload_items
+from .uploads import UploadItem, UploadPlan, add_errors, add_folder, upload_items
 from .verb import HasTarget
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ ALWAYS_IGNORED: Final = (
     "*.pyc",
     "*.mbm-part",
 )
+
+
+_NOTHING_DELETED: Final = "nothing was deleted from the boards, since not all of it can be read"
 
 
 class SyncPlan(NamedTuple):
@@ -82,10 +85,18 @@ async def sync(
     """Make a folder on the boards equal to a local one: see ``FileVerbs.sync``."""
     folder = sources.local_source(request.folder)
     base = board_paths.parse_board_path(request.dest)
+    folder.stat()
     ignored = read_ignore_file(folder)
-    local = UploadPlan([], [], [])
-    entries = [entry for entry in sources.walk(folder) if not _is_ignored(ignored, entry)]
+    local = UploadPlan([], [], [], [])
+    entries = sources.walk(
+        folder,
+        is_left_out=lambda entry: _is_ignored(ignored, entry),
+        on_error=local.unreadable.append,
+    )
     add_folder(local, entries, base)
+    if request.delete and local.unreadable:  # their copies on the boards are still wanted
+        request = request._replace(delete=False)
+        local.unreadable.append(OSError(errno.EIO, _NOTHING_DELETED, str(folder)))
     local = local._replace(folders=[path for path in local.folders if path != base])
     wanted = _WantedPaths(local, base)
     looked = await run_file_ops_in_batches(boards, wanted.look_ops())
@@ -109,7 +120,8 @@ async def sync(
         name: result.with_value(plans[name]) if result.ok else result
         for name, result in results.items()
     }
-    return add_unsendable(Results(done, looked.left_out), local.unsendable)
+    errors = [*local.unreadable, *local.unsendable]
+    return add_errors(Results(done, looked.left_out), errors)
 
 
 def _is_ignored(ignored: GitIgnoreSpec, entry: sources.LocalEntry) -> bool:

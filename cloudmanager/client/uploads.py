@@ -7,8 +7,9 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.file_ops import FileOp
 from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
@@ -29,6 +30,9 @@ from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
 from .verb import HasTarget
 
+#: What is run on boards if there is nothing to do, so that each of them has a result.
+_NO_OPS: Final[Sequence[FileOp]] = (["stat", "/"],)
+
 
 class UploadItem(NamedTuple):
     """One file to copy: its content, and its path on the boards."""
@@ -43,12 +47,14 @@ class UploadPlan(NamedTuple):
     Attributes:
         items: the files.
         folders: paths on the boards of folders without a file.
-        unsendable: local files whose name no board can have.
+        unreadable: errors of local files and folders that cannot be read.
+        unsendable: errors of local files and folders whose name no board can have.
     """
 
     items: list[UploadItem]
     folders: list[str]
-    unsendable: list[Path]
+    unreadable: list[OSError]
+    unsendable: list[OSError]
 
 
 async def upload(
@@ -73,8 +79,11 @@ async def upload(
         origins = list(source)
         is_folder = True
     plan = _make_plan(origins, dest_path, is_folder=is_folder)
+    errors = [*plan.unreadable, *plan.unsendable]
+    if errors and not plan.items and not plan.folders:
+        raise join_errors(errors)
     results = await upload_items(boards, boards.target, plan.items, progress, plan.folders)
-    results = add_unsendable(results, plan.unsendable)
+    results = add_errors(results, errors)
     return results if is_folder else _explain_folders(results, dest)
 
 
@@ -96,19 +105,20 @@ def _make_plan(origins: Sequence[PathLike], dest_path: str, *, is_folder: bool) 
     """Return what to copy, by rsync's rules: a folder keeps its name, unless it ends in a slash.
 
     Raises:
-        OSError: an origin cannot be read.
+        OSError: an origin does not exist.
         ValueError: two files would be written to one path.
     """
-    plan = UploadPlan([], [], [])
+    plan = UploadPlan([], [], [], [])
     origin_by_path: dict[str, PathLike] = {}
     for origin in origins:
         local = sources.local_source(origin)
         name = os.path.basename(os.fspath(origin).replace(os.sep, "/"))  # noqa: PTH119  # "" after /
         is_content = name in ("", ".", "..")
         first_new = len(plan.items)
+        local.stat()
         if local.is_dir():
             base = dest_path if is_content else board_paths.join_path(dest_path, name)
-            add_folder(plan, sources.walk(local), base)
+            add_folder(plan, sources.walk(local, on_error=plan.unreadable.append), base)
         elif is_content:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(origin))
         else:
@@ -123,35 +133,46 @@ def _make_plan(origins: Sequence[PathLike], dest_path: str, *, is_folder: bool) 
 
 def add_folder(plan: UploadPlan, entries: Iterable[sources.LocalEntry], base: str) -> None:
     """Add what is in a local folder, so that it is in the folder ``base`` on the boards."""
-    folders = {base: False}  # path on the boards -> whether something is in it
+    empty_folders = {base: True}  # path on the boards -> whether nothing is in it
     for inner, path, is_dir in entries:
         place = board_paths.join_path(base, str(inner))
         parent = place.rpartition("/")[0] or "/"
-        folders[parent] = True
-        if is_dir:
-            folders.setdefault(place, False)
-        else:
+        empty_folders[parent] = False
+        if not is_dir:
             _add_file(plan, path, place)
+        elif _is_sendable(plan, path, place):
+            empty_folders.setdefault(place, True)
     plan.folders.extend(
-        path
-        for path, is_used in folders.items()
-        if not is_used and path != "/" and board_paths.is_sendable(path)
+        path for path, is_empty in empty_folders.items() if is_empty and path != "/"
     )
 
 
 def _add_file(plan: UploadPlan, local: Path, path: str) -> None:
-    if board_paths.is_sendable(path):
+    if not _is_sendable(plan, local, path):
+        return
+    try:
         plan.items.append(UploadItem(sources.source_from_file(local), path))
+    except OSError as error:
+        plan.unreadable.append(error)
+
+
+def _is_sendable(plan: UploadPlan, local: Path, path: str) -> bool:
+    """Return whether boards can have a path; if not, add an error to the plan."""
+    name = one_line(os.fspath(local))
+    if not board_paths.is_sendable(path):
+        why = OSError(errno.EILSEQ, "not sent: the name is not UTF-8 text", name)
+    elif len(path.encode()) > board_paths.MAX_PATH_BYTES:
+        why = OSError(errno.ENAMETOOLONG, "not sent: its path on the boards is too long", name)
     else:
-        plan.unsendable.append(local)
+        return True
+    plan.unsendable.append(why)
+    return False
 
 
-def add_unsendable(results: Results, unsendable: Sequence[Path]) -> Results:
-    """Make each board's result a failure if there are files whose name no board can have."""
-    if not unsendable:
+def add_errors(results: Results, errors: Sequence[OSError]) -> Results:
+    """Make each board's result a failure if some local files were not sent."""
+    if not errors:
         return results
-    names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unsendable]
-    errors = [OSError(errno.EILSEQ, "not sent: the name is not UTF-8 text", name) for name in names]
     failed = dict(results)
     for name, result in results.items():
         if result.ok:
@@ -191,12 +212,12 @@ async def upload_items(
     """
     uploader = _Uploader(boards, items, progress)
     ops = [*_upload_ops(items), *(["makedirs", path] for path in folders)]
-    for batch in split_batches(ops or [["stat", "/"]]):
+    for batch in split_batches(ops or _NO_OPS):
         names = await uploader.run(target, batch)
         if not names:
             break
         target = fold_names(names)
-    return uploader.results()
+    return add_errors(uploader.results(), list(uploader.local_errors.values()))
 
 
 def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:
@@ -244,7 +265,11 @@ def _count_written(ops: Sequence[FileOp], op_results: list[Any]) -> WrittenBytes
 
 
 class _Uploader:
-    """Runs the jobs of an upload and combines their results: one per board, with all its bytes."""
+    """Runs the jobs of an upload and combines their results: one per board, with all its bytes.
+
+    Attributes:
+        local_errors: digest of a content that could not be uploaded to the server -> the reason.
+    """
 
     def __init__(
         self, boards: HasTarget, items: Sequence[UploadItem], progress: ProgressCallback | None
@@ -253,6 +278,7 @@ class _Uploader:
         self._by_digest = {item.source.digest: item.source for item in items}
         self._total = sum(item.source.size for item in items)
         self._progress = progress
+        self.local_errors: dict[str, OSError] = {}
         self._left_out: tuple[str, ...] | None = None
         self._last_results: dict[str, FileResult] = {}
         self._written: dict[str, WrittenBytes] = {}
@@ -262,14 +288,13 @@ class _Uploader:
     async def run(self, target: str, ops: Sequence[FileOp]) -> list[str]:
         """Run operations on boards; return the boards that can go on.
 
-        Where an operation fails, each of them is run alone.
+        Where an operation fails, each of them is run alone. Files that cannot be read any more, or
+        that the server refuses, are left out.
         """
-        for op in ops:
-            if op[0] == "put":
-                await upload_content(self._boards.exchange(), self._by_digest[op[2]])
+        ops = [op for op in ops if op[0] != "put" or await self._upload_content(op[2])]
         results = await run_file_ops(
             self._boards,
-            ops,
+            ops or _NO_OPS,
             target=target,
             make_value=functools.partial(_count_written, ops),
             on_moved=self._on_moved,
@@ -278,7 +303,7 @@ class _Uploader:
             self._left_out = results.left_out
         going_on = [name for name, result in results.items() if result.ok]
         refusing = [name for name, result in results.items() if is_refusal(result.error)]
-        is_single = len(ops) == 1
+        is_single = len(ops) <= 1
         for board, result in as_file_results(results).items():
             if is_single or board not in refusing:
                 self._add(result)
@@ -287,6 +312,22 @@ class _Uploader:
                 if refusing:
                     refusing = await self.run(fold_names(refusing), [op])
         return going_on + refusing
+
+    async def _upload_content(self, digest: str) -> bool:
+        """Upload a content to the server, unless it has it; return whether it has it now."""
+        if digest in self.local_errors:
+            return False
+        source = self._by_digest[digest]
+        try:
+            await upload_content(self._boards.exchange(), source)
+        except (OSError, ServerError) as error:
+            if isinstance(source.origin, bytes):
+                raise
+            why = error.reason if isinstance(error, ServerError) else error.strerror
+            number = getattr(error, "errno", None) or errno.EIO
+            name = one_line(os.fspath(source.origin))
+            self.local_errors[digest] = OSError(number, f"not sent: {why}", name)
+        return digest not in self.local_errors
 
     def _on_moved(self, board: str, moved: int) -> None:
         """Report progress: the bytes that a board's present job has transferred."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from .bridges import bridged_board, bridged_microbit, bridged_unix, chips
 
 __all__ = ["bridged_board", "bridged_microbit", "bridged_unix", "chips"]
 
+NOBODY = 65534  # the user id that owns nothing
 WAIT = 25.0  # seconds that anything here may take on a busy machine
 MBM = str(Path(sys.executable).parent / "mbm")
 
@@ -64,6 +68,36 @@ def background(*arguments):
         finally:
             if begun.poll() is None:
                 begun.kill()
+
+
+@pytest.fixture
+def unreadable() -> Iterator[Callable[..., None]]:
+    """What makes files and folders unreadable until the test ends; also for root."""
+    locked: list[Path] = []
+
+    def lock(*paths: Path) -> None:
+        locked.extend(paths)
+        for path in paths:
+            path.chmod(0)
+        if os.geteuid() == 0:
+            for folder in {parent for path in paths for parent in path.parents}:
+                assert folder.stat().st_mode & 0o001, f"{folder} is not for everybody"
+            os.seteuid(NOBODY)
+
+    yield lock
+    if os.getuid() == 0:
+        os.seteuid(0)
+    for path in locked:
+        path.chmod(0o700)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user of this machine may read, unlike ``tmp_path``."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @pytest.fixture

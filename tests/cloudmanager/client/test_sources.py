@@ -38,6 +38,35 @@ def test_folder_is_walked_in_order_without_leaving_it(tmp_path: Path):
     assert found == ["a.py", "same.py", "b/c/d.py"]
 
 
+def test_what_is_left_out_of_a_walk_is_not_looked_at(tmp_path: Path):
+    for name in ("a.py", "venv/x/b.py", "lib/venv/c.py", "lib/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    seen = []
+
+    def is_left_out(entry: sources.LocalEntry) -> bool:
+        seen.append(str(entry.inner))
+        return entry.inner.name == "venv"
+
+    found = [str(entry.inner) for entry in sources.walk(tmp_path, is_left_out=is_left_out)]
+    assert found == ["a.py", "lib", "lib/d.py"]
+    assert seen == ["a.py", "lib", "venv", "lib/d.py", "lib/venv"]
+
+
+def test_walk_goes_on_after_what_is_unreadable(open_folder: Path, unreadable):
+    for name in ("a/x", "b/x", "c/x"):
+        (open_folder / name).mkdir(parents=True)
+    unreadable(open_folder / "b")
+    errors: list[OSError] = []
+    found = [str(entry.inner) for entry in sources.walk(open_folder, on_error=errors.append)]
+    assert found == ["a", "a/x", "b", "c", "c/x"]
+    assert [(type(error), error.filename) for error in errors] == [
+        (PermissionError, str(open_folder / "b"))
+    ]
+    with pytest.raises(PermissionError):
+        list(sources.walk(open_folder))
+
+
 def test_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         list(sources.walk_files(tmp_path / "no"))

@@ -57,6 +57,27 @@ def test_different_boards_get_different_files(two: Boards, src: Path, fleet: Fle
     assert two.read(":s/lib/a.py").to_dict() == dict.fromkeys(results, b"lib/a.py")
 
 
+def test_unreadable_file_fails_alone_and_nothing_is_deleted(
+    two: Boards, open_folder: Path, unreadable
+):
+    for name in ("a.py", "locked.py", "ignored.md", "venv/x.py"):
+        (open_folder / name).parent.mkdir(exist_ok=True)
+        (open_folder / name).write_text(name)
+    (open_folder / ".mbmignore").write_text("*.md\nvenv/\n")
+    two.put(b"older", ":s/locked.py")
+    two.put(b"extra", ":s/extra.py")
+    unreadable(open_folder / "locked.py", open_folder / "ignored.md", open_folder / "venv")
+    for result in two.sync(open_folder, ":s", delete=True).values():
+        assert isinstance(result.error, PermissionError)
+        assert "locked.py" in str(result.error)
+        assert "nothing was deleted from the boards" in str(result.error)
+        assert "ignored" not in str(result.error)
+        assert "venv" not in str(result.error)
+    found = sorted(entry.path for entry in two.ls(":s")["demo-1"].value)
+    assert found == ["/s/a.py", "/s/extra.py", "/s/locked.py"]
+    assert two.read(":s/locked.py")["demo-1"].value == b"older"
+
+
 def test_dry_run_changes_nothing(two: Boards, src: Path):
     (plan,) = plans(two.sync(src, ":s", delete=True, dry_run=True))
     assert len(plan.put) == 3

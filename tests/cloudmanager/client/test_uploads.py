@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,46 @@ def test_names_that_a_board_cannot_have_fail_alone(two: Boards, src: Path):
     assert not results.ok
     assert "bad" in str(results["demo-1"].error)
     assert [len(each) for each in files(two)] == [8, 13, 15, 12]
+
+
+def test_unreadable_files_fail_alone(two: Boards, open_folder: Path, unreadable):
+    src = open_folder / "src"
+    for name in ("a.py", "locked.py", "sub/b.py", "closed/c.py"):
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        (src / name).write_text(name)
+    unreadable(src / "locked.py", src / "closed")
+    results = two.put([src, src / "locked.py", src / "a.py"], ":u")
+    for result in results.values():
+        assert isinstance(result.error, PermissionError)
+        assert str(result.error).count("locked.py") == 2
+        assert "closed" in str(result.error)
+    assert files(two) == ["a.py", "src/a.py", "src/sub/b.py"]
+    with pytest.raises(PermissionError, match=r"locked\.py"):
+        two.put(src / "locked.py", ":u/")
+    closed = two.put(src / "closed", ":u/")["demo-1"].error
+    assert isinstance(closed, PermissionError)
+
+
+def test_path_that_is_too_long_fails_alone(two: Boards, src: Path):
+    deep = src.joinpath(*["d" * 200] * 6)
+    (deep / "empty").mkdir(parents=True)
+    (deep / "long.py").write_text("long")
+    results = two.put(src, ":u")
+    for result in results.values():
+        assert f"[Errno {errno.ENAMETOOLONG}]" in str(result.error)
+        assert "long.py" in str(result.error)
+        assert "not sent: its path on the boards is too long" in str(result.error)
+    assert files(two) == ["src/a.py", "src/sub/b.py"]
+
+
+def test_file_that_the_server_refuses_fails_alone(two: Boards, src: Path):
+    with (src / "huge.bin").open("wb") as file:
+        file.truncate(64 * 1024 * 1024 + 1)
+    results = two.put(src, ":u")
+    for result in results.values():
+        assert "not sent: " in str(result.error)
+        assert "huge.bin" in str(result.error)
+    assert files(two) == ["src/a.py", "src/sub/b.py"]
 
 
 def test_missing_source_sends_nothing(two: Boards, src: Path):
