@@ -22,7 +22,9 @@ _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a
 
 Identical files are not sent again, and an interrupted copy resumes where it stopped.
 """
-_LS_HELP: Final = "List a folder on boards, by default the root: %board_ls lab-1 :lib"
+_LS_HELP: Final = (
+    "List a folder on boards, by default the root, or a pattern: %board_ls lab-1 :lib, :*.csv"
+)
 _RM_HELP: Final = (
     "Remove files from boards, or with -r folders: %board_rm lab-* :old.py :logs/*.csv"
 )
@@ -119,7 +121,7 @@ class FileMagics(TargetMagics):
         """List a folder; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_LS_PARSER, line)
         path = words[0] if words else ":/"
-        return self._run_verb(lambda _: boards.ls(path, recursive=options.recursive))
+        return self._run_verb(lambda _: boards.ls(path, recursive=options.recursive, glob=True))
 
     board_ls.__doc__ = _LS_PARSER.format_help()
 

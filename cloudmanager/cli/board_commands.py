@@ -192,11 +192,15 @@ MACROS: Final[dict[str, Macro]] = {
     "reset": Macro((), "soft-reset the boards", lambda boards: boards.reset()),
     "ls": Macro(
         ("[PATH]",),
-        "list a folder; with -r, its subfolders too",
-        lambda boards, path=":/", **options: boards.ls(_board_path(path), **options),
+        "list a folder, or what matches a pattern; with -r, subfolders too",
+        lambda boards, path=":/", **options: boards.ls(_board_path(path), glob=True, **options),
         {"-r": "recursive", "-R": "recursive", "--recursive": "recursive"},
     ),
-    "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_board_path(path))),
+    "cat": Macro(
+        ("PATH",),
+        "show a file",
+        lambda boards, path: boards.read(_board_path(path), glob=True),
+    ),
     "stat": Macro(
         ("PATH",),
         "show the type and size of a path",

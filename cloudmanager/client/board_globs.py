@@ -11,6 +11,7 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files
 from .file_jobs import run_file_ops
+from .files import Entry
 from .verb import HasTarget
 
 
@@ -19,8 +20,8 @@ def has_pattern(text: str) -> bool:
     return re.search(r"[*?[]", text) is not None
 
 
-async def find(boards: HasTarget, text: str) -> Results:
-    """Return the paths on each board that match a pattern; ``*`` matches no dot at the beginning.
+async def find(boards: HasTarget, text: str, *, recursive: bool = False) -> Results:
+    """Return the entries on each board that match a pattern; ``*`` matches no dot at the beginning.
 
     A path that is called like the pattern is the only match. A board without a match has a failed
     result with FileNotFoundError.
@@ -28,18 +29,20 @@ async def find(boards: HasTarget, text: str) -> Results:
     Args:
         boards: the boards.
         text: the pattern, with a colon.
+        recursive: whether what is in folders that match belongs to the result.
     """
     pattern = board_paths.parse_board_path(text)
     parts = pattern.split("/")[1:]
     first = next(number for number, part in enumerate(parts) if has_pattern(part))
     folder = "/" + "/".join(parts[:first])
-    is_deep = first < len(parts) - 1
+    is_deep = recursive or first < len(parts) - 1
 
-    def matches(op_results: list[Any]) -> tuple[str, ...]:
+    def matches(op_results: list[Any]) -> list[Entry]:
         entries = files.read_entries(op_results[0])
-        if any(entry.path == pattern for entry in entries):
-            return (pattern,)
-        return tuple(entry.path for entry in entries if _is_match(entry.path, parts))
+        named = [entry for entry in entries if entry.path == pattern]
+        wanted = named or [entry for entry in entries if _is_match(entry.path, parts)]
+        folders = tuple(f"{entry.path}/" for entry in wanted if entry.is_dir and recursive)
+        return [entry for entry in entries if entry in wanted or entry.path.startswith(folders)]
 
     results: dict[str, Result] = {}
     listed = await run_file_ops(boards, [["ls", folder, is_deep]], make_value=matches)

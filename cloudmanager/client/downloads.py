@@ -17,6 +17,7 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files
 from .file_jobs import (
+    add_errors,
     as_file_results,
     group_equal_plans,
     is_refusal,
@@ -24,7 +25,7 @@ from .file_jobs import (
     run_file_ops,
     split_batches,
 )
-from .files import FileResult
+from .files import Entry, FileResult
 from .progress import ProgressCallback
 from .runner import gather
 from .sources import PathLike, local_source
@@ -99,11 +100,20 @@ async def download_from(
                 folder, name = folder.parent, folder.name
             plans[board] = (RequestedFile(path, name, result.value.size),)
     top = path if origin.endswith("/") else path.rpartition("/")[0]
-    for board, listing in (await _list_folders(boards, folders, path, top)).items():
+    folder_errors: dict[str, list[OSError]] = {}
+    for board, listing in (await _list_folders(boards, folders, path)).items():
         if isinstance(listing, Result):
             results[board] = listing
-        else:
-            plans[board] = listing
+            continue
+        sink = DownloadSink(folder, folder_per_board, ())
+        folder_errors[board] = sink.make_folders(
+            board, [_relative_path(entry.path, top) for entry in listing if entry.is_dir]
+        )
+        plans[board] = tuple(
+            RequestedFile(entry.path, _relative_path(entry.path, top), entry.size)
+            for entry in listing
+            if not entry.is_dir
+        )
     downloads = [
         _download_files(
             boards, names, requested, DownloadSink(folder, folder_per_board, requested), progress
@@ -115,11 +125,24 @@ async def download_from(
     for board in plans:
         if board not in folders and results[board].ok:
             results[board] = as_file_results(results)[board].with_value(results[board].value[0])
+    for board, errors in folder_errors.items():
+        error = results[board].error
+        if errors and (error is None or is_refusal(error)):
+            results[board] = add_errors(Results({board: results[board]}), errors)[board]
     return Results(results, stats.left_out)
 
 
-async def read_file(boards: HasTarget, path: str, progress: ProgressCallback | None) -> Results:
-    """Return the content of a file: see ``FileVerbs.read``."""
+async def read_file(
+    boards: HasTarget, path: str, progress: ProgressCallback | None, *, target: str = ""
+) -> Results:
+    """Return the content of a file: see ``FileVerbs.read``.
+
+    Args:
+        boards: the boards.
+        path: of the file, with a colon.
+        progress: called with the bytes that were received.
+        target: replaces the target of ``boards``.
+    """
     path = board_paths.parse_board_path(path)
     sink = _MemorySink()
     sizes: dict[str, int] = {}
@@ -129,13 +152,15 @@ async def read_file(boards: HasTarget, path: str, progress: ProgressCallback | N
             progress(board, moved, sizes.get(board, moved))
 
     if progress is not None:
-        stats = await run_file_ops(boards, [["stat", path]])
+        stats = await run_file_ops(boards, [["stat", path]], target=target)
         sizes = {
             name: files.read_stat(result.value[0]).size
             for name, result in stats.items()
             if result.ok
         }
-    results = await run_file_ops(boards, [["get", path]], sink=sink, on_moved=on_moved)
+    results = await run_file_ops(
+        boards, [["get", path]], target=target, sink=sink, on_moved=on_moved
+    )
     return Results(
         {
             name: result.with_value(bytes(sink.contents.get(name, b"")))
@@ -164,16 +189,19 @@ class _MemorySink:
         return size > MAX_READ_BYTES
 
 
+def _relative_path(path: str, top: str) -> str:
+    return path.removeprefix(top).lstrip("/")
+
+
 async def _list_folders(
-    boards: HasTarget, names: Sequence[str], path: str, top: str
-) -> dict[str, tuple[RequestedFile, ...] | Result]:
-    """Return the files in a folder of each board, or the result of the job that failed.
+    boards: HasTarget, names: Sequence[str], path: str
+) -> dict[str, list[Entry] | Result]:
+    """Return a folder of each board and what is in it, or the result of the job that failed.
 
     Args:
         boards: the boards, for the connection.
         names: the names of those that have the folder.
         path: of the folder.
-        top: the folder to which the paths of the files are relative.
     """
     if not names:
         return {}
@@ -183,17 +211,10 @@ async def _list_folders(
         target=fold_names(names),
         make_value=lambda op_results: files.read_entries(op_results[0]),
     )
-    found: dict[str, tuple[RequestedFile, ...] | Result] = {}
-    for board, result in results.items():
-        if result.ok:
-            found[board] = tuple(
-                RequestedFile(entry.path, entry.path.removeprefix(top).lstrip("/"), entry.size)
-                for entry in result.value
-                if not entry.is_dir
-            )
-        else:
-            found[board] = result
-    return found
+    return {
+        board: [Entry(path, True, 0), *result.value] if result.ok else result
+        for board, result in results.items()
+    }
 
 
 async def _download_files(
@@ -289,17 +310,38 @@ class DownloadSink:
         if requested is None:
             raise OSError(errno.EPROTO, "the board sent a file that was not requested", f"{board}:")
         try:
-            folder = (
-                board_paths.local_path(self._folder, board)
-                if self._folder_per_board
-                else self._folder
-            )
-            path = board_paths.local_path(folder, requested.relative_path)
+            path = board_paths.local_path(self._board_folder(board), requested.relative_path)
         except ValueError:
             raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}") from None
         if self._is_taken(board, path):
             raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}")
         self._started.setdefault(board, []).append(_FileDownload(path))
+
+    def _board_folder(self, board: str) -> Path:
+        """Return the local folder of a board's files.
+
+        Raises:
+            ValueError: the board's name is not allowed here.
+        """
+        if self._folder_per_board:
+            return board_paths.local_path(self._folder, board)
+        return self._folder
+
+    def make_folders(self, board: str, relative_paths: Sequence[str]) -> list[OSError]:
+        """Make a board's folders, "" for the one of all; return the errors of those that fail."""
+        errors: list[OSError] = []
+        for relative_path in relative_paths:
+            try:
+                folder = self._board_folder(board)
+                if relative_path:
+                    folder = board_paths.local_path(folder, relative_path)
+                folder.mkdir(parents=True, exist_ok=True)
+            except ValueError:
+                name = f"{board}:{relative_path}"
+                errors.append(PermissionError(errno.EPERM, _ILLEGAL_NAME, name))
+            except OSError as error:
+                errors.append(error)
+        return errors
 
     def _is_taken(self, board: str, path: Path) -> bool:
         """Whether this path and that of an earlier file are equal on some file system."""

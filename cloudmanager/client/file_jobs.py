@@ -13,7 +13,7 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from .exchange import Exchange
-from .files import ByteSink, FileJobGroup, FileResult, OnMoved
+from .files import ByteSink, FileJobGroup, FileResult, OnMoved, failed_result
 from .future import Future
 from .sources import ContentSource
 from .verb import HasTarget
@@ -110,6 +110,19 @@ def join_errors(errors: Sequence[OSError]) -> OSError:
         listed.append(f"and {len(others) - len(listed)} more")
     why = f"{first.strerror} (also {'; '.join(listed)})"
     return type(first)(first.errno, why, first.filename)
+
+
+def add_errors(results: Results, errors: Sequence[OSError]) -> Results:
+    """Make each board's result a failure if there are errors of local files, which name these."""
+    if not errors:
+        return results
+    failed = dict(results)
+    for name, result in results.items():
+        if result.ok:
+            failed[name] = failed_result(name, join_errors(errors))
+        elif isinstance(result.error, OSError):
+            failed[name] = failed_result(name, join_errors([result.error, *errors]))
+    return Results(failed, results.left_out)
 
 
 def split_batches(ops: Iterable[FileOp]) -> Iterator[list[FileOp]]:

@@ -29,8 +29,13 @@ class FileVerbs(HasTarget):
     """
 
     @verb
-    async def ls(self, path: str = ":/", *, recursive: bool = False) -> Results:
-        """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size)."""
+    async def ls(self, path: str = ":/", *, recursive: bool = False, glob: bool = False) -> Results:
+        """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size).
+
+        With ``glob``, the path may be a pattern, such as ``:logs/*.csv``; what matches is listed.
+        """
+        if glob and board_globs.has_pattern(path):
+            return await board_globs.find(self, path, recursive=recursive)
         return await run_file_ops(
             self,
             [["ls", board_paths.parse_board_path(path), recursive]],
@@ -185,13 +190,19 @@ class FileVerbs(HasTarget):
         return await downloads.download(self, path, folder, progress)
 
     @verb
-    async def read(self, path: str, *, progress: ProgressCallback | None = None) -> Results:
+    async def read(
+        self, path: str, *, glob: bool = False, progress: ProgressCallback | None = None
+    ) -> Results:
         """Return the content of a file; each board's value is ``bytes``.
 
         Args:
             path: the file.
+            glob: whether the path may be a pattern, such as ``:*.log``; the contents of the files
+                that match are joined.
             progress: see ``put``; the size is requested first.
         """
+        if glob and board_globs.has_pattern(path):
+            return await _read_matches(self, path, progress)
         return await downloads.read_file(self, path, progress)
 
     @verb
@@ -241,6 +252,29 @@ async def _remove_matches(boards: HasTarget, pattern: str, *, recursive: bool) -
     return Results(results, found.left_out)
 
 
+async def _read_matches(
+    boards: HasTarget, pattern: str, progress: ProgressCallback | None
+) -> Results:
+    """Return the contents of the files that match a pattern on each board, joined."""
+    found = await board_globs.find(boards, pattern)
+    results = dict(found)
+    for names, paths in group_equal_plans(_matches(found)):
+        contents = dict.fromkeys(names, b"")
+        going_on = names
+        for path in paths:
+            target = fold_names(going_on)
+            part = await downloads.read_file(boards, f":{path}", progress, target=target)
+            results.update(part)
+            going_on = [name for name, result in part.items() if result.ok]
+            for name in going_on:
+                contents[name] += part[name].value
+            if not going_on:
+                break
+        for name in going_on:
+            results[name] = as_file_results(results)[name].with_value(contents[name])
+    return Results(results, found.left_out)
+
+
 async def _download_matches(
     boards: HasTarget, pattern: str, dest: PathLike, progress: ProgressCallback | None
 ) -> Results:
@@ -267,7 +301,12 @@ async def _download_matches(
 
 
 def _matches(found: Results) -> dict[str, tuple[str, ...]]:
-    return {name: result.value for name, result in found.items() if result.ok}
+    """Return the paths that ``board_globs.find`` found on each board."""
+    return {
+        name: tuple(entry.path for entry in result.value)
+        for name, result in found.items()
+        if result.ok
+    }
 
 
 def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:

@@ -14,6 +14,7 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files, sources
 from .file_jobs import (
+    add_errors,
     as_file_results,
     group_equal_plans,
     run_file_ops,
@@ -24,7 +25,7 @@ from .moves import is_file, is_folder, kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .text_files import read_text
-from .uploads import UploadItem, UploadPlan, add_errors, add_folder, upload_items
+from .uploads import UploadItem, UploadPlan, add_folder, upload_items
 from .verb import HasTarget
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files, sources
 from .file_jobs import (
+    add_errors,
     as_file_results,
     group_equal_plans,
     is_refusal,
@@ -167,19 +168,6 @@ def _is_sendable(plan: UploadPlan, local: Path, path: str) -> bool:
         return True
     plan.unsendable.append(why)
     return False
-
-
-def add_errors(results: Results, errors: Sequence[OSError]) -> Results:
-    """Make each board's result a failure if some local files were not sent."""
-    if not errors:
-        return results
-    failed = dict(results)
-    for name, result in results.items():
-        if result.ok:
-            failed[name] = files.failed_result(name, join_errors(errors))
-        elif isinstance(result.error, OSError):
-            failed[name] = files.failed_result(name, join_errors([result.error, *errors]))
-    return Results(failed, results.left_out)
 
 
 async def upload_per_board(

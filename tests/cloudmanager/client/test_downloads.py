@@ -51,16 +51,47 @@ def test_path_may_be_a_file_or_a_folder_on_different_boards(
     assert got["demo-2"].value == [tmp_path / "demo-2/x/y"]
 
 
-def test_empty_folder_gives_no_files(two: Boards, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("path", "folders"),
+    [
+        (":d", ["d", "d/e", "d/e/f", "d/g"]),
+        (":d/", ["e", "e/f", "g"]),
+        (":d/e/f", ["f"]),
+        (":d/e/f/", []),
+        (":d/*", ["e", "e/f", "g"]),
+    ],
+)
+def test_empty_folders_are_made(two: Boards, tmp_path: Path, path: str, folders):
+    for folder in (":d/e/f", ":d/g"):
+        two.mkdir(folder, parents=True)
+    got = two.get(path, tmp_path / "out", glob=True)
+    assert got.to_dict() == {"demo-1": [], "demo-2": []}
+    for name in ("demo-1", "demo-2"):
+        top = tmp_path / "out" / name
+        found = sorted(each.relative_to(top).as_posix() for each in top.rglob("*"))
+        assert found == folders
+
+
+def test_folder_that_cannot_be_made_fails_alone(two: Boards, fleet: Fleet, tmp_path: Path):
     two.mkdir(":d/e", parents=True)
-    assert two.get(":d/e", tmp_path).to_dict() == {"demo-1": [], "demo-2": []}
+    two.mkdir(":d/a\\b")
+    two.put(b"x", ":d/x")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/e").write_text("a file")
+    error = fleet["demo-1"].get(":d", tmp_path)["demo-1"].error
+    assert isinstance(error, PermissionError)
+    assert "File exists" in str(error)
+    assert (tmp_path / "d/x").read_bytes() == b"x"
 
 
 def test_invalid_local_name_from_a_real_board_is_refused(two: Boards, fleet: Fleet, tmp_path: Path):
     fleet["demo-1"].run("import os\nos.mkdir('/d')\nopen('/d/..\\\\..\\\\x', 'w').close()")
     got = fleet["demo-1"].get(":d", tmp_path / "out")
     assert isinstance(got["demo-1"].error, PermissionError)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.as_posix() for path in tmp_path.rglob("*")] == [
+        f"{tmp_path}/out",
+        f"{tmp_path}/out/d",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,38 @@ def test_odd_names_on_boards_can_be_listed_copied_moved_and_removed(
     assert paths(one.ls(":t", recursive=True)["demo-1"]) == ["/t/d"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "recursive", "listed", "content"),
+    [
+        (":t/*.csv", False, ["a.csv", "b.csv"], b"ab"),
+        (":t/*", False, ["d", "a.csv", "b.csv", "x[1].txt"], None),
+        (":t/?", True, ["d", "d/e", "d/c.csv", "d/e/z.txt"], None),
+        (":t/*/*.csv", False, ["d/c.csv"], b"c"),
+        (":t/.h*", False, [".hidden"], b"h"),
+        (":t/x[1].txt", False, ["x[1].txt"], b"x"),
+        (":t/[ab].csv", True, ["a.csv", "b.csv"], b"ab"),
+    ],
+)
+def test_pattern_is_listed_and_read(three: Boards, fleet, pattern, recursive, listed, content):
+    one = fleet["demo-1"]
+    for name in ("a.csv", "b.csv", "d/c.csv", "d/e/z.txt", ".hidden", "x[1].txt"):
+        one.put(name.rpartition("/")[2].lstrip(".")[:1].encode(), f":t/{name}")
+    found = one.ls(pattern, recursive=recursive, glob=True)
+    assert [path.removeprefix("/t/") for path in paths(found["demo-1"])] == listed
+    contents = one.read(pattern, glob=True)
+    if content is None:
+        assert isinstance(contents["demo-1"].error, IsADirectoryError)
+    else:
+        assert contents.value == content
+
+
+def test_pattern_that_matches_nothing_is_an_error(three: Boards, fleet: Fleet):
+    fleet["demo-2"].put(b"x", ":t/x.csv")
+    for results in (three.ls(":t/*.csv", glob=True), three.read(":t/*.csv", glob=True)):
+        assert results["demo-2"].ok
+        assert isinstance(results["demo-1"].error, FileNotFoundError)
+
+
 def test_errors_are_os_errors_with_board_and_path(three, fleet: Fleet):
     for verb in (
         fleet["demo-1"].rm,
