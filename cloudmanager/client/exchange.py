@@ -32,6 +32,7 @@ from .jobs import Job, JobGroup
 from .outgoing import OutgoingFrame
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
+MAX_INTERRUPTED_JOBS: Final = 5000  # in one request; the server accepts twice as many
 MAX_HEAD_BYTES: Final = 16 * 1024  # of the HTTP response to the handshake
 _EVENTS: Final = bytes((wire.EVENTS,))
 _UNKNOWN_OUTCOME: Final = "it is not known whether the cell runs; `mbm job-list` shows it"
@@ -177,8 +178,9 @@ class Exchange:
             self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=ref), mask=True))
 
     def _interrupt_jobs(self, numbers: list[int]) -> None:
-        message = wire.pack_json(wire.REQUEST, {"verb": "interrupt", "jobs": numbers})
-        self._send(frames.encode_frame(message, mask=True))
+        for start in range(0, len(numbers), MAX_INTERRUPTED_JOBS):
+            body = {"verb": "interrupt", "jobs": numbers[start : start + MAX_INTERRUPTED_JOBS]}
+            self._send(frames.encode_frame(wire.pack_json(wire.REQUEST, body), mask=True))
 
     def _answer_input(self, number: int, text: str | None) -> None:
         flags = wire.INPUT_EOF if text is None else 0

@@ -285,7 +285,10 @@ def _check_text(text: str) -> None:
     if len(text) > MAX_TARGET_CHARS:
         why = f"A target of {len(text):,} characters is too long."
         raise TargetError(
-            why, text, MAX_TARGET_CHARS, "Write ranges such as demo-[1-400], or a label."
+            why,
+            text[: MAX_TARGET_CHARS + 1],
+            MAX_TARGET_CHARS,
+            "Write ranges such as demo-[1-400], or a label.",
         )
     if not text.strip():
         raise TargetError("The target is empty.", text, 0, "Write a board's name, or `all`.")

@@ -11,11 +11,23 @@ from collections.abc import Iterable
 from functools import lru_cache
 from os.path import commonprefix
 
-# C0 but newline and tab, DEL, C1; the marks and overrides of bidirectional text (Unicode TR 9);
-# the line and paragraph separators, at which str.splitlines splits; lone surrogates, which no
-# terminal can encode.
+# C0 but newline and tab, DEL, C1; the line and paragraph separators, at which str.splitlines
+# splits; lone surrogates, which no terminal can encode.
+_CONTROL_CHARS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+# What is not seen: two texts that look the same must be the same. All of Unicode's category Cf
+# (format characters: marks and overrides of bidirectional text, zero-width spaces, soft hyphens,
+# tags), fillers and joiners of other categories that show nothing, and variation selectors beyond
+# those of emoji.
+_INVISIBLE_CHARS = (
+    "\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200c\u200e\u200f"
+    "\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\ufe00-\ufe0d"
+)
+# A zero-width joiner is kept between two pictures, which are one emoji then.
+_PICTURES = "\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 UNSAFE_CHARS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    f"[{_CONTROL_CHARS}{_INVISIBLE_CHARS}]|(?<![\ufe0f{_PICTURES}])\u200d|\u200d(?![{_PICTURES}])"
 )
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _CONTEXT_CHARS = 72  # characters of a long line that are shown around the caret
@@ -26,7 +38,7 @@ _MAX_CANDIDATES = 50  # names compared with difflib; all 10,000 of a full server
 
 
 def sanitize_text(text: str) -> str:
-    r"""Replace each control character by a visible escape.
+    r"""Replace each control character, and each that is not seen, by a visible escape.
 
     Newline, tab and printable characters are kept. A second call changes nothing.
 
@@ -138,4 +150,6 @@ def _sanitize_line(text: str) -> str:
 
 def _escape_char(found: re.Match[str]) -> str:
     code = ord(found.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -383,17 +383,27 @@ def pack_submit(ref: int, head: dict[str, Any], code: bytes) -> bytes:
     return pack(SUBMIT, _U32.pack(len(text)) + text + code, job=ref)
 
 
-def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
-    """Return the options and the code of the SUBMIT in ``message``.
+def submit_head_bytes(message: Message) -> int:
+    """Return the number of bytes of the options' JSON in a SUBMIT, which is not read yet.
 
     Raises:
         PeerWireError: it is malformed.
     """
     if len(message.payload) < _U32.size:
         raise PeerWireError("SUBMIT is malformed")
-    end = _U32.size + _U32.unpack_from(message.payload)[0]
-    if end > len(message.payload):
+    size = int(_U32.unpack_from(message.payload)[0])
+    if _U32.size + size > len(message.payload):
         raise PeerWireError("SUBMIT's options are longer than SUBMIT")
+    return size
+
+
+def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
+    """Return the options and the code of the SUBMIT in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    end = _U32.size + submit_head_bytes(message)
     return read_json(message.payload[_U32.size : end]), message.payload[end:]
 
 

@@ -36,6 +36,7 @@ from .completion_words import CompletionWords
 from .housekeeping import Housekeeper
 from .installs.content_store import ContentStore
 from .installs.plan_cache import PlanCache
+from .installs.plan_turns import PlanTurns
 from .installs.services import InstallServices
 from .jobs.dispatch import Dispatch
 from .jobs.job_services import JobServices
@@ -178,8 +179,9 @@ class Server:
         self.completion_words = CompletionWords(home, self.registry, loop.call_later)
         indexes = {"": DEFAULT_INDEX, **dict(options.index)}
         self.installs = InstallServices(
-            content_store=ContentStore(home, limits),
+            content_store=ContentStore(home, limits, loop.call_later),
             plan_cache=PlanCache(limits.plans_per_link),
+            plan_turns=PlanTurns(limits),
             package_planner=PackagePlanner(home / "packages", limits, SourceSettings(indexes)),
             store_queue=self.store_queue,
             limits=limits,

@@ -62,6 +62,7 @@ class Limits:
     # Callers.
     callers: int = 1000  # links at the same time
     callers_per_token: int = 250
+    reserved_callers: int = 50  # of these, for administrators
     caller_message_bytes: int = 16 * MIB  # a cell and its target
     #: Of output queued for a caller that does not read; results are always queued.
     outbox_bytes: int = MIB
@@ -69,6 +70,14 @@ class Limits:
     unsent_bytes: int = 8 * MIB  # queued for any link; with more it is closed
     close_seconds: float = 1.0  # in which a peer can read why its link is closed
     cell_seconds: float = 7 * 86400.0  # of `timeout` and of `wait`
+    # Requests; the head of a SUBMIT counts as one.
+    request_bytes: int = MIB  # of its JSON: 10,000 names, or the files of a large install
+    request_values: int = 40_000  # in all lists and objects of one together
+    request_text_chars: int = 64 * KIB  # of one text: as long as a target
+    request_depth: int = 6  # of lists and objects in each other
+    interrupt_jobs: int = 10_000  # numbers of jobs in one request: as many as a full server has
+    labels: int = 64  # of one board
+    pending_requests: int = 64  # of one link, that are answered later: by a plan, or the store
     reply_jobs: int = 1000  # in one reply
     reply_audit_rows: int = 10_000
     enrol_names: int = 10_000  # in one request
@@ -77,9 +86,16 @@ class Limits:
 
     # Files.
     content_bytes: int = 64 * MIB  # of one file for boards
-    content_store_bytes: int = 256 * MIB  # of files that are kept on disk, to be used again
-    content_store_files: int = 1000  # such files
+    #: Of files on disk: those that are kept to be used again, unfinished uploads, and what jobs and
+    #: plans still need.
+    content_store_bytes: int = 256 * MIB
+    content_store_token_bytes: int = 128 * MIB  # that cannot be deleted
+    reserved_content_store_bytes: int = 32 * MIB  # of these, for administrators
+    content_store_files: int = 1000  # that are kept to be used again
     uploads: int = 250  # of callers, unfinished
+    uploads_per_token: int = 64
+    reserved_uploads: int = 32  # of these, for administrators
+    upload_idle_seconds: float = 60.0  # without a piece; then the upload is discarded
     file_read_bytes: int = 64 * KIB  # of a file, in one read
     file_ops: int = 500  # file operations in one job
     file_ops_bytes: int = 64 * KIB  # of their names and paths
@@ -116,6 +132,8 @@ class Limits:
     package_unpacked_bytes: int = 32 * MIB  # of an archive, or of a plan
     package_cache_bytes: int = 512 * MIB  # with more, the oldest files are deleted
     plan_seconds: float = 300.0
+    plans_at_once: int = 6  # that are being made: each has its files and archives in memory
+    plans_at_once_per_token: int = 2
     plans_per_link: int = 16  # that were not carried out; with more, the oldest are dropped
     resolve_rounds: int = 10_000  # steps of the resolver
     compile_seconds: float = 10.0  # for one file, of processor time and of elapsed time
@@ -131,6 +149,8 @@ class Limits:
     subscription_update_seconds: float = 0.25  # between two updates
     subscriptions: int = 200  # of all callers
     subscriptions_per_link: int = 16
+    subscriptions_per_token: int = 64
+    reserved_subscriptions: int = 32  # of these, for administrators
     subscription_update_boards: int = 2000  # in one update; the others are in the next
     subscription_pending_samples: int = 10_000  # queued for a subscriber that does not read
     subscription_pending_log_chars: int = MIB  # the same

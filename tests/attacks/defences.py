@@ -11,6 +11,7 @@ from .faults import FAULTS
 from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
+from .shares import SHARES
 from .streams import STREAMS
 from .timers import TIMERS
 from .trust import TRUST
@@ -25,4 +26,5 @@ DEFENCES: Final[list[Defence]] = [
     *KEEPING,
     *STREAMS,
     *FAULTS,
+    *SHARES,
 ]

@@ -12,6 +12,7 @@ from cm_server.jobs.model import Board, Job
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
 from .request_context import RequestContext, resolve_boards
+from .request_limits import is_whole_number
 
 
 def interrupt_jobs(context: RequestContext) -> Any:
@@ -20,7 +21,7 @@ def interrupt_jobs(context: RequestContext) -> Any:
     If other servers may know some of them, the return value is a coroutine.
     """
     services = context.services
-    numbers = _read_numbers(context.body)
+    numbers = _read_numbers(context.body, services.limits.interrupt_jobs)
     valid = [str(n) for n in numbers[: context.services.limits.reply_jobs] if 0 < n <= MAX_JOB_ID]
     context.audit_entry.detail = fold_names(valid)
     jobs = services.dispatch.jobs
@@ -98,7 +99,7 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
         ServerError: no job on the boards that the token covers has this number.
     """
     services, number = context.services, context.body.get("job")
-    if not isinstance(number, int) or not 0 < number < 2**63:  # what the database can hold
+    if not is_whole_number(number) or not 0 < number < 2**63:  # what the database can hold
         raise ServerError("a job is named by its number")
     context.audit_entry.detail = str(number)
     job = services.dispatch.jobs.get(number) or services.dispatch.recent_jobs.get(number)
@@ -138,8 +139,16 @@ def _no_job_error(number: int) -> ServerError:
     return ServerError(f"there is no job {number}")
 
 
-def _read_numbers(body: dict[str, Any]) -> list[int]:
+def _read_numbers(body: dict[str, Any], max_count: int) -> list[int]:
+    """Return the numbers of jobs in a request, each once."""
     numbers = body.get("jobs")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+    if not isinstance(numbers, list) or not all(map(is_whole_number, numbers)):
         raise ServerError("jobs must be given as a list of numbers")
+    numbers = _without_duplicates(numbers)
+    if len(numbers) > max_count:
+        raise ServerError(f"at most {max_count} jobs can be interrupted at a time")
     return numbers
+
+
+def _without_duplicates(numbers: list[int]) -> list[int]:
+    return list(dict.fromkeys(numbers))

@@ -21,7 +21,9 @@ from cm_server.board_logs import LogText
 from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
+from cm_server.quotas import Quota, Shares
 from cm_server.sample_buffer import Sample
+from cm_server.store.rows import TokenRow
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -68,6 +70,7 @@ class Subscription:
 
     Args:
         request: what the caller wants.
+        owner: the hash of the caller's token.
         send: sends a message to the caller.
         is_ready: returns whether the caller has read everything that was sent.
         limits: how much is sent in an update, and pending.
@@ -77,10 +80,12 @@ class Subscription:
         self,
         request: WatchRequest,
         *,
+        owner: str,
         send: Callable[[bytes], None],
         is_ready: Callable[[], bool],
         limits: Limits,
     ) -> None:
+        self.owner = owner
         self.ref, self._target, self._reachable, self._with_samples, self._with_logs = request
         self._send = send
         self._is_ready = is_ready
@@ -196,6 +201,14 @@ class Subscriptions:
         self._call_later = call_later
         self._tick_scheduled = False
         self._subscriptions: list[Subscription] = []
+        self._shares = Shares(
+            Quota(
+                "subscriptions",
+                total=limits.subscriptions,
+                per_token=limits.subscriptions_per_token,
+                reserved=limits.reserved_subscriptions,
+            )
+        )
         self._changed: dict[Board, None] = {}
         self._samples: list[tuple[Board, Sample]] = []
         self._logs: list[tuple[Board, LogText]] = []
@@ -205,9 +218,14 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
+    def refusal_reason(self, token: TokenRow) -> str:
+        """Return why a token may not have another subscription; "" if it may."""
+        return self._shares.refusal_reason(token)
+
     def add(self, subscription: Subscription) -> None:
         """Add a subscription: the caller receives all its boards now, and changes later."""
         self._subscriptions.append(subscription)
+        self._shares.add(subscription.owner)
         self._registry.subscriptions_listener = self._on_change
         subscription.add_changes(self._registry.by_name.values())
         subscription.send_update({})
@@ -216,6 +234,7 @@ class Subscriptions:
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription."""
         self._subscriptions.remove(subscription)
+        self._shares.add(subscription.owner, -1)
         if not self._subscriptions:
             self._registry.subscriptions_listener = None
 

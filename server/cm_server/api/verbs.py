@@ -22,6 +22,7 @@ from cm_server.store.rows import TokenRow
 
 from . import job_verbs
 from .request_context import RequestContext, Services, resolve_boards
+from .request_limits import check_fields, is_whole_number
 
 ENROL_TOKEN_SECONDS = 3600.0  # that a token for enrolment is valid by default
 
@@ -104,6 +105,7 @@ def handle_request(
     )
     try:
         check_role(token, name, viewers_read_logs=services.viewers_read_logs)
+        check_fields(body, services.limits)
         if name not in VERBS:
             raise ServerError(f"{name!r} is not a request: it has a message type of its own")
         reply: Any
@@ -192,6 +194,9 @@ async def _set_labels(context: RequestContext) -> list[str]:
     changes = context.body.get("labels")
     if not isinstance(changes, dict) or not changes:
         raise ServerError("labels must be given as key=value")
+    max_labels = context.services.limits.labels
+    if len(changes) > max_labels:
+        raise ServerError(f"a board may have at most {max_labels} labels")
     for key, value in changes.items():
         check_label(str(key), str(value or "x"))  # an empty value, or null, removes the label
     boards = resolve_boards(context)
@@ -200,6 +205,7 @@ async def _set_labels(context: RequestContext) -> list[str]:
     for board in boards:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
         new_labels[board.id] = {key: value for key, value in merged.items() if value}
+        _check_label_count(new_labels[board.id], max_labels, board.name)
     audit_row = context.audit_entry.to_row()
     await context.services.store_queue.run(
         lambda store: store.set_labels(new_labels, audit_row), refusable=True, durable=True
@@ -208,6 +214,12 @@ async def _set_labels(context: RequestContext) -> list[str]:
     for board in boards:
         board.labels = new_labels[board.id]
     return [board.name for board in boards]
+
+
+def _check_label_count(labels: dict[str, str], max_count: int, name: str) -> None:
+    """Refuse more labels than a board may have: each list of boards contains them."""
+    if len(labels) > max_count:
+        raise ServerError(f"{name} would have {len(labels)} labels: {max_count} are allowed")
 
 
 def _stop_programs(context: RequestContext) -> list[str]:
@@ -221,19 +233,20 @@ def _start_upload(context: RequestContext) -> int:
     digest, size = context.body.get("sha256"), context.body.get("size")
     context.audit_entry.detail = str(digest)
     return context.services.installs.content_store.start_upload(
-        context.connection, context.token.hash, digest, size
+        context.connection, context.token, digest, size
     )
 
 
 def _plan_install(context: RequestContext) -> Any:
     """Return a coroutine that makes the plan of an install."""
     boards = resolve_boards(context)
-    options = planning.read_plan_options(context.body)
+    options = planning.read_plan_options(context.body, context.services.limits)
     max_chars = context.services.limits.audit_chars
     context.audit_entry.detail = " ".join(options["wanted"])[:max_chars]
     options["trusted"] = context.token.role == ROLES[-1] and access.reaches_all(context.token)
     options["owner"] = context.token.hash
-    return planning.plan_install(context.services.installs, context.connection, boards, options)
+    caller = planning.PlanCaller(context.connection, context.token)
+    return planning.plan_install(context.services.installs, caller, boards, options)
 
 
 async def _list_installed(context: RequestContext) -> dict[str, Any]:
@@ -260,7 +273,7 @@ def _describe_installed(board: Board, installed: InstalledOnBoard) -> dict[str, 
 def _list_samples(context: RequestContext) -> list[list[Any]]:
     """Return recent samples, also of offline boards, the newest last."""
     count = context.body.get("count") or context.services.limits.reply_samples
-    if not isinstance(count, int) or not 0 < count <= context.services.limits.reply_samples:
+    if not is_whole_number(count) or not 0 < count <= context.services.limits.reply_samples:
         raise ServerError(
             f"between 1 and {context.services.limits.reply_samples} values can be read at a time"
         )
@@ -326,10 +339,8 @@ async def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
     options = _with_defaults(
         context.body, target=access.ALL_BOARDS, uses=1, expires=ENROL_TOKEN_SECONDS
     )
-    number = sum(row["role"] == BOARD_ROLE for row in context.services.tokens.describe()) + 1
-    name = f"enrol-{number}"
     token = await context.services.tokens.create(
-        name,
+        context.services.tokens.unused_name("enrol"),
         BOARD_ROLE,
         options["target"],
         options["expires"],
@@ -392,7 +403,7 @@ async def _revoke_token(context: RequestContext) -> dict[str, Any]:
 
 async def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
     count = context.body.get("count") or context.services.limits.reply_audit_rows
-    if not isinstance(count, int) or not 0 < count <= context.services.limits.reply_audit_rows:
+    if not is_whole_number(count) or not 0 < count <= context.services.limits.reply_audit_rows:
         raise ServerError(
             f"between 1 and {context.services.limits.reply_audit_rows} rows can be read at a time"
         )

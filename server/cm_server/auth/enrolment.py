@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudmanager.protocol import frames, proofs
-from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.jobs.model import Board
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
@@ -205,10 +205,15 @@ class Enrolment:
         uid, platform = str(body.get("uid")), str(body.get("platform"))
         if not (_UID.fullmatch(uid) and _UID.fullmatch(platform)):
             raise ServerError("a board has to send its name, or its platform and unique id")
+        legal = False
         for name in parse_target(target).candidate_names(uid, f"{platform}-{uid}"):
-            is_free = name not in self._registry.by_name
-            if is_free and _is_name_allowed(name, target):
+            if not (_is_legal_name(name) and _is_name_allowed(name, target)):
+                continue
+            legal = True
+            if name not in self._registry.by_name:
                 return name
+        if not legal:
+            raise ServerError(f"{target} makes no valid name for this board: give it a name")
         raise ServerError(f"the names of {target} are taken")
 
     def _require_free_name(self, name: str) -> None:
@@ -308,6 +313,15 @@ def _new_identity(name: str, *, plain: bool) -> BoardRow:
 def _is_used_up(token: TokenRow) -> bool:
     """Return whether no further board may enrol itself with a token."""
     return not token.uses
+
+
+def _is_legal_name(name: str) -> bool:
+    """Return whether a board may have a name that was made from a target and its unique id."""
+    try:
+        check_name(name)
+    except TargetError:
+        return False
+    return True
 
 
 def _is_name_allowed(name: str, target: str) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cm_server.store.store_queue import StoreQueue
 
 LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
+_MAX_NUMBER_CHARS = 10  # of the number in a name that the server chooses
 
 
 class Tokens:
@@ -160,6 +161,19 @@ class Tokens:
         audit_entry.written = True
         self._rows[row.hash] = row
         return token
+
+    def unused_name(self, prefix: str) -> str:
+        """Return a name such as ``enrol-7`` that no known token has or had.
+
+        Args:
+            prefix: what is before the number, which is larger than that of any such name.
+        """
+        numbers = [0]
+        for row in self._rows.values():
+            before, _, number = row.name.rpartition("-")
+            if before == prefix and number.isdecimal() and len(number) < _MAX_NUMBER_CHARS:
+                numbers.append(int(number))
+        return f"{prefix}-{max(numbers) + 1}"
 
     def _new_row(self, name: Any, role: Any, target: Any, seconds: Any) -> TokenRow:
         if (

@@ -2,7 +2,8 @@
 
 A content is identified by its SHA-256. It is kept in an unlinked temporary file, so that memory
 stays bounded. The store holds the most recently used contents; an evicted content exists as long
-as a job uses it.
+as a job or a plan uses it. All of them count, and unfinished uploads too: if nothing more can be
+evicted, no more is stored.
 
 Whoever knows a SHA-256 does not thereby have the content: it belongs to the tokens that sent it.
 """
@@ -13,12 +14,17 @@ import hashlib
 import itertools
 import os
 import tempfile
+import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import MIB, Limits
+from cm_server.quotas import Quota, Shares
+from cm_server.store.rows import TokenRow
 
 _DIGEST_CHARS = 64  # length of a SHA-256 in hexadecimal
 _HEX_DIGITS = "0123456789abcdef"
@@ -42,6 +48,7 @@ class Content:
         self.size = size
         self.written = 0
         self.owners: set[str] = set()  # the tokens that sent it; empty if the server made it
+        self.charged_to = ""  # the token whose share of the disk it uses
         self._hash = hashlib.sha256()
         self._file, path = tempfile.mkstemp(dir=folder)
         os.unlink(path)  # noqa: PTH108  # freed when the last reader or the process ends
@@ -89,21 +96,62 @@ class Content:
         return prefix_hash.digest() == prefix_digest
 
 
+class _Upload(NamedTuple):
+    """An unfinished upload.
+
+    Attributes:
+        connection: the link that may write it.
+        owner: the token of the link.
+        content: what has been received.
+        deadline: when it is discarded unless another piece arrives; a list of one number.
+    """
+
+    connection: object
+    owner: TokenRow
+    content: Content
+    deadline: list[float]
+
+
 class ContentStore:
     """The contents that the server holds, and uploads in progress.
 
     Args:
         folder: where the temporary files are created.
         limits: how many contents and uploads there are, and of which size.
+        call_later: calls a function after a number of seconds.
+        clock: seconds since an arbitrary start.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        call_later: Callable[[float, Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
         self._limits = limits
+        self._call_later = call_later
+        self._clock = clock
+        self._timer_runs = False
         self._contents: OrderedDict[str, Content] = OrderedDict()  # complete; oldest first
-        #: Upload number -> the link that may write it, its token, and the incomplete content.
-        self._uploads: dict[int, tuple[object, str, Content]] = {}
+        self._existing: weakref.WeakSet[Content] = weakref.WeakSet()  # whoever uses them
+        self._uploads: dict[int, _Upload] = {}
         self._upload_numbers = itertools.count(1)
+        self._upload_shares = Shares(
+            Quota(
+                "unfinished uploads",
+                total=limits.uploads,
+                per_token=limits.uploads_per_token,
+                reserved=limits.reserved_uploads,
+            )
+        )
+        self._disk = Quota(
+            "bytes of files in use on the server",
+            total=limits.content_store_bytes,
+            per_token=limits.content_store_token_bytes,
+            reserved=limits.reserved_content_store_bytes,
+        )
 
     def get(self, digest: str, owner: str) -> Content | None:
         """Return a complete content that a token has sent, or None; it counts as used now."""
@@ -113,12 +161,14 @@ class ContentStore:
         self._contents.move_to_end(digest)
         return content
 
-    def start_upload(self, connection: object, owner: str, digest: object, size: object) -> int:
+    def start_upload(
+        self, connection: object, owner: TokenRow, digest: object, size: object
+    ) -> int:
         """Start an upload; return its number, or 0 if the token has sent the content already.
 
         Args:
             connection: the caller's link; no other may write this upload.
-            owner: identifies the caller's token.
+            owner: the caller's token.
             digest: the SHA-256 of the content, in hexadecimal.
             size: its number of bytes.
 
@@ -132,47 +182,110 @@ class ContentStore:
             or set(digest) - set(_HEX_DIGITS)
         ):
             raise ServerError("a content needs its SHA-256 in lower-case hexadecimal")
-        if not isinstance(size, int) or not 0 <= size <= self._limits.content_bytes:
+        if type(size) is not int or not 0 <= size <= self._limits.content_bytes:
             max_mib = self._limits.content_bytes // MIB
             raise ServerError(f"a file for boards may have at most {max_mib} MiB")
-        if self.get(digest, owner) is not None:
+        if self.get(digest, owner.hash) is not None:
             return 0
-        if len(self._uploads) >= self._limits.uploads:
-            raise ServerError("too many files are being uploaded to the server; try again")
-        content = Content(digest, size, self._folder, self._limits.file_read_bytes)
+        self.discard_idle_uploads()
+        if why := self._upload_shares.refusal_reason(owner):
+            raise ServerError(f"{why}; try again when they have ended")
+        content = self._new_content(digest, size, owner.hash)
         number = next(self._upload_numbers)
-        self._uploads[number] = (connection, owner, content)
+        self._uploads[number] = _Upload(connection, owner, content, [self._next_deadline()])
+        self._upload_shares.add(owner.hash)
+        self._start_timer()
         if size == 0:
             self.write_upload(connection, number, b"")
             return 0
         return number
 
+    def _new_content(self, digest: str, size: int, charged_to: str) -> Content:
+        content = Content(digest, size, self._folder, self._limits.file_read_bytes)
+        content.charged_to = charged_to
+        self._existing.add(content)
+        return content
+
+    def _next_deadline(self) -> float:
+        return self._clock() + self._limits.upload_idle_seconds
+
     def write_upload(self, connection: object, number: int, piece: bytes) -> int:
         """Append the next piece of an upload; return the number of bytes received so far.
 
         Raises:
-            ServerError: this link has no such upload, or the content is not as announced.
+            ServerError: this link has no such upload, the content is not as announced, or there is
+                no space for it.
         """
-        link, owner, content = self._uploads.get(number, (None, "", None))
-        if content is None or link is not connection:
+        upload = self._uploads.get(number)
+        if upload is None or upload.connection is not connection:
             raise ServerError("there is no upload of this number; send the file again")
+        content = upload.content
         try:
+            self._make_space(len(piece), upload.owner)
             content.write(piece)
         except ServerError:
-            del self._uploads[number]
+            self._discard_upload(number)
             raise
+        upload.deadline[0] = self._next_deadline()
         if content.written == content.size:
-            del self._uploads[number]
+            self._discard_upload(number)
             complete = self._contents.setdefault(content.digest, content)
-            complete.owners.add(owner)
+            complete.owners.add(upload.owner.hash)
             self.add(complete)
         return content.written
 
-    def add_bytes(self, data: bytes) -> Content:
-        """Add bytes that the server itself sends to boards; return their content."""
-        content = self._contents.get(hashlib.sha256(data).hexdigest())
+    def _make_space(self, size: int, owner: TokenRow) -> None:
+        """Delete contents that nothing uses, oldest first, until a token may store more bytes.
+
+        If the token has used up its own share, only its own contents are deleted.
+
+        Raises:
+            ServerError: all that is left is in use.
+        """
+        self.discard_idle_uploads()
+        while why := self._space_refusal_reason(size, owner):
+            is_own_share = self._used_by(owner) + size > self._disk.per_token
+            evicted = next(
+                (
+                    content
+                    for content in self._contents.values()
+                    if not is_own_share or content.charged_to == owner.hash
+                ),
+                None,
+            )
+            if evicted is None:
+                raise ServerError(f"{why}; try again when the installs and jobs that need them end")
+            del self._contents[evicted.digest]
+
+    def _space_refusal_reason(self, size: int, owner: TokenRow) -> str:
+        """Return why a token may not store more bytes now; "" if it may."""
+        return self._disk.refusal_reason(owner, self._used_by(owner), self.used_bytes, size)
+
+    def _used_by(self, owner: TokenRow) -> int:
+        return sum(each.written for each in self._existing if each.charged_to == owner.hash)
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes on disk of all contents that exist, complete or not."""
+        return sum(each.written for each in self._existing)
+
+    def add_bytes(self, data: bytes, owner: TokenRow | None = None) -> Content:
+        """Add bytes that the server itself sends to boards; return their content.
+
+        Args:
+            data: the bytes.
+            owner: the token whose share of the disk they use; None for what is small.
+
+        Raises:
+            ServerError: there is no space for them.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        content = self._contents.get(digest)
         if content is None:
-            content = Content.from_bytes(data, self._folder, self._limits.file_read_bytes)
+            if owner is not None:
+                self._make_space(len(data), owner)
+            content = self._new_content(digest, len(data), owner.hash if owner else "")
+            content.write(data)
         self.add(content)
         return content
 
@@ -190,9 +303,31 @@ class ContentStore:
 
     def discard_uploads(self, connection: object) -> None:
         """Discard the uploads of a link that was closed."""
-        for number, (link, _, _) in list(self._uploads.items()):
-            if link is connection:
-                del self._uploads[number]
+        for number, upload in list(self._uploads.items()):
+            if upload.connection is connection:
+                self._discard_upload(number)
+
+    def _start_timer(self) -> None:
+        if not self._timer_runs:
+            self._timer_runs = True
+            self._call_later(self._limits.upload_idle_seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer_runs = False
+        self.discard_idle_uploads()
+        if self._uploads:
+            self._start_timer()
+
+    def discard_idle_uploads(self) -> None:
+        """Discard the uploads whose next piece has not arrived in time."""
+        now = self._clock()
+        for number, upload in list(self._uploads.items()):
+            if upload.deadline[0] <= now:
+                self._discard_upload(number)
+
+    def _discard_upload(self, number: int) -> None:
+        upload = self._uploads.pop(number)
+        self._upload_shares.add(upload.owner.hash, -1)
 
 
 def _may_use(content: Content, owner: str) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError, ServerError
+from cm_server.limits import MIB, Limits
 from cm_server.packages import lock
 from cm_server.packages.http_fetcher import without_credentials
 
 from .board_install import mpy_number
-from .content_store import Content, ContentStore
+from .content_store import Content
 from .plan_cache import PreparedPlan
 from .services import InstallServices
 
 if TYPE_CHECKING:
     from cm_server.jobs.model import Board
+    from cm_server.store.rows import TokenRow
 
 #: Fields of a `plan` request; docs/protocol.md describes them.
 _OPTION_TYPES = {
@@ -29,9 +31,21 @@ _OPTION_TYPES = {
 }
 
 
+class PlanCaller(NamedTuple):
+    """Who makes a plan.
+
+    Attributes:
+        connection: the caller's link, which will own the plan.
+        token: the caller's, whose share of the server's disk the plan's files use.
+    """
+
+    connection: object
+    token: TokenRow
+
+
 async def plan_install(
     services: InstallServices,
-    connection: object,
+    caller: PlanCaller,
     boards: Sequence[Board],
     options: dict[str, Any],
 ) -> dict[str, Any]:
@@ -39,7 +53,7 @@ async def plan_install(
 
     Args:
         services: provide the planner, the contents and the plans.
-        connection: the caller's link, which will own the plan.
+        caller: who will own the plan.
         boards: the boards that the plan is for; they determine the kinds of bytecode.
         options: what `read_plan_options` returns, and `owner` and `trusted` of `PlanRequest`.
 
@@ -49,20 +63,28 @@ async def plan_install(
     Raises:
         PackageError: the requirements cannot be fulfilled.
     """
+    async with services.plan_turns.of(caller.token.hash):
+        return await _make_plan(services, caller, boards, options)
+
+
+async def _make_plan(
+    services: InstallServices,
+    caller: PlanCaller,
+    boards: Sequence[Board],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Make a plan when it is its turn; see ``plan_install``."""
     planner = services.package_planner
-    owner = options["owner"]
-    sent = {
-        name: _read_sent_files(services.content_store, owner, files)
-        for name, files in options.pop("sent").items()
-    }
+    sent = _read_sent_files(services, options["owner"], options.pop("sent"))
     mpys = {mpy_number(board) for board in boards}
     plan = await planner.make_plan(mpys=mpys, sent=sent, **options)
     contents: dict[str, Content] = {}
     for digest in {file.sha256 for files in plan.files.values() for file in files}:
-        contents[digest] = services.content_store.add_bytes(await planner.read_content(digest))
+        data = await planner.read_content(digest)
+        contents[digest] = services.content_store.add_bytes(data, caller.token)
     prepared = PreparedPlan(plan, contents, _upgrade_options(options))
     return {
-        "number": services.plan_cache.add(connection, prepared),
+        "number": services.plan_cache.add(caller.connection, prepared),
         "plan": plan.describe(),
         "lock": lock.dump(plan.wanted, plan.packages),
     }
@@ -76,17 +98,20 @@ def _upgrade_options(options: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def read_plan_options(body: dict[str, Any]) -> dict[str, Any]:
+def read_plan_options(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
     """Return the planner's options in a `plan` request, and `sent`, checked for their types.
 
     Raises:
-        ServerError: the request is malformed.
+        ServerError: the request is malformed, or has more requirements than a plan may have.
     """
     options = {"sent": {}, **body}
     options = {name: options[name] for name in _OPTION_TYPES if options.get(name) is not None}
     for name, value in options.items():
         if not isinstance(value, _OPTION_TYPES[name]):
             raise ServerError(f"`{name}` of the install has a value of the wrong type")
+    for name in ("wanted", "sent", "indexes"):
+        if len(options.get(name, ())) > limits.packages:
+            raise ServerError(f"`{name}` of the install has more than {limits.packages} entries")
     texts = [*options.get("wanted", ()), *options.get("indexes", {}).values()]
     if not all(isinstance(text, str) for text in texts):
         raise ServerError("`wanted` and `indexes` of the install contain texts only")
@@ -99,17 +124,36 @@ def read_plan_options(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_sent_files(
-    content_store: ContentStore, owner: str, files: dict[str, str]
-) -> dict[str, bytes]:
-    """Return files that the caller's token uploaded before the request, by path.
+    services: InstallServices, owner: str, sent: dict[str, dict[str, str]]
+) -> dict[str, dict[str, bytes]]:
+    """Return files that the caller's token uploaded before the request, by requirement and path.
+
+    Their number and sizes are added up before any is read, and a content that is named several
+    times is read once.
 
     Raises:
-        PackageError: the content of a file was not uploaded.
+        PackageError: the content of a file was not uploaded, or there are too many or too large
+            ones.
     """
-    found = {}
-    for path, digest in files.items():
-        content = content_store.get(digest, owner)
+    contents: dict[str, Content] = {}
+    parts = [(path, digest) for files in sent.values() for path, digest in files.items()]
+    for path, digest in parts:
+        content = services.content_store.get(digest, owner)
         if content is None:
             raise PackageError(f"the content of {path[:64]} was not sent to the server")
-        found[path] = content.read(0, content.size)
-    return found
+        contents[digest] = content
+    _check_total((contents[digest].size for _, digest in parts), services.limits)
+    data = {digest: content.read(0, content.size) for digest, content in contents.items()}
+    return {
+        name: {path: data[digest] for path, digest in files.items()} for name, files in sent.items()
+    }
+
+
+def _check_total(sizes: Iterable[int], limits: Limits) -> None:
+    """Refuse files of a plan that are more or larger together than an install may have."""
+    sizes = list(sizes)
+    if len(sizes) > limits.package_files:
+        raise PackageError(f"an install may have at most {limits.package_files} files")
+    if sum(sizes) > limits.package_unpacked_bytes:
+        mib = limits.package_unpacked_bytes // MIB
+        raise PackageError(f"the files of an install may have at most {mib} MiB together")

@@ -11,6 +11,7 @@ from cm_server.store.store_queue import StoreQueue
 
 from .content_store import ContentStore
 from .plan_cache import PlanCache
+from .plan_turns import PlanTurns
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class InstallServices:
     Attributes:
         content_store: the contents of files for boards.
         plan_cache: the plans that were not carried out yet.
+        plan_turns: lets a few plans be made at the same time.
         package_planner: makes plans.
         store_queue: of the store, which knows what boards have installed.
         limits: of transfers and plans.
@@ -27,6 +29,7 @@ class InstallServices:
 
     content_store: ContentStore
     plan_cache: PlanCache
+    plan_turns: PlanTurns
     package_planner: PackagePlanner
     store_queue: StoreQueue[Store]
     limits: Limits

@@ -15,11 +15,13 @@ from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, verbs
+from cm_server.api.request_limits import check_fields, check_size
 from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
 from cm_server.jobs.model import Cell, Job, Requester
+from cm_server.quotas import Quota
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
 from cm_server.store.store_queue import Operation
@@ -44,6 +46,8 @@ ACCEPTED_DELAY_SECONDS = 0.002
 TOKEN_CHECK_SECONDS = 1.0
 #: A request counts as this many messages: it causes more work, and its sender awaits the reply.
 REQUEST_MESSAGES = 5
+#: Requests that are not refused because others of the link wait for a reply.
+_URGENT = ("interrupt", "stop")
 #: How many of a link's newest cells are remembered, so that a repeated one is refused.
 REMEMBERED_REFS = 64
 
@@ -151,12 +155,14 @@ class CallerSocket(BaseHandler):
 
     def _too_many_callers_reason(self, token: TokenRow) -> str:
         """Return why there is no room for another caller; "" if there is."""
-        limits = self._services.limits
-        if len(self._services.callers) >= limits.callers:
-            return f"there are {limits.callers} callers already"
-        if self._services.callers.count_of(token) >= limits.callers_per_token:
-            return f"{limits.callers_per_token} callers use the token {token.name!r} already"
-        return ""
+        limits, callers = self._services.limits, self._services.callers
+        quota = Quota(
+            "links of callers",
+            total=limits.callers,
+            per_token=limits.callers_per_token,
+            reserved=limits.reserved_callers,
+        )
+        return quota.refusal_reason(token, callers.count_of(token), len(callers))
 
 
 class CallerConnection:
@@ -280,7 +286,10 @@ class CallerConnection:
 
     def _on_request(self, message: wire.Message) -> None:
         self._link.charge(REQUEST_MESSAGES - 1)
-        body = wire.read_json(message.payload)
+        body = self._read_request(message)
+        limits = self._services.limits
+        if len(self._reply_tasks) >= limits.pending_requests and body.get("verb") not in _URGENT:
+            raise ServerError(f"{limits.pending_requests} requests of this link wait for a reply")
         reply = verbs.handle_request(self._services, self.token, body, self._link.peer, self)
         if asyncio.iscoroutine(reply):
             task = asyncio.ensure_future(self._send_async_reply(message.job, reply))
@@ -288,6 +297,11 @@ class CallerConnection:
             task.add_done_callback(self._reply_tasks.discard)
         else:
             self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+
+    def _read_request(self, message: wire.Message) -> dict[str, Any]:
+        """Return the JSON of a REQUEST or a WATCH, which may not be long."""
+        check_size(len(message.payload), self._services.limits)
+        return wire.read_json(message.payload)
 
     async def _send_async_reply(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
         """Send a reply once it is available; other messages are handled meanwhile."""
@@ -308,11 +322,12 @@ class CallerConnection:
         self._link.send(wire.pack_json(wire.REPLY, {"reply": received}, job=message.job))
 
     def _on_watch(self, message: wire.Message) -> None:
-        body = wire.read_json(message.payload)
+        body = self._read_request(message)
         target = str(body.get("target", ""))
         entry = self._new_audit_entry("watch", target[: self._services.limits.audit_chars])
         try:
             verbs.check_role(self.token, "watch")
+            check_fields(body, self._services.limits)
             with_logs = bool(body.get("logs", False))
             if with_logs:
                 allowed = self._services.viewers_read_logs
@@ -329,6 +344,7 @@ class CallerConnection:
                     bool(body.get("samples", True)),
                     with_logs,
                 ),
+                owner=self.token.hash,
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,
                 limits=self._services.limits,
@@ -350,9 +366,7 @@ class CallerConnection:
             return f"subscription {ref} exists already"
         if len(self._subscriptions) >= limits.subscriptions_per_link:
             return f"a link may have {limits.subscriptions_per_link} subscriptions at most"
-        if len(self._link_services.subscriptions) >= limits.subscriptions:
-            return f"the server has {limits.subscriptions} subscriptions already"
-        return ""
+        return self._link_services.subscriptions.refusal_reason(self.token)
 
     def _on_unwatch(self, message: wire.Message) -> None:
         self._link.charge(self._services.limits.rare_messages - 1)
@@ -377,6 +391,7 @@ class CallerConnection:
         if self._was_submitted_before(message.job):
             raise PeerWireError("this cell was submitted before")
         self._recent_refs.append(message.job)
+        check_size(wire.submit_head_bytes(message), self._services.limits)
         head, code = wire.read_submit(message)
         target = str(head.get("target", ""))
         try:
@@ -437,6 +452,7 @@ class CallerConnection:
             The cell, and the names of boards of the target that were left out.
         """
         verbs.check_role(self.token, "submit")
+        check_fields(head, self._services.limits)
         reachable = access.reachable_boards(self.token, self._services.registry.by_name)
         resolution = parse_target(target).resolve(reachable)
         boards = [reachable[name] for name in resolution.names]

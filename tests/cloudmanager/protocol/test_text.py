@@ -1,5 +1,8 @@
 """Sanitized text, carets, natural order and folded names."""
 
+import sys
+from unicodedata import category
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,11 +26,23 @@ from cloudmanager.protocol.text import (
         ("\x7f\x80\x85\x9b\x9f\xa0", "\\x7f\\x80\\x85\\x9b\\x9f\xa0"),
         ("\u202aa\u202e\u2066b\u2069", r"\u202aa\u202e\u2066b\u2069"),
         ("\u061c\u200e\u200f\u2028\u2029", r"\u061c\u200e\u200f\u2028\u2029"),
+        ("a\u200bd\u2060min\ufeff\xad", r"a\u200bd\u2060min\ufeff\xad"),
+        ("ad\u200cm\u200din", r"ad\u200cm\u200din"),
+        ("x\U000e0041\U000e007f", r"x\U000e0041\U000e007f"),
+        ("\u3164\u115f\uffa0\u034f\ufe00", r"\u3164\u115f\uffa0\u034f\ufe00"),
+        ("👨\u200d👩\u200d👧 ❤\ufe0f\u200d🔥", "👨\u200d👩\u200d👧 ❤\ufe0f\u200d🔥"),
+        ("👨\u200d \u200d👩", r"👨\u200d \u200d👩"),
         ("half \ud83d of a pair \udc0d", r"half \ud83d of a pair \udc0d"),
     ],
 )
 def test_sanitize_escapes_control_characters_only(text, shown):
     assert sanitize_text(text) == shown
+
+
+def test_sanitize_escapes_all_format_characters():
+    formats = [char for char in map(chr, range(sys.maxunicode + 1)) if category(char) == "Cf"]
+    assert len(formats) > 150
+    assert [char for char in formats if sanitize_text(char) == char] == []
 
 
 @given(st.text(st.characters()))

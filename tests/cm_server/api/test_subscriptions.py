@@ -50,6 +50,7 @@ class Rig:
         wanted: dict[str, Any] = {"reachable": self.registry.by_name, **more}
         watch = Subscription(
             WatchRequest(9, parse_target(target), **wanted),
+            owner="a" * 64,
             send=send,
             is_ready=lambda: self.ready,
             limits=self.limits,

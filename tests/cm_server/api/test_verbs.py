@@ -242,6 +242,17 @@ def test_label_with_null_is_removed(server: FakeServer):
     assert server.registry.by_name["lab-1"].labels == {}
 
 
+def test_labels_of_a_board_are_bounded(server: FakeServer):
+    many = {f"k{n}": "x" for n in range(LIMITS.labels)}
+    server.ask("label", target="lab-1", labels=many)
+    with pytest.raises(ServerError, match="lab-1 would have 65 labels: 64 are allowed"):
+        server.ask("label", target="lab-1", labels={"one": "more"})
+    with pytest.raises(ServerError, match="at most 64 labels"):
+        server.ask("label", target="lab-2", labels={**many, "one": "more"})
+    server.ask("label", target="lab-1", labels={"k0": "", "one": "more"})
+    assert len(server.registry.by_name["lab-1"].labels) == LIMITS.labels
+
+
 def test_label_without_a_target_is_refused(server: FakeServer):
     with pytest.raises(TargetError):
         server.ask("label", labels={"room": "lab"})

@@ -264,3 +264,11 @@ def test_creating_and_revoking_write_rows_without_the_token(desk):
         ("ann", "token-revoke", "lab-notebook", ""),
     ]
     assert token not in repr(rows)
+
+
+def test_unused_name_is_beyond_all_names_of_the_prefix(desk):
+    assert desk.tokens.unused_name("enrol") == "enrol-1"
+    for name in ("enrol-1", "enrol-7", "enrol-x", "enrolment-9", "enrol-99999999999999"):
+        desk.create(name)
+    desk.revoke("enrol-7")
+    assert desk.tokens.unused_name("enrol") == "enrol-8"

@@ -118,7 +118,7 @@ class Lab:
     """Makes plans and the server's side of jobs, and records confirmed manifests."""
 
     def __init__(self, folder: Path) -> None:
-        self.contents = ContentStore(folder, Limits())
+        self.contents = ContentStore(folder, Limits(), lambda _seconds, _act: None)
         self.confirmed: list[Any] = []
         self.known: Any = {}
 

@@ -264,11 +264,11 @@ async def test_callers_are_bounded_in_total_and_per_token(service: Service):
         await service.until(lambda: len(service.callers) == 2)
         answer = await refused(service, Authorization=f"Bearer {token}")
         assert answer.startswith("HTTP/1.1 503 ")
-        assert "Cm-Refused: 2 callers use the token 'lab-notebook' already" in answer
+        assert "Cm-Refused: the token 'lab-notebook' has 2 links of callers already" in answer
         await stack.enter_async_context(await FakeCaller.join(service))
         await service.until(lambda: len(service.callers) == 3)
         answer = await refused(service, Authorization=f"Bearer {service.token}")
-        assert "Cm-Refused: there are 3 callers already" in answer
+        assert "Cm-Refused: the server has 3 links of callers already" in answer
     await service.until(lambda: not service.callers)
     async with await FakeCaller.join(service, token) as again:
         assert "reply" in await again.ask("status")

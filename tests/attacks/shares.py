@@ -1,0 +1,105 @@
+"""Defences against small rights: shares of the server, and limits of requests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .defence import LIBRARY, SERVER, Defence, defence
+
+RIGHTS: Final = "cm_server/net/test_small_rights.py::test_"
+CONTENTS: Final = "cm_server/installs/test_content_store.py::test_"
+
+SHARES: Final[list[Defence]] = [
+    # Requests
+    defence(
+        "small rights: a long request is refused before it is read",
+        SERVER + "api/request_limits.py",
+        "check_size = lambda size, limits: None",
+        RIGHTS + "long_request_is_refused_and_the_link_stays_open[request]",
+        RIGHTS + "long_head_of_a_cell_is_refused_but_not_a_long_cell",
+    ),
+    defence(
+        "small rights: lists, objects and texts of a request are bounded",
+        SERVER + "api/request_limits.py",
+        "check_fields = lambda body, limits: None",
+        "cm_server/api/test_request_limits.py::test_deeply_nested_request_is_refused_without_recursion",
+    ),
+    defence(
+        "small rights: a job that is named often is interrupted once",
+        SERVER + "api/job_verbs.py",
+        "_without_duplicates = lambda numbers: numbers",
+        RIGHTS + "job_is_interrupted_once_however_often_it_is_named",
+    ),
+    defence(
+        "small rights: true is no number",
+        SERVER + "api/request_limits.py",
+        "is_whole_number = lambda value: isinstance(value, int)",
+        RIGHTS + "field_of_a_wrong_type_is_refused",
+    ),
+    defence(
+        "small rights: labels of a board are bounded",
+        SERVER + "api/verbs.py",
+        "_check_label_count = lambda labels, max_count, name: None",
+        "cm_server/api/test_verbs.py::test_labels_of_a_board_are_bounded",
+    ),
+    defence(
+        "small rights: a content that a plan names often counts each time",
+        SERVER + "installs/planning.py",
+        "_check_total = lambda sizes, limits: None",
+        RIGHTS + "content_that_a_plan_names_often_counts_each_time",
+    ),
+    defence(
+        "small rights: few plans are made at the same time",
+        SERVER + "installs/plan_turns.py",
+        "PlanTurns.of = lambda self, owner: contextlib.nullcontext()",
+        "cm_server/installs/test_plan_turns.py::test_plans_wait_for_their_turn",
+    ),
+    # Shares
+    defence(
+        "small rights: a token has a share of links, subscriptions, uploads and the disk",
+        SERVER + "quotas.py",
+        "Quota._exceeds_share = lambda self, amount: False",
+        RIGHTS + "subscriptions_are_bounded_per_token_with_a_reserve",
+        CONTENTS + "uploads_are_bounded_per_token_with_a_reserve",
+        CONTENTS + "unfinished_uploads_count_for_the_bytes_on_disk",
+    ),
+    defence(
+        "small rights: a part is reserved for administrators",
+        SERVER + "quotas.py",
+        "Quota._reserved_from = lambda self, token: 0",
+        RIGHTS + "links_are_bounded_per_token_with_a_reserve",
+        RIGHTS + "subscriptions_are_bounded_per_token_with_a_reserve",
+        CONTENTS + "uploads_are_bounded_per_token_with_a_reserve",
+    ),
+    defence(
+        "small rights: contents that jobs and plans use count for the bytes on disk",
+        SERVER + "installs/content_store.py",
+        "ContentStore._space_refusal_reason = lambda self, size, owner: ''",
+        CONTENTS + "contents_in_use_count_for_the_bytes_on_disk",
+    ),
+    defence(
+        "small rights: an upload without progress is discarded",
+        SERVER + "installs/content_store.py",
+        "ContentStore.discard_idle_uploads = lambda self: None",
+        CONTENTS + "upload_without_progress_is_discarded",
+    ),
+    # Names
+    defence(
+        "small rights: boards enrol under valid names only",
+        SERVER + "auth/enrolment.py",
+        "_is_legal_name = lambda name: True",
+        "cm_server/auth/test_enrolment.py::test_name_outside_of_the_tokens_target_is_refused",
+    ),
+    defence(
+        "small rights: tokens of other names do not block enrolment",
+        SERVER + "auth/tokens.py",
+        "Tokens.unused_name = lambda self, prefix: f'{prefix}-{len(self._rows) + 1}'",
+        "cm_server/auth/test_tokens.py::test_unused_name_is_beyond_all_names_of_the_prefix",
+    ),
+    defence(
+        "small rights: characters that are not seen are shown as escapes",
+        LIBRARY + "protocol/text.py",
+        """UNSAFE_CHARS = re.compile(f"[{_CONTROL_CHARS}]")""",
+        "cloudmanager/protocol/test_text.py::test_sanitize_escapes_all_format_characters",
+    ),
+]
