@@ -145,7 +145,7 @@ class BoardLogs:
         While the store does not answer, a bounded amount waits, and what is older is dropped.
 
         Returns:
-            The write that is under way; None if there is nothing to write.
+            The write that is not done yet; None if there is nothing to write.
         """
         while self._unwritten_chars > self._limits.log_unwritten_chars:
             self._unwritten_chars -= len(self._unwritten.pop(0).text)

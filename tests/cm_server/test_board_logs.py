@@ -1,4 +1,4 @@
-"""What boards print outside of cells: rates, what is kept, what is told to followers."""
+"""What boards print outside of cells: rates, what is kept, what followers receive."""
 
 from __future__ import annotations
 
