@@ -29,6 +29,8 @@ continues, and %board_result can wait for it again; NAME.interrupt() stops the c
 a cell that was submitted with --noblock cannot be answered: it raises EOFError on the board.
 """
 
+_LOGS_HELP: Final = "Show what boards print outside of cells: their program, tasks, tracebacks."
+
 
 class MagicParser(MagicArgumentParser):
     """A parser whose errors are a single sentence, without argparse's usage text."""
@@ -56,6 +58,22 @@ def make_result_parser() -> MagicParser:
         help="the NAME that the cell was stored under with -o, or the number of one of its jobs",
     )
     _add_display_options(parser)
+    return parser
+
+
+def make_logs_parser() -> MagicParser:
+    """Make the parser of `%board_logs`."""
+    parser = MagicParser("board_logs", description=_LOGS_HELP)
+    parser.add_argument("target", nargs="?", help="the boards, connected or not")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with new lines until you interrupt it"
+    )
+    parser.add_argument(
+        "--since",
+        metavar="SPAN",
+        help="only lines of the last SPAN, such as 10m or 2h; by default all that the server has, "
+        "16 KB of each board, or with -f only new lines",
+    )
     return parser
 
 

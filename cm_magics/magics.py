@@ -18,9 +18,11 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.log_lines import LogFollower
 from cloudmanager.client.run_arguments import run_keywords
 from cloudmanager.client.runner import run_blocking
 from cloudmanager.display.cell_view import FULL_OUTPUT_HINT, DisplayOptions, results_text
+from cloudmanager.display.log_view import log_rows
 from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.targets import parse_target
@@ -32,7 +34,7 @@ from .cell_display import MakeOutput
 from .comment_magic import uncomment
 from .magic_completion import LineWords, MagicMatcher
 from .magic_line import CodeLine, read_target, remove_comment, split_cell_line, split_line
-from .magic_options import MagicParser, make_board_parser, make_result_parser
+from .magic_options import MagicParser, make_board_parser, make_logs_parser, make_result_parser
 
 if TYPE_CHECKING:
     from .dashboard_widget import Dashboard
@@ -47,6 +49,7 @@ _LOCAL_AWAIT_ERROR: Final = (
 _NO_CELL_ERROR: Final = "No cell was submitted with --noblock yet: use `%%board --noblock TARGET`."
 
 _BOARD_PARSER: Final = make_board_parser()
+_LOGS_PARSER: Final = make_logs_parser()
 _PLOT_PARSER: Final = MagicParser("board_plot")
 _RESULT_PARSER: Final = make_result_parser()
 #: Depths for IPython's ``var_expand``: frames between its caller and the user's code, whose local
@@ -222,6 +225,24 @@ class BoardMagics(Magics):
 
         return Plot(fleet(), parsed.target, parsed.code.split())
 
+    @line_magic
+    def board_logs(self, line: str) -> None:
+        """Show what boards print outside of cells; the parser's help replaces this docstring."""
+        parsed = split_line(_LOGS_PARSER, line)
+        if not parsed.target:
+            raise UsageError("There is no target: write `%board_logs TARGET`.")
+        since = parsed.options.since
+        boards = fleet()[parsed.target]
+        with _without_traceback():
+            if parsed.options.follow:
+                _follow_logs(boards.logs(since, follow=True))
+                return
+            rows = log_rows(boards.logs(since))
+        nothing = f"{parsed.target}: nothing was printed outside of cells."
+        cell_display.display_text("\n".join(rows) or nothing)
+
+    board_logs.__doc__ = _LOGS_PARSER.format_help()
+
     def register_hooks(self) -> None:
         """Register completion, the formatters of results, and `# %%board` as a first line."""
         shell: Any = self.shell
@@ -378,6 +399,14 @@ class BoardMagics(Magics):
         self._shown_results = None
 
 
+def _follow_logs(follower: LogFollower) -> None:
+    """Print new lines until the user interrupts the cell."""
+    with follower, contextlib.suppress(KeyboardInterrupt):
+        for lines in follower.batches():
+            sys.stdout.write("\n".join([*log_rows(lines), ""]))
+            sys.stdout.flush()
+
+
 def target_words() -> list[str]:
     """Return what a target can be: all boards' names and labels, for completion."""
     try:
@@ -429,6 +458,7 @@ _LINES: Final = {
     "%board": LineWords(target_words, _BOARD_PARSER, "code"),
     "%board_result": LineWords(_submitted_names, _RESULT_PARSER),
     "%board_plot": LineWords(target_words),
+    "%board_logs": LineWords(target_words, _LOGS_PARSER),
     "%board_use": LineWords(target_words),
     "%fleet": LineWords(target_words),
     "%boards": LineWords(target_words),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.text_tables import audit_table, format_time, token_table
+from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import fold_names
 
 from .commands import FAILED, OK, AddVerb, print_json, print_outcome
 
 ROLES = ("viewer", "operator", "admin")
-_UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_MAX_DURATION_SECONDS = 3650 * 86400  # ten years
-_DURATION_PATTERN = re.compile("([1-9][0-9]{0,5})([mhdw])")
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -262,12 +259,10 @@ def audit(options: argparse.Namespace) -> int:
 
 def _parse_duration(text: str) -> int:
     """Return a duration such as 30d in seconds; the type of an option."""
-    found = _DURATION_PATTERN.fullmatch(text)
-    if found:
-        seconds = int(found[1]) * _UNIT_SECONDS[found[2]]
-        if seconds <= _MAX_DURATION_SECONDS:
-            return seconds
-    raise argparse.ArgumentTypeError("give a span such as 90m, 12h, 30d or 8w, at most ten years")
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, at most ten years") from error
 
 
 def _parse_count(text: str) -> int:

@@ -27,6 +27,7 @@ from . import (
     commands,
     completion,
     file_commands,
+    log_commands,
     package_commands,
 )
 from .commands import FAILED, NO_SERVER, USAGE
@@ -171,6 +172,7 @@ def _make_parser() -> argparse.ArgumentParser:
     cable_commands.add_verbs(add_verb)
     file_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
+    log_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Unpack
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 from cloudmanager import config
 from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+from cloudmanager.protocol.spans import time_since
 from cloudmanager.results.results import Results
 
 from .cell_verbs import CellVerbs, make_cell
@@ -18,10 +19,13 @@ from .fleet_verbs import FleetVerbs
 from .jobs import Event, Job, JobGroup
 from .keywords import run_keywords
 from .link import ServerLink
+from .log_lines import LogFollower, LogLine, Logs, Since, join_lines, read_logs
 from .package_verbs import PackageVerbs
 from .runner import run_in_loop, wait_done
 from .verb import Asynchronous
 from .watch import Update, Watch
+
+T = TypeVar("T")
 
 
 class AsyncFleet(Asynchronous, FleetVerbs):
@@ -72,13 +76,17 @@ class AsyncFleet(Asynchronous, FleetVerbs):
 
     def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
         """Follow boards with ``async for``; see ``Fleet.watch``."""
+        return AsyncWatch(Watch(self._connect_from_thread(), target, samples=samples))
+
+    def _connect_from_thread(self) -> Callable[[], Exchange]:
+        """Return a function for another thread that connects and returns the exchange."""
         loop = asyncio.get_running_loop()
 
-        def connect() -> Exchange:  # called in the thread that waits for updates
+        def connect() -> Exchange:
             asyncio.run_coroutine_threadsafe(self.connect(), loop).result()
             return self.exchange()
 
-        return AsyncWatch(Watch(connect, target, samples=samples))
+        return connect
 
 
 class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
@@ -94,6 +102,31 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
     async def connect(self) -> None:
         """Connect to the server, unless connected; see ``AsyncFleet.connect``."""
         await self._fleet.connect()
+
+    @overload
+    def logs(
+        self, since: Since = None, *, follow: Literal[False] = False
+    ) -> Coroutine[Any, Any, Logs]: ...
+
+    @overload
+    def logs(self, since: Since = None, *, follow: Literal[True]) -> AsyncLogFollower: ...
+
+    def logs(
+        self, since: Since = None, *, follow: bool = False
+    ) -> Coroutine[Any, Any, Logs] | AsyncLogFollower:
+        """Return what the boards printed outside of cells, or follow it with ``async for``.
+
+        See ``Boards.logs``.
+        """
+        if follow:
+            connect = self._fleet._connect_from_thread()
+            return AsyncLogFollower(LogFollower(connect, self.target, since))
+        return self._read_logs(since)
+
+    async def _read_logs(self, since: Since) -> Logs:
+        await self.connect()
+        pieces = read_logs(self.exchange(), self.target, time_since(since))
+        return join_lines(await run_in_loop(pieces))
 
     def exchange(self) -> Exchange:
         """Return the exchange with the server; see ``AsyncFleet.exchange``."""
@@ -173,29 +206,37 @@ class AsyncJobGroup:
                 yield event
 
 
-class AsyncWatch:
-    """``Watch`` for asyncio: ``async for``, and ``close``; cancelling the task closes it."""
+class _AsyncIterator(Generic[T]):
+    """A blocking iterator for asyncio, with a method ``close`` that ends a wait for an item."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self.close = watch.close
+    def __init__(self, items: Watch | LogFollower) -> None:
+        self._items: Any = items
+        self.close = items.close
 
-    async def __aenter__(self) -> AsyncWatch:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def __aiter__(self) -> AsyncWatch:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Update:
-        """Wait for the next update; see ``Watch``."""
+    async def __anext__(self) -> T:
+        """Wait for the next item; cancelling the task closes the iterator."""
         try:
-            update = await asyncio.to_thread(next, self._watch, None)
+            item: T | None = await asyncio.to_thread(next, self._items, None)
         except BaseException:
             self.close()
             raise
-        if update is None:
+        if item is None:
             raise StopAsyncIteration
-        return update
+        return item
+
+
+class AsyncWatch(_AsyncIterator[Update]):
+    """``Watch`` for asyncio: ``async for``, and ``close``; cancelling the task closes it."""
+
+
+class AsyncLogFollower(_AsyncIterator[LogLine]):
+    """``LogFollower`` for asyncio: ``async for``, and ``close``."""

@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cloudmanager.config import ServerAddress
@@ -148,20 +148,19 @@ class Exchange:
     def watch(
         self,
         target: str,
-        *,
-        samples: bool,
+        wanted: Mapping[str, bool],
         on_message: Callable[[wire.Message | CloudmanagerError], None],
     ) -> int:
         """Subscribe to boards (sends WATCH); return the number for ``unwatch``.
 
         Args:
             target: the boards.
-            samples: whether to receive the samples that they emit.
+            wanted: whether to receive the ``samples`` that they emit, and their ``logs``.
             on_message: called in the link's thread with each CHANGES, and at the end with an error:
                 the server refused, or the link broke.
         """
         ref = next(self._refs)
-        message = wire.pack_json(wire.WATCH, {"target": target, "samples": samples}, job=ref)
+        message = wire.pack_json(wire.WATCH, {"target": target, **wanted}, job=ref)
         with self._close_lock:
             lost = self.closed
             if not lost:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from cloudmanager import config
 from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+from cloudmanager.protocol.spans import time_since
 
 from .cell_verbs import CellVerbs, make_cell
 from .exchange import Exchange
@@ -16,7 +17,9 @@ from .fleet_verbs import FleetVerbs
 from .jobs import JobGroup
 from .keywords import run_keywords
 from .link import ServerLink
+from .log_lines import LogFollower, Logs, Since, join_lines, read_logs
 from .package_verbs import PackageVerbs
+from .runner import run_blocking
 from .verb import Blocking
 from .watch import Watch
 
@@ -107,6 +110,29 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
     def __bool__(self) -> bool:
         """Return True, without asking the server."""
         return True
+
+    @overload
+    def logs(self, since: Since = None, *, follow: Literal[False] = False) -> Logs: ...
+
+    @overload
+    def logs(self, since: Since = None, *, follow: Literal[True]) -> LogFollower: ...
+
+    def logs(self, since: Since = None, *, follow: bool = False) -> Logs | LogFollower:
+        """Return what the boards printed outside of cells; requires the role operator.
+
+        Args:
+            since: only lines from then on: a span before now (``"10m"``), seconds since 1970, or a
+                datetime; None: all that the server has, 16 KB of each board.
+            follow: return an endless iterator over lines instead, with those since ``since``
+                first, if it is given.
+
+        Raises:
+            TargetError, NoSuchBoard: the target selects no boards.
+            ValueError: ``since`` is no time.
+        """
+        if follow:
+            return LogFollower(self.exchange, self.target, since)
+        return join_lines(run_blocking(read_logs(self.exchange(), self.target, time_since(since))))
 
     def exchange(self) -> Exchange:
         """Return the exchange with the server; see ``Fleet.exchange``."""

@@ -22,6 +22,7 @@ from .samples import Sample
 _FIRST_RETRY_SECONDS: Final = 0.25  # until the first attempt to reconnect; then doubled
 _MAX_RETRY_SECONDS: Final = 5.0
 _MAX_PENDING_SAMPLES: Final = 50_000  # kept for a reader that does not read
+_MAX_PENDING_LOGS: Final = 10_000  # pieces of logs, the same
 
 
 class Update(NamedTuple):
@@ -36,6 +37,8 @@ class Update(NamedTuple):
         left_out: how many samples were dropped because they came faster than they were read.
         time: the server's clock, in seconds since 1970.
         lost: why the server cannot be reached; "" while it can.
+        logs: what the boards printed outside of cells: board, time, lost bytes, text.
+        logs_left_out: how many pieces of logs were dropped, as samples.
     """
 
     boards: list[dict[str, Any]] = []
@@ -45,6 +48,8 @@ class Update(NamedTuple):
     left_out: int = 0
     time: float = 0.0
     lost: str = ""
+    logs: list[list[Any]] = []
+    logs_left_out: int = 0
 
 
 class Watch(Iterator[Update]):
@@ -54,14 +59,23 @@ class Watch(Iterator[Update]):
         connect: returns the exchange with the server; connects if there is no link.
         target: the boards, connected or not; resolved again at each change.
         samples: whether to receive the samples that they emit.
+        logs: whether to receive what they print outside of cells.
+        idle: after so many seconds without a change, an empty update follows; None: never.
     """
 
     def __init__(
-        self, connect: Callable[[], Exchange], target: str = "all", *, samples: bool = True
+        self,
+        connect: Callable[[], Exchange],
+        target: str = "all",
+        *,
+        samples: bool = True,
+        logs: bool = False,
+        idle: float | None = None,
     ) -> None:
         self._connect = connect
         self._target = target
-        self._samples = samples
+        self._wanted = {"samples": samples, "logs": logs}
+        self._idle = idle
         self._buffer = _UpdateBuffer()
         self._closed = threading.Event()
         self._updates = self._iterate_updates()
@@ -94,9 +108,7 @@ class Watch(Iterator[Update]):
         while not self._closed.wait(wait):
             try:
                 exchange = self._connect()
-                ref = exchange.watch(
-                    self._target, samples=self._samples, on_message=self._buffer.put
-                )
+                ref = exchange.watch(self._target, self._wanted, self._buffer.put)
                 for update in self._iterate_link_updates():
                     wait = 0.0
                     yield update
@@ -110,7 +122,7 @@ class Watch(Iterator[Update]):
 
     def _iterate_link_updates(self) -> Iterator[Update]:
         """Yield the updates of one link, until the watch is closed."""
-        while (update := self._buffer.get()) is not None:
+        while (update := self._buffer.get(self._idle)) is not None:
             yield update
 
 
@@ -127,8 +139,9 @@ class _UpdateBuffer:
         self._boards: dict[str, dict[str, Any]] = {}
         self._gone: dict[str, None] = {}
         self._samples: collections.deque[Sample] = collections.deque()
+        self._logs: collections.deque[list[Any]] = collections.deque()
         self._is_snapshot = False
-        self._dropped_samples = 0
+        self._dropped_samples = self._dropped_logs = 0
         self._time = 0.0
 
     def put(self, message: wire.Message | CloudmanagerError) -> None:
@@ -142,7 +155,9 @@ class _UpdateBuffer:
 
     def _merge(self, update: Update) -> None:
         if update.whole:
+            logs, dropped_logs = self._logs, self._dropped_logs
             self._clear()
+            self._logs, self._dropped_logs = logs, dropped_logs  # they hold after a new link, too
         for name in update.gone:
             self._boards.pop(name, None)
             self._gone[name] = None
@@ -151,6 +166,11 @@ class _UpdateBuffer:
         excess = max(0, len(self._samples) - _MAX_PENDING_SAMPLES)
         for _ in range(excess):
             self._samples.popleft()
+        self._logs.extend(update.logs)
+        while len(self._logs) > _MAX_PENDING_LOGS:
+            self._logs.popleft()
+            self._dropped_logs += 1
+        self._dropped_logs += update.logs_left_out
         self._is_snapshot = self._is_snapshot or update.whole
         self._dropped_samples += update.left_out + excess
         self._time = update.time
@@ -161,16 +181,21 @@ class _UpdateBuffer:
             self._closed = True
             self._changed.notify()
 
-    def get(self) -> Update | None:
+    def get(self, timeout: float | None = None) -> Update | None:
         """Wait for a message and return the merged update; None if the buffer is closed.
+
+        Args:
+            timeout: seconds after which an empty update is returned; None: wait for ever.
 
         Raises:
             CloudmanagerError: the error that ended the link, once all updates were read.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._time or self._error or self._closed)
+            self._changed.wait_for(lambda: self._time or self._error or self._closed, timeout)
             if self._closed:
                 return None
+            if not (self._time or self._error):
+                return Update()
             if not self._time:
                 error, self._error = self._error, None
                 assert error is not None
@@ -182,6 +207,8 @@ class _UpdateBuffer:
                 self._is_snapshot,
                 self._dropped_samples,
                 self._time,
+                logs=list(self._logs),
+                logs_left_out=self._dropped_logs,
             )
             self._clear()
             return update
@@ -196,6 +223,8 @@ def read_update(message: wire.Message) -> Update:
     body, whole = wire.read_json(message.payload), bool(message.flags & wire.FULL_SNAPSHOT)
     try:
         samples = [Sample(*row) for row in body["samples"]]
-        return Update(body["boards"], body["gone"], samples, whole, body["left_out"], body["time"])
+        logs = {"logs": body.get("logs", []), "logs_left_out": body.get("logs_left_out", 0)}
+        state = (body["boards"], body["gone"], samples, whole, body["left_out"], body["time"])
+        return Update(*state, **logs)
     except (KeyError, TypeError) as error:
         raise PeerWireError("the server sent a malformed CHANGES") from error

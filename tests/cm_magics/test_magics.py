@@ -464,6 +464,7 @@ def test_choosing_boards_lists_the_offline_ones(shell: Shell, monkeypatch: pytes
         ("%%board_writefile {target} :{file}\nx = {1}", ""),
         ("%board_packages {target}", ""),
         ("%board_plot {target}", ""),
+        ("%board_logs {target}", ""),
         ("%fleet {target}", "demo-1"),
     ],
 )
@@ -490,6 +491,13 @@ def test_local_variables_of_a_function_are_replaced(shell: Shell):
 def test_missing_variable_is_named(shell: Shell):
     for line in ("%board_use {nobody_1}", "%board {nobody_1} 1", "%%board {nobody_1}\n1"):
         assert "{nobody_1}: the notebook has no such variable." in shell.run(line)
+
+
+def test_logs_are_shown(shell: Shell, fleet: Fleet):
+    fleet.enrol(["quiet-1"])
+    assert shell.run("%board_logs quiet-1") == "quiet-1: nothing was printed outside of cells."
+    assert "is not a span" in shell.run("%board_logs quiet-1 --since yesterday")
+    assert "There is no target" in shell.run("%board_logs")
 
 
 def test_comment_above_a_magic_is_accepted(shell: Shell):

@@ -525,7 +525,7 @@ def test_concurrent_submits_all_end_when_the_link_is_lost():
 
 def watched(conversation, target="lab-*"):
     received: list[Any] = []
-    ref = conversation.exchange.watch(target, samples=True, on_message=received.append)
+    ref = conversation.exchange.watch(target, {"samples": True}, received.append)
     (message,) = conversation.messages()
     assert (message.op, message.job) == (wire.WATCH, ref)
     assert wire.read_json(message.payload) == {"target": target, "samples": True}
@@ -560,5 +560,5 @@ def test_lost_link_ends_watches():
     _, received = watched(conversation)
     conversation.exchange.on_link_lost("it closed the connection")
     later: list[Any] = []
-    conversation.exchange.watch("all", samples=False, on_message=later.append)
+    conversation.exchange.watch("all", {"samples": False}, later.append)
     assert [type(error) for error in (*received, *later)] == [ServerUnreachable] * 2

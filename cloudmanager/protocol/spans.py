@@ -1,0 +1,47 @@
+"""Spans of time as users write them: ``90m``, ``12h``, ``30d``."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime
+from typing import Final
+
+_PATTERN: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])", re.ASCII)
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_SECONDS: Final = 10 * 366 * 86400  # ten years
+
+
+def parse_span(text: str) -> int:
+    """Return a span such as ``10m`` in seconds.
+
+    Args:
+        text: a whole number and a unit: s, m, h, d or w.
+
+    Raises:
+        ValueError: it is no span, or one of over ten years.
+    """
+    found = _PATTERN.fullmatch(text)
+    seconds = int(found[1]) * _UNIT_SECONDS[found[2]] if found else 0
+    if not found or seconds > _MAX_SECONDS:
+        raise ValueError(f"{text!r} is not a span such as 90s, 10m, 12h, 30d or 8w")
+    return seconds
+
+
+def time_since(since: str | float | datetime | None) -> float:
+    """Return the time at which something begins, in seconds since 1970.
+
+    Args:
+        since: a span before now (``"10m"``), seconds since 1970, or a datetime (without a time
+            zone: local time); None: 1970.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if since is None:
+        return 0.0
+    if isinstance(since, str):
+        return time.time() - parse_span(since)
+    if isinstance(since, datetime):
+        return since.timestamp()
+    return float(since)
