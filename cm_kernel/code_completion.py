@@ -37,7 +37,8 @@ async def find_matches(
         The part of the name that is typed already, and the names to offer, best first: those that
         most boards have, then those that are known without a board.
     """
-    path, prefix, importing = code_context.token_before(code, cursor)
+    token = code_context.token_before(code, cursor)
+    path, prefix, importing = token
     if not (path or prefix or importing):
         return "", {}
     on_boards: dict[str, introspection.FoundName] = {}
@@ -49,9 +50,7 @@ async def find_matches(
     for name, found in by_boards:
         only_on = fold_names(found.boards) if len(found.boards) < len(answered) else ""
         matches[name] = CompletionMatch(found.kind, only_on)
-    known = _known_names(
-        code, path, prefix, importing, earlier_cells, boards_answered=bool(answered)
-    )
+    known = _known_names(token, code, earlier_cells, boards_answered=bool(answered))
     for name, kind in sorted(known.items()):
         if name.startswith(prefix) and name not in matches and (prefix or name[0] != "_"):
             matches[name] = CompletionMatch(kind)
@@ -59,10 +58,8 @@ async def find_matches(
 
 
 def _known_names(
+    token: code_context.Token,
     code: str,
-    path: str,
-    prefix: str,
-    importing: bool,
     earlier_cells: Sequence[str],
     *,
     boards_answered: bool,
@@ -71,6 +68,7 @@ def _known_names(
 
     If boards answered, names are left out that they would have reported themselves.
     """
+    path, prefix, importing = token
     if importing and not path:
         return dict.fromkeys(stubs.module_names(), "module")
     if path:

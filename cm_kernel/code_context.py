@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from cloudmanager.client.cell_syntax import parse_python
 
@@ -23,21 +23,31 @@ _INSTANCE_ASSIGNMENT: Final = re.compile(r"^([^\W\d]\w*)\s*=\s*([\w.]*[A-Z]\w*)\
 _DEFINITION_NODES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def token_before(code: str, cursor: int) -> tuple[str, str, bool]:
-    """Return the dotted name before the cursor: its path, the prefix of its last part, and a flag.
+class Token(NamedTuple):
+    """A dotted name before the cursor; for ``a.b.na`` the path is ``a.b`` and the prefix ``na``.
 
-    For ``a.b.na`` the path is ``a.b`` and the prefix ``na``. The flag tells whether the name is
-    in an import statement; then boards may not have the module yet.
+    Attributes:
+        path: all parts but the last.
+        prefix: the last part, which may be incomplete.
+        importing: whether it is in an import statement; then boards may not have the module yet.
     """
+
+    path: str
+    prefix: str
+    importing: bool
+
+
+def token_before(code: str, cursor: int) -> Token:
+    """Return the dotted name before the cursor; its parts are empty if there is none."""
     line = code[:cursor].rpartition("\n")[2]
     if found := _FROM_IMPORT.match(line):
-        return found[1], found[2], True
+        return Token(found[1], found[2], importing=True)
     if found := _IMPORT.match(line):
         path, _, prefix = found[1].rpartition(".")
-        return path, prefix, True
+        return Token(path, prefix, importing=True)
     found = _TOKEN_PATTERN.search(line)
     path, _, prefix = re.sub(r"\s", "", found[0] if found else "").rpartition(".")
-    return path, prefix, False
+    return Token(path, prefix, importing=False)
 
 
 def imported_names(texts: Iterable[str]) -> dict[str, str]:

@@ -114,7 +114,7 @@ class BoardKernel(IPythonKernel):
             self.interrupts.expect_cell(parent["header"]["msg_type"] == "execute_request")
         super().set_parent(ident, parent, channel)
 
-    async def do_execute(
+    async def do_execute(  # noqa: PLR0913 (ipykernel's)
         self,
         code: str,
         silent: bool,

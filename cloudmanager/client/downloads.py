@@ -22,10 +22,11 @@ from .file_jobs import (
     group_equal_plans,
     is_refusal,
     join_errors,
+    run_file_jobs,
     run_file_ops,
     split_batches,
 )
-from .files import Entry, FileResult
+from .files import Entry, FileJobGroup, FileResult
 from .progress import ProgressCallback
 from .runner import gather
 from .sources import PathLike, local_source
@@ -158,9 +159,8 @@ async def read_file(
             for name, result in stats.items()
             if result.ok
         }
-    results = await run_file_ops(
-        boards, [["get", path]], target=target, sink=sink, on_moved=on_moved
-    )
+    group = FileJobGroup([["get", path]], sink=sink, on_moved=on_moved)
+    results = await run_file_jobs(boards, group, target)
     return Results(
         {
             name: result.with_value(bytes(sink.contents.get(name, b"")))
@@ -238,9 +238,8 @@ async def _download_files(
         """Copy files; return the boards that can go on. Where one fails, each is copied alone."""
         sink.expect(names, batch)
         ops: list[FileOp] = [["get", each.path] for each in batch]
-        part = await run_file_ops(
-            boards, ops, target=fold_names(names), sink=sink, on_moved=on_moved
-        )
+        group = FileJobGroup(ops, sink=sink, on_moved=on_moved)
+        part = await run_file_jobs(boards, group, fold_names(names))
         going_on: list[str] = []
         refusing: list[str] = []
         for board, result in as_file_results(part).items():

@@ -13,7 +13,7 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from .exchange import Exchange
-from .files import ByteSink, FileJobGroup, FileResult, OnMoved, failed_result
+from .files import FileJobGroup, FileResult, failed_result
 from .future import Future
 from .sources import ContentSource
 from .verb import HasTarget
@@ -31,8 +31,6 @@ async def run_file_ops(
     *,
     target: str = "",
     make_value: Callable[[list[Any]], Any] = list,
-    sink: ByteSink | None = None,
-    on_moved: OnMoved | None = None,
 ) -> Results:
     """Run the same operations on all boards of a target, in one job per board.
 
@@ -41,10 +39,18 @@ async def run_file_ops(
         ops: the operations.
         target: replaces the target of ``boards``.
         make_value: makes a result's value from the results of the operations.
-        sink: receives the bytes of files that boards send.
-        on_moved: called with a board and the bytes that its job has transferred.
     """
-    group = FileJobGroup(ops, make_value=make_value, sink=sink, on_moved=on_moved)
+    return await run_file_jobs(boards, FileJobGroup(ops, make_value=make_value), target)
+
+
+async def run_file_jobs(boards: HasTarget, group: FileJobGroup, target: str = "") -> Results:
+    """Submit the jobs of a group to all boards of a target, and wait for the results.
+
+    Args:
+        boards: the boards.
+        group: the jobs.
+        target: replaces the target of ``boards``.
+    """
     boards.exchange().submit(group, target or boards.target)
     return await group.completed()
 

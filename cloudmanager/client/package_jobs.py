@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cloudmanager.protocol import wire
@@ -15,7 +16,7 @@ from cloudmanager.protocol.names import find_installed
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from .file_jobs import upload_content
+from .file_jobs import run_file_jobs, upload_content
 from .files import FileJobGroup, FileResult
 from .jobs import Job, JobGroup
 from .local_packages import is_local_source, local_package_name, read_local_package
@@ -66,16 +67,27 @@ async def run_package_job(
     progress: ProgressCallback | None = None,
 ) -> Results:
     """Run a job about packages on all boards of a target, and wait for the results."""
-    group = PackageJobGroup(request, make_value, progress)
-    boards.exchange().submit(group, target or boards.target)
-    return await group.completed()
+    return await run_file_jobs(boards, PackageJobGroup(request, make_value, progress), target)
+
+
+@dataclass(frozen=True)
+class InstallRequest:
+    """What is installed, and how.
+
+    Attributes:
+        requirements: as people write them.
+        plan_options: the options that the plan depends on.
+        change_options: `force`, `dry_run`.
+    """
+
+    requirements: Sequence[str]
+    plan_options: Mapping[str, Any]
+    change_options: Mapping[str, Any]
 
 
 async def install_packages(
     boards: HasTarget,
-    requirements: Sequence[str],
-    plan_options: Mapping[str, Any],
-    change_options: Mapping[str, Any],
+    request: InstallRequest,
     *,
     target: str = "",
     progress: ProgressCallback | None = None,
@@ -84,32 +96,34 @@ async def install_packages(
 
     Args:
         boards: the boards.
-        requirements: as people write them.
-        plan_options: the options that the plan depends on.
-        change_options: `force`, `dry_run`.
+        request: what is installed.
         target: replaces the target of ``boards``.
         progress: see ``PackageVerbs.install``.
     """
     names = {
-        text: local_package_name(text) if is_local_source(text) else text for text in requirements
+        text: local_package_name(text) if is_local_source(text) else text
+        for text in request.requirements
     }
     if len(set(names.values())) < len(names):
         raise PackageError("two of the requested packages have the same name; install one of them")
     sent = {
         names[text]: await _upload_local_source(boards, text)
-        for text in requirements
+        for text in request.requirements
         if is_local_source(text)
     }
     body = {
         "wanted": list(names.values()),
         "sent": sent,
-        **plan_options,
+        **request.plan_options,
     }
     body["target"] = target or boards.target
     plan = await boards.exchange().request("plan", body)
-    request = {"plan": plan["number"], **change_options}
     results = await run_package_job(
-        boards, request, InstallResult.from_op_results, target=target, progress=progress
+        boards,
+        {"plan": plan["number"], **request.change_options},
+        InstallResult.from_op_results,
+        target=target,
+        progress=progress,
     )
     return results, plan["lock"]
 

@@ -64,7 +64,7 @@ class _Words:
     def __init__(self) -> None:
         self.manifest = Manifest("", [], [], [])
 
-    def metadata(
+    def metadata(  # noqa: PLR0913 (as manifests call it)
         self,
         *,
         version: str | None = None,

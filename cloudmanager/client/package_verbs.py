@@ -69,9 +69,8 @@ class PackageVerbs(HasTarget):
         if not wanted and not install.locked:
             raise PackageError("no package to install was named")
         changes = {"force": install.force, "dry_run": install.dry_run}
-        results, lock_text = await package_jobs.install_packages(
-            self, wanted, install.plan_options(), changes, progress=progress
-        )
+        request = package_jobs.InstallRequest(wanted, install.plan_options(), changes)
+        results, lock_text = await package_jobs.install_packages(self, request, progress=progress)
         changed = any(result.ok for result in results.values()) and not install.dry_run
         if install.lock is not None and not install.locked and changed:
             _write_lock(Path(install.lock), lock_text)
@@ -139,13 +138,9 @@ class PackageVerbs(HasTarget):
                     results[name] = files.failed_result(name, error)
         change_options = {"force": force, "dry_run": dry_run}
         for requirements, options, names in _group_by_request(requests):
+            request = package_jobs.InstallRequest(requirements, options, change_options)
             upgraded, _ = await package_jobs.install_packages(
-                self,
-                requirements,
-                options,
-                change_options,
-                target=fold_names(names),
-                progress=progress,
+                self, request, target=fold_names(names), progress=progress
             )
             for name, result in upgraded.items():
                 results[name] = package_jobs.merge_results(results[name], result)

@@ -21,11 +21,11 @@ from .file_jobs import (
     group_equal_plans,
     is_refusal,
     join_errors,
-    run_file_ops,
+    run_file_jobs,
     split_batches,
     upload_content,
 )
-from .files import FileResult
+from .files import FileJobGroup, FileResult
 from .progress import ProgressCallback
 from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
@@ -280,13 +280,12 @@ class _Uploader:
         that the server refuses, are left out.
         """
         ops = [op for op in ops if op[0] != "put" or await self._upload_content(op[2])]
-        results = await run_file_ops(
-            self._boards,
+        group = FileJobGroup(
             ops or _NO_OPS,
-            target=target,
             make_value=functools.partial(_count_written, ops),
             on_moved=self._on_moved,
         )
+        results = await run_file_jobs(self._boards, group, target)
         if self._left_out is None:
             self._left_out = results.left_out
         going_on = [name for name, result in results.items() if result.ok]

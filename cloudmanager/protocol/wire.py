@@ -161,31 +161,35 @@ def read_json(payload: bytes) -> dict[str, Any]:
 # Jobs
 
 
-def exec_messages(
-    job: int,
-    code: bytes,
-    *,
-    timeout_ms: int,
-    buffer_size: int,
-    awaits: bool = False,
-    op: int = EXEC,
-    again: bool = False,
-) -> Iterator[bytes]:
+class ExecHead(NamedTuple):
+    """How a board runs a cell or file operations.
+
+    Attributes:
+        timeout_ms: how long they may run; 0 for no limit.
+        awaits: whether the cell awaits at its top level.
+        op: EXEC, or FILE for file operations.
+        again: whether the job may have been sent before.
+    """
+
+    timeout_ms: int = 0
+    awaits: bool = False
+    op: int = EXEC
+    again: bool = False
+
+
+def exec_messages(job: int, code: bytes, head: ExecHead, *, buffer_size: int) -> Iterator[bytes]:
     """Yield the messages that send a cell, or file operations, to a board.
 
     Args:
         job: its number.
         code: the cell in UTF-8, or what ``pack_file_ops`` returned.
-        timeout_ms: how long it may run; 0 for no limit.
+        head: how the board runs it.
         buffer_size: the greatest length of a message, in bytes: the board's buffer.
-        awaits: whether the cell awaits at its top level.
-        op: EXEC, or FILE for file operations.
-        again: whether the job may have been sent before.
     """
-    head = _EXEC.pack(timeout_ms, len(code))
     room = buffer_size - HEADER.size - _EXEC.size
-    flags = TOP_LEVEL_AWAIT * awaits | AGAIN * again
-    yield pack(op, head + code[:room], job=job, flags=flags)
+    flags = TOP_LEVEL_AWAIT * head.awaits | AGAIN * head.again
+    payload = _EXEC.pack(head.timeout_ms, len(code)) + code[:room]
+    yield pack(head.op, payload, job=job, flags=flags)
     step = buffer_size - HEADER.size
     for start in range(room, len(code), step):
         yield pack(MORE, code[start : start + step], job=job)

@@ -63,7 +63,7 @@ class VirtualBoards:
         detach: keep them running when this process ends; `stop_detached` ends them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (public, and used with keywords)
         self,
         identities: Sequence[BoardIdentity],
         address: tuple[str, int],

@@ -168,7 +168,7 @@ def _start_tls(link, config, start_tls=_start_tls):
         "a board with a reused name inherits nothing",
         SERVER + "auth/enrolment.py",
         """_new_identity = lambda name, *, plain: (
-    new_board_row(name, name, credentials.new_key(), plain=plain)
+    new_board_row(name, name, credentials.new_key())._replace(plain=plain)
 )""",
         ENROLMENT + "board_with_a_reused_name_inherits_nothing",
     ),

@@ -27,6 +27,7 @@ from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.server_options import ServerOptions
 from cm_server import app
 from cm_server.auth.audit import AuditEntry
+from cm_server.auth.tokens import NewToken
 from cm_server.limits import Limits
 from cm_server.net.caller_socket import CallerConnection
 from cm_server.net.listener import Listener
@@ -89,7 +90,8 @@ class Service:
     ) -> str:
         """Create a token of a role; ``expires`` is its lifetime in seconds."""
         entry = AuditEntry("test", "", "token-create")
-        creating = self.server.tokens.create(name or role, role, target, expires, entry)
+        request = NewToken(name or role, role, target, expires)
+        creating = self.server.tokens.create(request, entry)
         return finish(self.server.store_queue, creating)
 
     def revoke_token(self, name: str) -> None:

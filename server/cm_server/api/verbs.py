@@ -15,6 +15,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, ServerEr
 from cloudmanager.protocol.targets import check_label, check_name, fold_names, parse_target
 from cm_server.auth import access
 from cm_server.auth.credentials import BOARD_ROLE, ROLES
+from cm_server.auth.tokens import NewToken
 from cm_server.installs import planning
 from cm_server.jobs.model import Board
 from cm_server.store.installed_packages import InstalledOnBoard
@@ -339,14 +340,14 @@ async def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
     options = _with_defaults(
         context.body, target=access.ALL_BOARDS, uses=1, expires=ENROL_TOKEN_SECONDS
     )
-    token = await context.services.tokens.create(
+    request = NewToken(
         context.services.tokens.unused_name("enrol"),
         BOARD_ROLE,
         options["target"],
         options["expires"],
-        context.audit_entry,
-        uses=options["uses"],
+        options["uses"],
     )
+    token = await context.services.tokens.create(request, context.audit_entry)
     made = context.services.tokens.describe()[-1]
     return {**made, "token": token, "ca": context.services.enrolment.ca_base64}
 
@@ -380,13 +381,10 @@ async def _rotate_keys(context: RequestContext) -> dict[str, str]:
 async def _create_token(context: RequestContext) -> dict[str, Any]:
     """Create a token; it is shown in this reply only."""
     options = _with_defaults(context.body, role="operator", target=access.ALL_BOARDS)
-    token = await context.services.tokens.create(
-        options.get("name"),
-        options["role"],
-        options["target"],
-        options.get("expires"),
-        context.audit_entry,
+    request = NewToken(
+        options.get("name"), options["role"], options["target"], options.get("expires")
     )
+    token = await context.services.tokens.create(request, context.audit_entry)
     pin = context.services.pin
     return {**context.services.tokens.describe()[-1], "token": f"{token}.{pin}"}
 

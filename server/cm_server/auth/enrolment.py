@@ -114,7 +114,8 @@ class Enrolment:
             return _new_identity(name, plain=plain)
         # The board may know the key after its current one, from a replacement in progress; so the
         # new key's number is larger by two.
-        return new_board_row(board.id, name, credentials.new_key(), gen=board.gen + 2, plain=plain)
+        row = new_board_row(board.id, name, credentials.new_key())
+        return row._replace(gen=board.gen + 2, plain=plain)
 
     def _register_board(self, row: BoardRow) -> None:
         board = self._registry.by_name.get(row.name)
@@ -177,7 +178,8 @@ class Enrolment:
         if _is_used_up(token):
             raise ServerError(f"the token {token.name!r} was used already")
         name = self._choose_name(token.target, body)
-        row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key), token=token.hash)
+        row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key))
+        row = row._replace(token=token.hash)
         entry = services.audit_log.new_entry(token.name, address, "enrol", name)
         entry.boards = 1
         audit_row = entry.to_row()
@@ -307,7 +309,8 @@ class Enrolment:
 
 def _new_identity(name: str, *, plain: bool) -> BoardRow:
     """Return a row with an id that was never used before, and a new key."""
-    return new_board_row(credentials.new_board_id(), name, credentials.new_key(), plain=plain)
+    row = new_board_row(credentials.new_board_id(), name, credentials.new_key())
+    return row._replace(plain=plain)
 
 
 def _is_used_up(token: TokenRow) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,25 @@ if TYPE_CHECKING:
 
 LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
 _MAX_NUMBER_CHARS = 10  # of the number in a name that the server chooses
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that a caller wants to create; the values come from it and may be of any type.
+
+    Attributes:
+        name: for lists and the audit log.
+        role: viewer, operator or admin; board for an enrolment token.
+        target: the boards that it reaches, or the names that it may enrol.
+        seconds: lifetime; None for no end.
+        uses: how many boards may enrol themselves with it, if its role is board.
+    """
+
+    name: Any
+    role: Any
+    target: Any
+    seconds: Any
+    uses: Any = None
 
 
 class Tokens:
@@ -123,33 +143,19 @@ class Tokens:
         store.add_token(row, entry.to_row())
         self._rows[row.hash] = row
 
-    async def create(
-        self,
-        name: Any,
-        role: Any,
-        target: Any,
-        seconds: Any,
-        audit_entry: AuditEntry,
-        *,
-        uses: Any = None,
-    ) -> str:
+    async def create(self, request: NewToken, audit_entry: AuditEntry) -> str:
         """Create a token and return it; only its hash is stored.
 
-        The arguments come from a caller and may be of any type.
-
         Args:
-            name: for lists and the audit log.
-            role: viewer, operator or admin; board for an enrolment token.
-            target: the boards that it reaches, or the names that it may enrol.
-            seconds: lifetime; None for no end.
+            request: what the caller wants.
             audit_entry: for the audit log; its target and detail are set here.
-            uses: how many boards may enrol themselves with it, if its role is board.
 
         Raises:
             TargetError: the name or the target is not legal.
             ServerError: the role or the lifetime is not legal, or the name is taken.
         """
-        row = self._new_row(name, role, target, seconds)._replace(uses=self._check_uses(role, uses))
+        row = self._new_row(request.name, request.role, request.target, request.seconds)
+        row = row._replace(uses=self._check_uses(request.role, request.uses))
         until = f", expires {_format_time(row.expires)}" if row.expires else ""
         audit_entry.target, audit_entry.detail = row.name, f"{row.role} on {row.target}{until}"
         token = credentials.new_token()

@@ -199,9 +199,8 @@ def install(
         )
     file_hashes = yield from _hash_paths(plan.files[mpy], plan.shadowing_paths(mpy))
     manifest = side.known_manifest if probe.manifest is None else probe.manifest
-    change = install_manifest.plan_change(
-        plan, mpy, planned.options, file_hashes, manifest, force=force
-    )
+    board = install_manifest.BoardFiles(mpy, file_hashes, manifest)
+    change = install_manifest.plan_change(plan, planned.options, board, force=force)
     is_fat = probe.is_fat
     if not probe.has_staged:  # a dry run leaves staged files, so the free space is not known
         _check_space(change, probe.free_bytes)

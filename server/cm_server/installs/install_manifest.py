@@ -112,28 +112,35 @@ def dump_manifest(packages: Manifest) -> str:
     return json.dumps({"packages": packages}, sort_keys=True, separators=(",", ":"))
 
 
+class BoardFiles(NamedTuple):
+    """What a board has, before an install.
+
+    Attributes:
+        mpy: its kind of bytecode.
+        file_hashes: its files at the paths of the plan.
+        manifest: its manifest.
+    """
+
+    mpy: int
+    file_hashes: FileHashes
+    manifest: Manifest
+
+
 def plan_change(
-    plan: InstallPlan,
-    mpy: int,
-    options: Mapping[str, Any],
-    file_hashes: FileHashes,
-    manifest: Manifest,
-    *,
-    force: bool,
+    plan: InstallPlan, options: Mapping[str, Any], board: BoardFiles, *, force: bool
 ) -> BoardChange:
     """Return the changes that install a plan on a board.
 
     Args:
         plan: the plan.
-        mpy: the board's kind of bytecode.
         options: the options of the install, which an upgrade repeats.
-        file_hashes: the board's files at the paths of the plan.
-        manifest: the board's manifest.
+        board: what the board has.
         force: whether files of other packages and of the user may be overwritten.
 
     Raises:
         PackageError: a file of another package or of the user would be overwritten or removed.
     """
+    mpy, file_hashes, manifest = board
     files = plan.files[mpy]
     owners = {path: key for key, entry in manifest.items() for path in entry["files"]}
     for file in files:

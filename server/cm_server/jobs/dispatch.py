@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from cloudmanager.protocol import wire
 from cm_server import cleanup
+from cm_server.store.rows import NO_CELL_AUDIT, CellAudit
 from cm_server.store.store_queue import Operation
 
 from .board_messages import BoardMessages
@@ -47,19 +48,13 @@ class Submission(NamedTuple):
         boards: where it runs.
         cell: what runs.
         requester: who submits it.
-        address: the caller's, for the audit log.
-        target: as the caller wrote it, for the audit log.
-        detail: what runs, for the audit log.
-        verb: for the audit log.
+        audit: for the audit log.
     """
 
     boards: Sequence[Board]
     cell: Cell
     requester: Requester
-    address: str = ""
-    target: str = ""
-    detail: str = ""
-    verb: str = "submit"
+    audit: CellAudit = NO_CELL_AUDIT
 
 
 class Dispatch:
@@ -115,13 +110,7 @@ class Dispatch:
         board_ids = [board.id for board in submission.boards]
         return self._store_queue.run(
             lambda store: store.insert_jobs(
-                board_ids,
-                submission.requester.caller,
-                address=submission.address,
-                target=submission.target,
-                detail=submission.detail,
-                verb=submission.verb,
-                epochs=epochs,
+                board_ids, submission.requester.caller, audit=submission.audit, epochs=epochs
             ),
             size=len(submission.cell.code) + ROW_BYTES * len(board_ids),
             refusable=True,
@@ -154,7 +143,7 @@ class Dispatch:
             for number, board in zip(numbers, submission.boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
-        self.counters.on_submitted(jobs, submission.requester.caller, submission.target)
+        self.counters.on_submitted(jobs, submission.requester.caller, submission.audit.target)
         return jobs
 
     def interrupt(self, job: Job) -> None:

@@ -283,15 +283,13 @@ class Job:
 
     def exec_messages(self) -> Iterator[bytes]:
         """Yield the messages that bring the job to its board (EXEC or FILE)."""
-        return wire.exec_messages(
-            self.id,
-            self.cell.code,
+        head = wire.ExecHead(
             timeout_ms=_milliseconds(self.cell.options.timeout),
             awaits=self.cell.awaits,
             op=wire.EXEC if self.cell.files is None else wire.FILE,
-            buffer_size=self.board.buffer_size,
             again=self.resends > 0,
         )
+        return wire.exec_messages(self.id, self.cell.code, head, buffer_size=self.board.buffer_size)
 
     def describe(self) -> dict[str, Any]:
         """Return the job as the verb ``jobs`` lists it."""

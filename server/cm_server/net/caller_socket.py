@@ -23,7 +23,7 @@ from cm_server.jobs.dispatch import Submission
 from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.quotas import Quota
 from cm_server.rate_limits import address_group
-from cm_server.store.rows import TokenRow
+from cm_server.store.rows import CellAudit, TokenRow
 from cm_server.store.store_queue import Operation
 
 from .caller_outbox import CallerOutbox
@@ -422,7 +422,7 @@ class CallerConnection:
         try:
             jobs = dispatch.create_jobs(cell.submission, cell.operation.result())
         except ServerError as error:
-            self._log_refused_cell(cell.submission.target, error)
+            self._log_refused_cell(cell.submission.audit.target, error)
             raise
         place = self._outbox.announce(len(jobs))
         dispatch.scheduler.launch(jobs)
@@ -464,16 +464,14 @@ class CallerConnection:
         installs = self._services.installs
         request = job_requests.read_job_request(installs, self, head, code, len(boards))
         cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
-        submission = Submission(
-            boards,
-            cell,
-            Requester(self.token.name, self, self.token.hash),
-            self._link.peer,
-            target[: self._services.limits.audit_chars],
-            shorten(request.detail, self._services.limits.audit_chars),
-            request.verb,
+        requester = Requester(self.token.name, self, self.token.hash)
+        audit = CellAudit(
+            address=self._link.peer,
+            target=target[: self._services.limits.audit_chars],
+            detail=shorten(request.detail, self._services.limits.audit_chars),
+            verb=request.verb,
         )
-        return submission, left_out
+        return Submission(boards, cell, requester, audit), left_out
 
     # To the caller
 

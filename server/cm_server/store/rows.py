@@ -28,11 +28,9 @@ class BoardRow(NamedTuple):
         return f"BoardRow(id={self.id!r}, name={self.name!r})"
 
 
-def new_board_row(
-    board_id: str, name: str, key: bytes, *, gen: int = 0, plain: bool = False, token: str = ""
-) -> BoardRow:
+def new_board_row(board_id: str, name: str, key: bytes) -> BoardRow:
     """Return the row of a board that is enrolled now."""
-    return BoardRow(board_id, name, key, {}, {}, time.time(), None, gen, None, plain, token)
+    return BoardRow(board_id, name, key, labels={}, facts={}, enrolled=time.time(), last_seen=None)
 
 
 class TokenRow(NamedTuple):
@@ -61,6 +59,25 @@ class AuditRow(NamedTuple):
     first_job: int | None
     last_job: int | None
     outcome: str
+
+
+class CellAudit(NamedTuple):
+    """What the audit log records about a cell, besides its caller and its jobs.
+
+    Attributes:
+        address: the caller's.
+        target: as the caller wrote it.
+        detail: what runs.
+        verb: what the caller requested.
+    """
+
+    address: str = ""
+    target: str = ""
+    detail: str = ""
+    verb: str = "submit"
+
+
+NO_CELL_AUDIT = CellAudit()
 
 
 class JobRow(NamedTuple):

@@ -35,7 +35,7 @@ from . import tables
 from .databases import DatabaseLocked, open_database
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
-from .rows import AuditRow, BoardRow, JobRow, TokenRow
+from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
@@ -299,10 +299,7 @@ class Store:
         board_ids: Sequence[str],
         caller: str,
         *,
-        address: str = "",
-        target: str = "",
-        detail: str = "",
-        verb: str = "submit",
+        audit: CellAudit = NO_CELL_AUDIT,
         epochs: Mapping[str, int] = MappingProxyType({}),
     ) -> range:
         """Insert one open job per board, and return their numbers.
@@ -313,10 +310,7 @@ class Store:
         Args:
             board_ids: where they run.
             caller: the name of the caller's token.
-            address: the caller's, for the audit log.
-            target: as the caller wrote it, for the audit log.
-            detail: what runs, for the audit log.
-            verb: for the audit log.
+            audit: for the audit log.
             epochs: with several servers, the epochs of those boards to which this server will send
                 the job at once.
 
@@ -330,8 +324,18 @@ class Store:
             self._job_values(number, board_id, caller, now, epochs.get(board_id))
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
-        count, last = len(rows), numbers[-1]
-        cell = AuditRow(now, caller, address, verb, target, detail, count, numbers[0], last, "done")
+        cell = AuditRow(
+            at=now,
+            who=caller,
+            address=audit.address,
+            verb=audit.verb,
+            target=audit.target,
+            detail=audit.detail,
+            boards=len(rows),
+            first_job=numbers[0],
+            last_job=numbers[-1],
+            outcome="done",
+        )
         try:
             self._write_all(rows, cell)
         except DatabaseLocked:

@@ -116,13 +116,9 @@ def test_golden_ended(vector):
 @vectors("EXEC", "MORE")
 def test_golden_exec_and_more(vector):
     means = vector["means"]
-    made = wire.exec_messages(
-        vector["job"],
-        means["code"].encode(),
-        timeout_ms=means.get("timeout_ms", 0),
-        awaits=means.get("awaits", False),
-        buffer_size=means["buffer_size"],
-    )
+    head = wire.ExecHead(means.get("timeout_ms", 0), means.get("awaits", False))
+    code = means["code"].encode()
+    made = wire.exec_messages(vector["job"], code, head, buffer_size=means["buffer_size"])
     assert vector["hex"] in [part.hex() for part in made]
 
 
@@ -181,8 +177,8 @@ def test_golden_submit(vector):
 def test_golden_file(vector):
     means = vector["means"]
     text = wire.pack_file_ops(means["step"], means["acts"])
-    options = {"timeout_ms": means["timeout_ms"], "buffer_size": means["buffer_size"]}
-    (made,) = wire.exec_messages(vector["job"], text, op=wire.FILE, **options)
+    head = wire.ExecHead(means["timeout_ms"], op=wire.FILE)
+    (made,) = wire.exec_messages(vector["job"], text, head, buffer_size=means["buffer_size"])
     assert made.hex() == vector["hex"]
 
 
@@ -266,8 +262,7 @@ def test_payload_that_is_not_a_json_object_is_refused(payload):
 
 
 def exec_messages(code, *, buffer_size=64, **options):
-    options = {"timeout_ms": 0, "awaits": False, **options}
-    return list(wire.exec_messages(7, code, buffer_size=buffer_size, **options))
+    return list(wire.exec_messages(7, code, wire.ExecHead(**options), buffer_size=buffer_size))
 
 
 def joined(parts):

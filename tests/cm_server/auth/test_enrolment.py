@@ -11,6 +11,7 @@ import pytest
 from cloudmanager.protocol import frames, proofs, wire
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
+from cm_server.auth.tokens import NewToken
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
 from tests.cm_server.waiting import finish
 
@@ -20,9 +21,8 @@ KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
 def token_for(service: Service, target: str, uses: int = 1, seconds: float = 60.0) -> str:
     entry = AuditEntry("local", "here", "enrol-token")
     name = f"enrol-{len(service.server.tokens.describe())}"
-    creating = service.server.tokens.create(
-        name, credentials.BOARD_ROLE, target, seconds, entry, uses=uses
-    )
+    request = NewToken(name, credentials.BOARD_ROLE, target, seconds, uses)
+    creating = service.server.tokens.create(request, entry)
     return finish(service.server.store_queue, creating)
 
 

@@ -10,7 +10,7 @@ import pytest
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
-from cm_server.auth.tokens import Tokens
+from cm_server.auth.tokens import NewToken, Tokens
 from cm_server.limits import Limits
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
@@ -37,7 +37,7 @@ class Desk:
         self.tokens = Tokens(self.queue, Limits(**limits), self.clock)
 
     def create(self, name: Any, role: Any = "operator", target: Any = "all", span: Any = None):
-        creating = self.tokens.create(name, role, target, span, entry("token-create"))
+        creating = self.tokens.create(NewToken(name, role, target, span), entry("token-create"))
         return finish(self.queue, creating)
 
     def revoke(self, name: Any):

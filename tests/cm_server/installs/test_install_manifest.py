@@ -10,6 +10,7 @@ import pytest
 from cloudmanager.protocol.errors import PackageError
 from cm_server.installs.install_manifest import (
     BoardChange,
+    BoardFiles,
     describe_drift,
     dump_manifest,
     plan_change,
@@ -33,7 +34,8 @@ OLD: dict[str, dict[str, Any]] = {
 
 
 def change(file_hashes, manifest=None, *, plan=PLAN, options=None, force=False):
-    return plan_change(plan, MPY, options or {}, file_hashes, manifest or {}, force=force)
+    board = BoardFiles(MPY, file_hashes, manifest or {})
+    return plan_change(plan, options or {}, board, force=force)
 
 
 def test_only_changed_files_are_written():

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow, new_board_row
+from cm_server.store.rows import AuditRow, BoardRow, CellAudit, JobRow, TokenRow, new_board_row
 from cm_server.store.store import Store
 
 KEY = bytes(range(32))
@@ -222,7 +222,8 @@ def test_enrolled_board_is_returned(store: Store):
 
 
 def test_cell_and_its_audit_row_are_one_transaction(store: Store, path: Path):
-    store.insert_jobs(["id1", "id2"], "ann", address="192.0.2.1:5", target="lab-*")
+    audit = CellAudit(address="192.0.2.1:5", target="lab-*")
+    store.insert_jobs(["id1", "id2"], "ann", audit=audit)
     ((_, at, *row),) = ask(path, "SELECT * FROM audit")
     assert at > 1e9
     assert row == ["ann", "192.0.2.1:5", "submit", "lab-*", "", 2, 1, 2, "done"]
