@@ -9,15 +9,15 @@ from IPython.core.magic import line_magic, magics_class
 
 from cloudmanager.client.install_options import (
     PLANNING_TEXT,
-    add_change_options,
     add_install_options,
+    add_uninstall_options,
+    add_upgrade_options,
     install_keywords,
     install_options_error,
 )
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
-from .magic_options import MagicParser
 
 _INSTALL_HELP: Final = """Install packages and their dependencies on boards.
 
@@ -41,24 +41,13 @@ _UPGRADE_HELP: Final = """Install the newest versions of the packages that were 
 """
 
 
-def make_install_parser() -> MagicParser:
-    """Make the parser of `%board_install`."""
-    parser = make_parser("board_install", _INSTALL_HELP)
-    add_install_options(parser, names=False)
-    return parser
-
-
-def make_change_parser(name: str, text: str) -> MagicParser:
-    """Make the parser of a magic that changes the packages on boards."""
-    parser = make_parser(name, text)
-    add_change_options(parser)
-    return parser
-
-
-_INSTALL_PARSER: Final = make_install_parser()
-_UNINSTALL_PARSER: Final = make_change_parser("board_uninstall", _UNINSTALL_HELP)
+_INSTALL_PARSER: Final = make_parser("board_install", _INSTALL_HELP)
+add_install_options(_INSTALL_PARSER, names=False)
+_UNINSTALL_PARSER: Final = make_parser("board_uninstall", _UNINSTALL_HELP)
+add_uninstall_options(_UNINSTALL_PARSER)
 _PACKAGES_PARSER: Final = make_parser("board_packages", _PACKAGES_HELP)
-_UPGRADE_PARSER: Final = make_change_parser("board_upgrade", _UPGRADE_HELP)
+_UPGRADE_PARSER: Final = make_parser("board_upgrade", _UPGRADE_HELP)
+add_upgrade_options(_UPGRADE_PARSER)
 
 
 @magics_class

@@ -25,6 +25,7 @@ PURE = {
     "cloudmanager.protocol.file_ops",
     "cloudmanager.protocol.frames",
     "cloudmanager.protocol.names",
+    "cloudmanager.protocol.option_info",
     "cloudmanager.protocol.package_references",
     "cloudmanager.protocol.proofs",
     "cloudmanager.protocol.run_options",

@@ -7,8 +7,9 @@ import argparse
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.install_options import (
     PLANNING_TEXT,
-    add_change_options,
     add_install_options,
+    add_uninstall_options,
+    add_upgrade_options,
     install_keywords,
     install_options_error,
 )
@@ -26,13 +27,13 @@ def add_verbs(add_verb: AddVerb) -> None:
     remove = add_verb("board-uninstall", uninstall, "uninstall packages from boards")
     remove.add_argument("target", metavar="TARGET")
     remove.add_argument("names", nargs="+", metavar="NAME")
-    add_change_options(remove)
+    add_uninstall_options(remove)
     show = add_verb("board-packages", packages, "list the packages installed on boards")
     show.add_argument("target", metavar="TARGET")
     newer = add_verb("board-upgrade", upgrade, "install the newest versions of packages on boards")
     newer.add_argument("target", metavar="TARGET")
     newer.add_argument("names", nargs="*", metavar="NAME", help="packages (default: all)")
-    add_change_options(newer)
+    add_upgrade_options(newer)
 
 
 def install(options: argparse.Namespace) -> int:

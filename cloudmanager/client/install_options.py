@@ -1,4 +1,4 @@
-"""The options of installs and upgrades: keywords of the verb, command-line options."""
+"""The options of installs: each is declared once, for the keyword and the command lines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, cast
 
 from cloudmanager import config
+from cloudmanager.protocol.option_info import option, option_infos
 
 from .sources import PathLike
 from .text_files import read_text
@@ -34,27 +35,28 @@ class InstallKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class InstallOptions:
-    """How packages are installed.
+    """How packages are installed."""
 
-    Attributes:
-        file: a file of more requirements, one per line; ``#`` begins a comment.
-        lock: a lock file to write, with the hash of every file, if any board succeeded.
-        locked: install exactly what ``lock`` lists.
-        no_mpy: install sources, compile nothing.
-        target_dir: the folder on the boards; default ``/lib``.
-        indexes: alias -> URL of more mip indexes; ``""`` replaces the default one.
-        force: overwrite files of other packages, and the user's own.
-        dry_run: only return what would be done.
-    """
-
-    file: PathLike | None = None
-    lock: PathLike | None = None
-    locked: bool = False
-    no_mpy: bool = False
-    target_dir: str = ""
-    indexes: Mapping[str, str] | None = None
-    force: bool = False
-    dry_run: bool = False
+    file: PathLike | None = option(
+        None, "a file of more requirements, one per line; `#` begins a comment", "-r", "FILE"
+    )
+    lock: PathLike | None = option(
+        None,
+        "a lock file to write, with the hash of every file, if any board succeeded",
+        "--lock",
+        "FILE",
+    )
+    locked: bool = option(False, "install exactly what the lock file lists", "--locked")
+    no_mpy: bool = option(False, "install sources, compile nothing", "--no-mpy")
+    target_dir: str = option("", "the folder on the boards; default /lib", "--target", "DIR")
+    indexes: Mapping[str, str] | None = option(
+        None,
+        "more mip indexes, alias and URL; an empty alias replaces the default index",
+        "--index",
+        "[ALIAS=]URL",
+    )
+    force: bool = option(False, "overwrite files of other packages, and your own", "--force")
+    dry_run: bool = option(False, "only show what would be done", "--dry-run")
 
     def plan_options(self) -> dict[str, Any]:
         """Return the options that the server's plan depends on.
@@ -74,31 +76,41 @@ def add_install_options(parser: argparse.ArgumentParser, *, names: bool = True) 
     """Add the options of an install; with ``names``, also the argument NAME."""
     if names:
         parser.add_argument("names", nargs="*", metavar="NAME", help=NAME_HELP)
-    parser.add_argument("-r", dest="file", metavar="FILE", help="a file of names, one per line")
-    parser.add_argument("--lock", metavar="FILE", help="write a lock file of what was installed")
-    parser.add_argument("--locked", action="store_true", help="install what the lock file lists")
-    parser.add_argument("--no-mpy", action="store_true", help="install sources, compile nothing")
-    parser.add_argument(
-        "--target", dest="target_dir", default="", metavar="DIR", help="default /lib"
-    )
-    parser.add_argument(
-        "--index",
-        dest="indexes",
-        type=config.parse_index,
-        action="append",
-        default=[],
-        metavar="[ALIAS=]URL",
-        help="another mip index; without ALIAS, it replaces the default one",
-    )
-    add_change_options(parser)
+    for name in option_infos(InstallOptions):
+        _add_option(parser, name)
 
 
-def add_change_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all verbs that change packages."""
-    parser.add_argument(
-        "--force", action="store_true", help="overwrite files of others; remove what others need"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only show what would be done")
+def add_upgrade_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an upgrade, which repeats those of each package's install."""
+    _add_option(parser, "force")
+    _add_option(parser, "dry_run")
+
+
+def add_uninstall_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an uninstall."""
+    text = "uninstall packages that others need"
+    parser.add_argument("--force", action="store_true", help=text)
+    _add_option(parser, "dry_run")
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
+    info, default = option_infos(InstallOptions)[name], getattr(InstallOptions, name)
+    if not info.metavar:
+        parser.add_argument(info.flag, dest=name, action="store_true", help=info.text)
+    elif name == "indexes":
+        parser.add_argument(
+            info.flag,
+            dest=name,
+            type=config.parse_index,
+            action="append",
+            default=[],
+            metavar=info.metavar,
+            help=info.text,
+        )
+    else:
+        parser.add_argument(
+            info.flag, dest=name, default=default, metavar=info.metavar, help=info.text
+        )
 
 
 def install_keywords(options: argparse.Namespace) -> InstallKeywords:

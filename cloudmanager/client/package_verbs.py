@@ -44,16 +44,9 @@ class PackageVerbs(HasTarget):
         Args:
             requirements: such as ``logging@0.6.1``, ``github:OWNER/REPO``, ``pypi:NAME``, a URL,
                 ``./FOLDER``, ``./FILE.py``, ``./package.json`` or ``./manifest.py``.
-            file: a file of more requirements, one per line; ``#`` begins a comment.
-            lock: a lock file to write, with the hash of every file, if any board succeeded.
-            locked: install exactly what ``lock`` lists.
-            no_mpy: install sources, compile nothing.
-            target_dir: the folder on the boards; default ``/lib``.
-            indexes: alias -> URL of more mip indexes; ``""`` replaces the default one.
-            force: overwrite files of other packages, and the user's own.
-            dry_run: only return what would be done.
             progress: called with a board, the bytes transferred for it and the total; see
                 ``ProgressCallback``.
+            options: see ``InstallOptions``.
 
         Returns:
             For each board, an ``InstallResult`` (packages, put, removed, size_bytes, notes …).

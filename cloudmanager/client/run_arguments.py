@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import cast
 
+from cloudmanager.protocol.option_info import option_infos
 from cloudmanager.protocol.run_options import (
     DEFAULT_OPTIONS,
     RunKeywords,
-    option_infos,
+    RunOptions,
     parse_seconds,
 )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of cells to a parser."""
-    for name, info in option_infos().items():
+    for name, info in option_infos(RunOptions).items():
         if not info.flag:
             continue
         if info.metavar:
@@ -33,7 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run_keywords(options: argparse.Namespace) -> RunKeywords:
     """Return parsed options as keywords of ``run`` and ``submit``."""
-    names = [name for name, info in option_infos().items() if info.flag]
+    names = [name for name, info in option_infos(RunOptions).items() if info.flag]
     return cast(RunKeywords, {name: getattr(options, name) for name in names})
 
 

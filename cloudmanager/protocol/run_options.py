@@ -14,27 +14,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, TypedDict
 
 from .errors import ServerError
-
-
-class OptionInfo(NamedTuple):
-    """How an option is written and explained.
-
-    Attributes:
-        text: what it does, for help texts.
-        flag: its command-line option; "" if it has none.
-        metavar: the name of the option's value, in help texts; "" for a flag without a value.
-    """
-
-    text: str
-    flag: str = ""
-    metavar: str = ""
-
-
-def _option(default: Any, text: str, flag: str = "", metavar: str = "") -> Any:
-    return dataclasses.field(default=default, metadata={"info": OptionInfo(text, flag, metavar)})
+from .option_info import option
 
 
 class RunKeywords(TypedDict, total=False):
@@ -57,19 +40,19 @@ class RunOptions:
         idle: whether only boards that are idle run it; the others are left out.
     """
 
-    timeout: float | None = _option(
+    timeout: float | None = option(
         None, "interrupt the cell after S seconds; time in a queue does not count", "--timeout", "S"
     )
-    fresh: bool = _option(
+    fresh: bool = option(
         False,
         "soft-reset the boards first, so that no variables are left from earlier cells",
         "--fresh",
     )
-    wait: float = _option(
+    wait: float = option(
         0.0, "wait up to S seconds for offline boards to connect (default: 0)", "--wait", "S"
     )
-    answers: bool = _option(False, "whether somebody answers input()")
-    idle: bool = _option(False, "leave out boards that are busy")
+    answers: bool = option(False, "whether somebody answers input()")
+    idle: bool = option(False, "leave out boards that are busy")
 
     def to_fields(self) -> dict[str, Any]:
         """Return all options, for a message between servers."""
@@ -119,11 +102,6 @@ class RunOptions:
 #: Name -> default of each option.
 _DEFAULTS: Final = {field.name: field.default for field in dataclasses.fields(RunOptions)}
 DEFAULT_OPTIONS: Final = RunOptions()
-
-
-def option_infos() -> dict[str, OptionInfo]:
-    """Return name -> description of each option."""
-    return {field.name: field.metadata["info"] for field in dataclasses.fields(RunOptions)}
 
 
 def parse_seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The options of a cell: declared once, checked once, shown in signatures and help texts."""
+"""The options of cells and installs: declared once, shown in signatures and help texts."""
 
 import argparse
 import dataclasses
@@ -9,9 +9,16 @@ import pytest
 
 from cloudmanager import AsyncFleet, Boards
 from cloudmanager.client.async_fleet import AsyncBoards
+from cloudmanager.client.install_options import (
+    InstallKeywords,
+    InstallOptions,
+    add_install_options,
+    install_keywords,
+)
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.protocol.run_options import RunKeywords, RunOptions, option_infos
+from cloudmanager.protocol.option_info import option_infos
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions
 
 WEEK = 7 * 86400.0
 
@@ -49,7 +56,7 @@ def test_servers_exchange_all_options():
 
 
 def test_every_keyword_is_an_option_with_a_flag():
-    flags = [name for name, info in option_infos().items() if info.flag]
+    flags = [name for name, info in option_infos(RunOptions).items() if info.flag]
     assert flags == list(RunKeywords.__annotations__)
 
 
@@ -61,16 +68,33 @@ def test_parsed_options_are_keywords():
     assert run_keywords(parsed) == {"timeout": 5.0, "fresh": True, "wait": 0.5}
 
 
-FUNCTIONS = (Boards.run, Boards.submit, AsyncBoards.run, AsyncBoards.submit)
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_signature_and_docstring_show_the_options(function):
+@pytest.mark.parametrize(
+    ("function", "keywords", "options"),
+    [
+        (Boards.run, RunKeywords, RunOptions),
+        (Boards.submit, RunKeywords, RunOptions),
+        (AsyncBoards.run, RunKeywords, RunOptions),
+        (AsyncBoards.submit, RunKeywords, RunOptions),
+        (Boards.install, InstallKeywords, InstallOptions),
+        (AsyncBoards.install, InstallKeywords, InstallOptions),
+    ],
+)
+def test_signature_and_docstring_show_the_options(function, keywords, options):
     parameters = inspect.signature(function).parameters
-    for name in RunKeywords.__annotations__:
+    for name in keywords.__annotations__:
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-        assert parameters[name].default == getattr(RunOptions, name)
+        assert parameters[name].default == getattr(options, name)
         assert f"            {name}: " in function.__doc__
+
+
+def test_every_keyword_of_an_install_is_an_option():
+    assert list(InstallKeywords.__annotations__) == list(option_infos(InstallOptions))
+    parser = argparse.ArgumentParser()
+    add_install_options(parser)
+    given = install_keywords(parser.parse_args(["--index", "acme=https://a.example", "--no-mpy"]))
+    assert InstallOptions(**given) == InstallOptions(
+        no_mpy=True, indexes={"acme": "https://a.example"}
+    )
 
 
 async def test_unknown_keyword_is_a_type_error():
