@@ -23,6 +23,7 @@ from cloudmanager.cable.board_settings import find_dial_address
 from cloudmanager.cable.flash import FlashOptions, FlashOutcome, flash_and_join
 from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.display.progress import ProgressBar
 from cloudmanager.protocol.errors import CableError, CloudmanagerError, TargetError
 from cloudmanager.protocol.names import expand_range
 from cloudmanager.protocol.targets import parse_target
@@ -385,23 +386,20 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
 
 def upgrade_client(options: argparse.Namespace) -> int:
     """Install this version's client on boards, over the network."""
-    from cloudmanager.client.client_upgrade import ClientUpgrade
-
-    with Fleet() as fleet:
-        upgrade = ClientUpgrade(fleet, options.target, lambda what: print(what, file=sys.stderr))
-        upgraded = upgrade.run()
+    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+        results = fleet[options.target].upgrade_client(progress=progress)
+    errors = {name: error_text(result.error) for name, result in results.failed.items()}
     if options.json:
-        errors = {**dict.fromkeys(upgraded, ""), **upgrade.failed}
         statuses = {
-            name: {"status": "error" if error else "ok", "error": error}
-            for name, error in errors.items()
+            name: {"status": "ok" if result.ok else "error", "error": errors.get(name, "")}
+            for name, result in results.items()
         }
         print(json.dumps(statuses, indent=2))
-    elif upgraded:
+    elif upgraded := [name for name, result in results.items() if result.ok]:
         print(f"{fold_names(upgraded)}: the new client is running")
-    for name, error in upgrade.failed.items():
+    for name, error in errors.items():
         print(f"mbm: {name}: {sanitize_text(error)}.", file=sys.stderr)
-    return FAILED if upgrade.failed else OK
+    return OK if results.ok else FAILED
 
 
 def _read_changes(options: argparse.Namespace) -> dict[str, Any]:

@@ -68,6 +68,23 @@ class CellVerbs(HasTarget):
         return await _run_cell(self, prepare_cached(""), RunOptions(fresh=True), progress)
 
     @verb
+    async def upgrade_client(self, *, progress: ProgressCallback | None = None) -> Results:
+        """Install this version's client on the boards over the network, and restart them.
+
+        A board whose new client does not start goes back to the old one.
+
+        Args:
+            progress: called with a board, the bytes that are written there, and the total, which
+                is reached once the new client has worked; see ``ProgressCallback``.
+
+        Returns:
+            For each board, whether it runs the new client, or why not.
+        """
+        from .client_upgrade import ClientUpgrade  # its imports take 20 ms
+
+        return await ClientUpgrade(self, progress).run()
+
+    @verb
     async def names(self) -> list[str]:
         """Return the names of the boards on which a cell would run now.
 

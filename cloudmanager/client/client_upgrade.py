@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cloudmanager.board_client import client_files
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names
-from cloudmanager.results.results import Results, error_text
+from cloudmanager.results.results import Result, Results
 
-from .fleet import Fleet
+from .cells import prepare_cell
+from .future import Future
+from .input_values import prelude
+from .jobs import JobGroup
+from .progress import ProgressCallback
+from .verb import HasTarget
 
 PIECE_BYTES: Final = 1024  # small: a board has each piece in memory twice
 CELL_SECONDS: Final = 20.0
 RECONNECT_SECONDS: Final = 90.0  # to restart, join the network and connect
+POLL_SECONDS: Final = 0.2  # between two looks whether the boards have reconnected
 _PREPARE_CODE: Final = """
 import sys
 if 'cm_start' not in sys.modules:
@@ -54,6 +61,7 @@ for name in os.listdir('/lib/cm.new'):
     hashes[name] = h.digest()
 hashes
 """
+_RESTART_CODE: Final = "import machine\nmachine.reset()"
 _COMMIT_CODE: Final = "open('/lib/cm.new/ok', 'w').close()"
 _CONFIRM_CODE: Final = """
 import cm_start, os
@@ -69,86 +77,112 @@ kept
 
 
 class ClientUpgrade:
-    """Upgrades the client of the boards of a target.
+    """Upgrades the client of boards.
 
     Args:
-        fleet: the fleet of the boards.
-        target: which boards; those that are not connected fail.
-        on_progress: called with a line of text for each step.
-
-    Attributes:
-        failed: board -> why it still has its old client.
+        boards: which boards; those that are not connected fail.
+        progress: called with a board, the bytes that are written there, and the total, which is
+            reached once the new client has worked.
     """
 
-    def __init__(self, fleet: Fleet, target: str, on_progress: Callable[[str], None]) -> None:
-        self._fleet, self._on_progress = fleet, on_progress
-        boards = fleet.request("boards", target=target, as_for_cells=True)
-        self._remaining = {board["name"] for board in boards if board["connected_since"]}
-        absent = {board["name"] for board in boards} - self._remaining
-        self.failed = dict.fromkeys(sorted(absent), "it is offline")
+    def __init__(self, boards: HasTarget, progress: ProgressCallback | None = None) -> None:
+        self._boards, self._progress = boards, progress
+        self._results: dict[str, Result] = {}
+        self._remaining: list[str] = []
         files = client_files()
         # All in one folder; those that start the client are moved once the new client has worked.
         self._files = {path.rpartition("/")[2]: data for path, data in files.items()}
 
-    def run(self) -> list[str]:
-        """Upgrade; return the names of the boards that have the new client."""
-        self._run_cell(_PREPARE_CODE, size=sum(map(len, self._files.values())) + 8192)
-        for number, (name, data) in enumerate(self._files.items(), 1):
-            if not self._remaining:
-                return []
-            self._on_progress(f"writing {name}, {number} of {len(self._files)}")
+    async def run(self) -> Results:
+        """Upgrade; return for each board whether it has the new client, or why not."""
+        names = await self._find_boards()
+        size = sum(map(len, self._files.values()))
+        await self._run_cell(_PREPARE_CODE, {"size": size + 8192})
+        written = 0
+        for name, data in self._files.items():
             for start in range(0, len(data), PIECE_BYTES):
                 piece = data[start : start + PIECE_BYTES]
-                self._run_cell(_WRITE_CODE, name=name, mode="ab" if start else "wb", data=piece)
-        self._verify_files()
-        self._run_cell(_COMMIT_CODE)
-        self._restart_boards()
-        self._confirm_boards()
-        return sorted(self._remaining)
+                inputs = {"name": name, "mode": "ab" if start else "wb", "data": piece}
+                await self._run_cell(_WRITE_CODE, inputs)
+                written += len(piece)
+                self._report(min(written, size - 1), size)
+        await self._verify_files()
+        await self._run_cell(_COMMIT_CODE)
+        await self._restart_boards()
+        await self._confirm_boards()
+        self._report(size, size)
+        return Results({name: self._results[name] for name in names})
 
-    def _fail_board(self, name: str, why: str) -> None:
-        self._remaining.discard(name)
-        self.failed[name] = why
+    async def _find_boards(self) -> list[str]:
+        """Find the boards; return the names of all, connected or not."""
+        body = {"target": self._boards.target, "as_for_cells": True}
+        found = await self._boards.exchange().request("boards", body)
+        for board in found:
+            if board["connected_since"]:
+                self._remaining.append(board["name"])
+            else:
+                self._results[board["name"]] = _failed_result(board["name"], "it is offline")
+        return [board["name"] for board in found]
 
-    def _run_cell(self, code: str, **inputs: Any) -> Results | None:
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            for name in self._remaining:
+                self._progress(name, done, total)
+
+    def _fail_board(self, result: Result) -> None:
+        self._remaining.remove(result.board)
+        self._results[result.board] = result
+
+    async def _run_cell(self, code: str, inputs: Mapping[str, Any] | None = None) -> Results:
         """Run a cell on the remaining boards; a board that fails is not used any more."""
         if not self._remaining:
-            return None
-        boards = self._fleet[fold_names(self._remaining)]
-        results = boards.run(code, inputs=inputs or None, timeout=CELL_SECONDS)
-        for name, result in results.items():
+            return Results({})
+        cell = prepare_cell(code, prelude(inputs) if inputs else "")
+        group = JobGroup(cell, RunOptions(timeout=CELL_SECONDS))
+        self._boards.exchange().submit(group, fold_names(self._remaining))
+        results = await group.completed()
+        for result in results.values():
             if not result.ok:
-                self._fail_board(name, error_text(result.error))
+                self._fail_board(result)
         return results
 
-    def _verify_files(self) -> None:
+    async def _verify_files(self) -> None:
         expected = {name: hashlib.sha256(data).digest() for name, data in self._files.items()}
-        for name, result in (self._run_cell(_HASHES_CODE) or {}).items():
+        for name, result in (await self._run_cell(_HASHES_CODE)).items():
             if result.ok and result.value != expected:
-                self._fail_board(name, "the files on the board differ from those that were sent")
+                why = "the files on the board differ from those that were sent"
+                self._fail_board(_failed_result(name, why))
 
-    def _restart_boards(self) -> None:
+    async def _restart_boards(self) -> None:
         if not self._remaining:
             return
-        before = self._connection_times()
-        self._on_progress("restarting")
-        self._fleet[fold_names(self._remaining)].submit("import machine\nmachine.reset()")
+        before = await self._connection_times()
+        group = JobGroup(prepare_cell(_RESTART_CODE), RunOptions(timeout=CELL_SECONDS))
+        self._boards.exchange().submit(group, fold_names(self._remaining))
         deadline = time.monotonic() + RECONNECT_SECONDS
-        while missing := {
-            n for n in self._remaining if self._connection_times()[n] in (None, before[n])
-        }:
-            if time.monotonic() > deadline:
-                for name in missing:
-                    self._fail_board(
-                        name, "it did not reconnect; after its next restart it runs the old client"
-                    )
-                return
-            time.sleep(0.1)
+        missing = list(self._remaining)
+        while missing and time.monotonic() < deadline:
+            await Future[None]().done_within(POLL_SECONDS)
+            now = await self._connection_times()
+            missing = [name for name in missing if now.get(name) in (None, before.get(name))]
+        for name in missing:
+            why = "it did not reconnect; after its next restart it runs the old client"
+            self._fail_board(_failed_result(name, why))
 
-    def _connection_times(self) -> Mapping[str, float | None]:
-        return {board["name"]: board["connected_since"] for board in self._fleet.boards()}
+    async def _connection_times(self) -> dict[str, float | None]:
+        boards = await self._boards.exchange().request("boards", {"target": None})
+        return {board["name"]: board["connected_since"] for board in boards}
 
-    def _confirm_boards(self) -> None:
-        for name, result in (self._run_cell(_CONFIRM_CODE) or {}).items():
-            if result.ok and result.value is not True:
-                self._fail_board(name, "the new client did not start; the old one was restored")
+    async def _confirm_boards(self) -> None:
+        for name, result in (await self._run_cell(_CONFIRM_CODE)).items():
+            if not result.ok:
+                continue
+            if result.value is True:
+                self._results[name] = Result(name, result.job, "ok")
+            else:
+                why = "the new client did not start; the old one was restored"
+                self._fail_board(_failed_result(name, why))
+
+
+def _failed_result(board: str, why: str) -> Result:
+    return Result(board, 0, "error", why=why)

@@ -9,7 +9,6 @@ import time
 from cloudmanager.cable import reconfigure
 from cloudmanager.cable.board_settings import find_dial_address
 from cloudmanager.cable.flash import FlashOptions, flash_and_join
-from cloudmanager.client.client_upgrade import ClientUpgrade
 
 from .bench import NAME, RETURN_SECONDS, Bench, milliseconds
 from .checks import Checks
@@ -258,8 +257,7 @@ def reset_button(bench: Bench) -> str:
 @CHECKS.add("client upgrade over the network")
 def upgrade(bench: Bench) -> str:
     since = time.monotonic()
-    client = ClientUpgrade(bench.fleet, NAME, lambda _: None)
-    assert client.run() == [NAME], str(client.failed)
+    bench.board.upgrade_client().raise_for_error()
     return f"{time.monotonic() - since:.0f} s"
 
 

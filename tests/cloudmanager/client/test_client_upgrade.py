@@ -6,10 +6,11 @@ import pytest
 
 from cloudmanager.board_client import client_files
 from cloudmanager.client import client_upgrade as upgrading
-from cloudmanager.client.client_upgrade import ClientUpgrade
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager.chip import Chip
 from tests.conftest import RunningServer
+
+SIZE = sum(map(len, client_files().values()))
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,12 @@ def chip(tmp_path, mbm, fleet: Fleet):
 def test_board_gets_and_keeps_the_new_client(chip, mbm, fleet: Fleet):
     done = mbm("board-upgrade-client", "hung-1")
     assert (done.status, done.out) == (0, "hung-1: the new client is running\n")
+    states: list[tuple[int, int]] = []
+    fleet["hung-1"].upgrade_client(
+        progress=lambda _, *state: states.append(state)
+    ).raise_for_error()
+    assert states == sorted(states)
+    assert states[-1] == (SIZE, SIZE)
     listed = fleet["hung-1"].run(
         "import os\nsorted(os.listdir('/lib')), 'trial' in os.listdir('/lib/cm')"
     )
@@ -58,9 +65,8 @@ def test_client_with_wrong_bytes_is_not_started(chip, fleet: Fleet, monkeypatch)
     monkeypatch.setattr(
         upgrading, "_WRITE_CODE", upgrading._WRITE_CODE.replace("(data)", "(data[:-1])")
     )
-    upgrade = ClientUpgrade(fleet, "hung-1", lambda _: None)
-    assert upgrade.run() == []
-    assert upgrade.failed == {"hung-1": "the files on the board differ from those that were sent"}
+    results = fleet["hung-1"].upgrade_client()
+    assert results["hung-1"].why == "the files on the board differ from those that were sent"
     assert fleet["hung-1"].run("import os\n'ok' in os.listdir('/lib/cm.new')").value is False
 
 
@@ -71,6 +77,10 @@ def test_virtual_and_offline_boards_are_not_upgraded(boards, fleet: Fleet, mbm):
         assert done.status == 1
         assert "mbm: absent-1: it is offline." in done.err
         assert "mbm: demo-1: its client was not installed by mbm flash." in done.err
-        assert "writing" not in done.err
+
+        def progress(board: str, done: int, total: int) -> None:
+            pytest.fail(f"{done} of {total} bytes were written to {board}")
+
+        assert not fleet["demo-1,absent-1"].upgrade_client(progress=progress).ok
     finally:
         fleet.revoke("absent-1")
