@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
@@ -209,6 +209,38 @@ def _is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def with_netrc(url: str) -> str:
+    """Return a URL with the user name and password that this user's ``.netrc`` has for its host.
+
+    A URL with a user name is returned unchanged. The file is that of curl and pip: ``NETRC``, or
+    ``.netrc`` or ``_netrc`` in the home folder; its entry ``default`` is not used.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        return url
+    entry = _netrc_entry(parts.hostname)
+    if entry is None:
+        return url
+    user, password = (quote(each, safe="") for each in entry)
+    return parts._replace(netloc=f"{user}:{password}@{parts.netloc}").geturl()
+
+
+def _netrc_entry(host: str) -> tuple[str, str] | None:
+    """Return user name and password for a host; None if there is no entry, or no valid file."""
+    import netrc  # few installs need it
+
+    named = os.environ.get("NETRC")
+    for candidate in [named] if named else ["~/.netrc", "~/_netrc"]:
+        with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
+            path = os.path.expanduser(candidate)  # noqa: PTH111  # never raises
+            user, _, password = netrc.netrc(path).hosts.get(host, ("", "", ""))
+            return (user, password) if user or password else None
+    return None
 
 
 def parse_index(text: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloudmanager import config
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.names import find_installed
@@ -116,6 +117,8 @@ async def install_packages(
         "sent": sent,
         **request.plan_options,
     }
+    indexes = plan_options.get("indexes", {})
+    body["indexes"] = {alias: config.with_netrc(url) for alias, url in indexes.items()}
     body["target"] = target or boards.target
     plan = await boards.exchange().request("plan", body)
     results = await run_package_job(

@@ -6,6 +6,7 @@ a path relative to the package.json, in which ``.`` and ``..`` have their usual 
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import urljoin
 
@@ -13,6 +14,8 @@ from .errors import PackageError
 
 DOCUMENT_NAME: Final = "package.json"
 FORGE_NAMES: Final = ("github", "gitlab", "codeberg")
+#: Of a URL: what is between the slashes and the last ``@`` before the path.
+_CREDENTIALS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/*)[^/?#\s]*@")
 _ADDRESS_PREFIXES: Final = ("http://", "https://", *(f"{name}:" for name in FORGE_NAMES))
 
 
@@ -51,6 +54,11 @@ def join_path(folder: str, reference: str, package: object) -> str:
     if not parts:
         raise PackageError(f"{package} names a folder instead of a file: {reference[:100]!r}")
     return "/".join(parts)
+
+
+def hide_credentials(text: str) -> str:
+    """Return a text without the user names and passwords of URLs in it."""
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def join_url(base: str, reference: str, package: object) -> str:

@@ -219,7 +219,7 @@ PACKAGES: Final = [
     defence(
         "package: a configured source is exempt at its own origin only",
         CODE + "http_fetcher.py",
-        "_is_trusted = lambda url, trusted_url: bool(trusted_url)",
+        "_may_be_private = lambda url, access: access.may_be_private",
         TESTS + "test_http_fetcher.py::test_only_the_configured_origin_may_be_private",
         TESTS + "test_http_fetcher.py::test_redirect_to_a_private_address_is_not_followed",
     ),

@@ -263,6 +263,41 @@ def test_local_server_gets_its_token_at_any_address(home):
         assert config.find_server().token == "cm_local"
 
 
+NETRC = """
+machine pi.example login me password p@ss/w:rd
+machine empty.example
+default login anybody password anything
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://pi.example/v2", "https://me:p%40ss%2Fw%3Ard@pi.example/v2"),
+        ("http://PI.example:8080/v2", "http://me:p%40ss%2Fw%3Ard@PI.example:8080/v2"),
+        ("https://you@pi.example/v2", "https://you@pi.example/v2"),
+        ("https://other.example/v2", "https://other.example/v2"),
+        ("https://empty.example/v2", "https://empty.example/v2"),
+        ("ftp://pi.example/v2", "ftp://pi.example/v2"),
+        ("http://[::1/v2", "http://[::1/v2"),
+        ("pi.example", "pi.example"),
+        ("", ""),
+    ],
+)
+def test_password_of_a_url_is_read_from_netrc(tmp_path, monkeypatch, url, expected):
+    (tmp_path / "netrc").write_text(NETRC)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert config.with_netrc(url) == expected
+
+
+@pytest.mark.parametrize("content", [None, b"machine", b"\xff\xfe", b"login x"])
+def test_missing_or_malformed_netrc_has_no_password(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "netrc").write_bytes(content)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert config.with_netrc("https://pi.example/v2") == "https://pi.example/v2"
+
+
 def test_address_does_not_show_its_token():
     assert repr(ServerAddress("http://lab", "cm_secret", "CM_URL")) == (
         "ServerAddress(url='http://lab', source='CM_URL')"

@@ -14,7 +14,7 @@ from cloudmanager.protocol.package_references import is_address, join_path
 
 from .dependencies import read_dependencies
 from .documents import read_document, read_refs
-from .http_fetcher import HttpFetcher, SourceNotFound
+from .http_fetcher import NO_ACCESS, HttpFetcher, OriginAccess, SourceNotFound
 from .release import Release, ReleaseFile
 from .requirement import COMMIT_PATTERN, Requirement, parse_requirement
 from .source_settings import ForgeUrls
@@ -35,10 +35,10 @@ class ForgeSource:
         self._forges = forges
         self._refs: dict[tuple[str, str], asyncio.Task[dict[str, str]]] = {}
 
-    def trusted_url(self, requirement: Requirement, url: str) -> str:
-        """Return the base URL of the forge's files if a URL is below it, else ""."""
+    def access(self, requirement: Requirement, url: str) -> OriginAccess:
+        """Return the access to a URL: that to the forge's files if it is one of them."""
         base = self._forges[requirement.source].raw_url.partition("{")[0]
-        return base if url.startswith(base) else ""
+        return OriginAccess(base, True) if url.startswith(base) else NO_ACCESS
 
     async def versions(self, requirement: Requirement) -> list[str]:
         """Return one version: the commit that the requirement's ref refers to now."""
@@ -82,7 +82,7 @@ class ForgeSource:
             reply = await self._fetcher.fetch(
                 url,
                 limit=self._fetcher.limits.package_document_bytes,
-                trusted_url=self.trusted_url(requirement, url),
+                access=self.access(requirement, url),
             )
         except SourceNotFound as error:
             raise SourceNotFound(
@@ -151,7 +151,9 @@ class ForgeSource:
         name = f"{requirement.source}:{requirement.repository}"
         try:
             reply = await self._fetcher.fetch(
-                url, limit=self._fetcher.limits.package_document_bytes, trusted_url=url
+                url,
+                limit=self._fetcher.limits.package_document_bytes,
+                access=OriginAccess(url, may_be_private=True),
             )
         except SourceNotFound as error:
             raise SourceNotFound(f"there is no repository {name}, or it is not public") from error

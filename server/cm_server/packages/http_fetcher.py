@@ -25,6 +25,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.package_references import hide_credentials
 from cloudmanager.protocol.proxies import ProxyError, find_proxy, literal_address
 from cm_server.limits import Limits
 
@@ -34,6 +35,9 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _UNICAST: Final = ipaddress.ip_network("2000::/3")  # the only public range of IPv6 (IANA)
 _DOCUMENTATION: Final = ipaddress.ip_network("3fff::/20")  # RFC 9637; `is_global` may not know it
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are IPv4
+_LOGIN_HINT: Final = (
+    ": it may need a user name and a password, which .netrc or the URL of the index can have"
+)
 _USER_AGENT: Final = "cloudmanager"
 _FETCH_ERRORS: Final = (
     HTTPClientError,
@@ -44,12 +48,38 @@ _FETCH_ERRORS: Final = (
 )
 
 
+class OriginAccess(NamedTuple):
+    """What requests to the origin of a source may do.
+
+    Attributes:
+        url: of the source, without credentials; "" for no origin.
+        may_be_private: whether it may have a private address, since an administrator configured it.
+        credentials: ``USER:PASSWORD`` that is sent to it; "" for none.
+    """
+
+    url: str = ""
+    may_be_private: bool = False
+    credentials: str = ""
+
+    @classmethod
+    def to_source(cls, url: str, *, may_be_private: bool) -> OriginAccess:
+        """Return the access to the origin of a source whose URL may contain credentials."""
+        return cls(without_credentials(url), may_be_private, _credentials(url))
+
+    def includes(self, url: str) -> bool:
+        """Whether a URL is at this origin."""
+        return bool(self.url) and origin_of(url) == origin_of(self.url)
+
+
+NO_ACCESS: Final = OriginAccess()
+
+
 class HttpReply(NamedTuple):
     """The response to a request.
 
     Attributes:
         body: decoded, if it was compressed.
-        url: the URL after redirects.
+        url: the URL after redirects, without credentials.
         content_type: without parameters, in lower case; "" if there is none.
     """
 
@@ -80,15 +110,20 @@ def origin_of(url: str) -> tuple[str, str, int]:
         parts = urlsplit(url)
         tcp_port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (ValueError, KeyError):
-        raise PackageError(f"{url[:100]!r} is not an http or https URL") from None
+        raise PackageError(f"{hide_credentials(url)[:100]!r} is not an http or https URL") from None
     if not parts.hostname:
-        raise PackageError(f"{url[:100]!r} has no host name")
+        raise PackageError(f"{hide_credentials(url)[:100]!r} has no host name")
     return parts.scheme, parts.hostname, tcp_port
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without its user name and password."""
-    parts = urlsplit(url)
+    """Return a URL without its user name and password; a malformed one is returned unchanged."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    if "@" not in parts.netloc:
+        return url
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
@@ -152,7 +187,7 @@ class HttpFetcher:
         url: str,
         *,
         limit: int,
-        trusted_url: str = "",
+        access: OriginAccess = NO_ACCESS,
         accept: str = "*/*",
     ) -> HttpReply:
         """Fetch a URL, following redirects.
@@ -160,8 +195,7 @@ class HttpFetcher:
         Args:
             url: http or https; a user name and a password in it are sent to its origin only.
             limit: the largest body in bytes, after decompression.
-            trusted_url: the URL of a source that an administrator configured, or ""; its origin
-                may have a private address.
+            access: what requests to the origin of the source may do.
             accept: the value of the header Accept.
 
         Raises:
@@ -172,7 +206,7 @@ class HttpFetcher:
         async with self._semaphore:
             try:
                 return await asyncio.wait_for(
-                    self._fetch_redirected(url, limit, trusted_url, accept),
+                    self._fetch_redirected(url, limit, access, accept),
                     self.limits.fetch_seconds,
                 )
             except TimeoutError:
@@ -191,17 +225,19 @@ class HttpFetcher:
         return not all(is_public(str(address[0])) for *_, address in results)
 
     async def _fetch_redirected(
-        self, url: str, limit: int, trusted_url: str, accept: str
+        self, url: str, limit: int, access: OriginAccess, accept: str
     ) -> HttpReply:
-        """Fetch a URL and follow redirects; send credentials to the first origin only."""
-        first_origin = origin_of(url)
-        first_credentials = _credentials(url)
+        """Fetch a URL and follow redirects; send credentials to their origins only."""
+        own_access = OriginAccess.to_source(url, may_be_private=False)
+        url = own_access.url
+        origin_of(url)
         for _ in range(self.limits.fetch_redirects + 1):
-            credentials = first_credentials if origin_of(url) == first_origin else ""
-            response = await self._fetch_once(url, limit, trusted_url, accept, credentials)
+            candidates = [each.credentials for each in (own_access, access) if each.includes(url)]
+            credentials = next(filter(None, candidates), "")
+            response = await self._fetch_once(url, limit, access, accept, credentials)
             if response.code not in _REDIRECTS:
                 return _check_response(response, url)
-            target = urljoin(url, response.headers.get("Location", ""))
+            target = without_credentials(urljoin(url, response.headers.get("Location", "")))
             if origin_of(url)[0] == "https" and origin_of(target)[0] != "https":
                 raise SourceUnreachable(
                     f"{without_credentials(url)} redirects from https to http, which is refused"
@@ -210,10 +246,10 @@ class HttpFetcher:
         raise SourceUnreachable(f"{without_credentials(url)} redirects too many times")
 
     async def _fetch_once(
-        self, url: str, limit: int, trusted_url: str, accept: str, credentials: str
+        self, url: str, limit: int, access: OriginAccess, accept: str, credentials: str
     ) -> HTTPResponse:
         """Make one request without following a redirect."""
-        client = self._client(url, limit, may_be_private=_is_trusted(url, trusted_url))
+        client = self._client(url, limit, may_be_private=_may_be_private(url, access))
         try:
             return await self._fetch_response(client, self._request(url, accept, credentials))
         except _FETCH_ERRORS as error:
@@ -303,14 +339,17 @@ def _private_address_error(url: str) -> PackageError:
     )
 
 
-def _is_trusted(url: str, trusted_url: str) -> bool:
-    """Return whether a URL is at the origin of a configured source, "" for none."""
-    return bool(trusted_url) and origin_of(url) == origin_of(trusted_url)
+def _may_be_private(url: str, access: OriginAccess) -> bool:
+    """Return whether a URL is at the origin of a source that an administrator configured."""
+    return access.may_be_private and access.includes(url)
 
 
 def _credentials(url: str) -> str:
     """Return the user name and password in a URL as ``USER:PASSWORD``, "" if it has none."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     if parts.username is None:
         return ""
     return f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -330,8 +369,9 @@ def _check_response(response: HTTPResponse, url: str) -> HttpReply:
             f"{without_credentials(url)} does not respond: {response.error}"[:300]
         )
     if response.code != 200:
+        hint = _LOGIN_HINT if response.code in (401, 403) else ""
         raise SourceUnreachable(
-            f"{without_credentials(url)} responds with HTTP status {response.code}"
+            f"{without_credentials(url)} responds with HTTP status {response.code}{hint}"
         )
     headers: Mapping[str, str] = response.headers
     if headers.get("Content-Encoding", "identity").lower() != "identity":

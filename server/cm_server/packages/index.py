@@ -10,7 +10,13 @@ from cloudmanager.protocol.package_references import join_url
 
 from .dependencies import read_dependencies
 from .documents import PackageDocument, load_json, read_document
-from .http_fetcher import HttpFetcher, SourceNotFound, SourceUnreachable
+from .http_fetcher import (
+    HttpFetcher,
+    OriginAccess,
+    SourceNotFound,
+    SourceUnreachable,
+    without_credentials,
+)
 from .release import Release, ReleaseFile
 from .requirement import Requirement
 
@@ -20,42 +26,43 @@ class IndexSource:
 
     Args:
         fetcher: makes the HTTP requests.
-        urls: alias -> URL; "" is the default index.
-        trusted: URLs that an administrator configured, which may be private.
+        indexes: alias -> access to the index; "" is the default one.
         majors: bytecode versions of the boards, used if an index has no source of a package.
     """
 
     def __init__(
         self,
         fetcher: HttpFetcher,
-        urls: Mapping[str, str],
-        trusted: Collection[str],
+        indexes: Mapping[str, OriginAccess],
         majors: Collection[int],
     ) -> None:
         self._fetcher = fetcher
-        self._urls = urls
-        self._trusted = trusted
+        self._indexes = indexes
         self._majors = sorted(majors, reverse=True)
 
     def has_index(self, requirement: Requirement) -> bool:
         """Return whether the index of a requirement is known."""
-        return requirement.alias in self._urls
+        return requirement.alias in self._indexes
 
-    def url(self, requirement: Requirement) -> str:
-        """Return the URL of the index of a requirement.
+    def access(self, requirement: Requirement) -> OriginAccess:
+        """Return the access to the index of a requirement.
 
         Raises:
             PackageError: the index is not known.
         """
-        if requirement.alias not in self._urls:
+        if requirement.alias not in self._indexes:
             raise PackageError(
                 f"{requirement}: the server has no index with the alias {requirement.alias!r}"
             )
-        return self._urls[requirement.alias].rstrip("/")
+        return self._indexes[requirement.alias]
 
-    def trusted_url(self, requirement: Requirement) -> str:
-        """Return the URL of the index of a requirement if it may be private, else ""."""
-        return self.url(requirement) if self._urls[requirement.alias] in self._trusted else ""
+    def url(self, requirement: Requirement) -> str:
+        """Return the URL of the index of a requirement, without credentials.
+
+        Raises:
+            PackageError: the index is not known.
+        """
+        return self.access(requirement).url.rstrip("/")
 
     async def versions(self, requirement: Requirement) -> list[str]:
         """Return one version: the requested one, or the newest."""
@@ -78,7 +85,8 @@ class IndexSource:
         for path, prefix in document.hashes:
             parts.append(ReleaseFile(path, f"{base}/file/{prefix[:2]}/{prefix}", prefix))
         for path, reference in document.urls:
-            parts.append(ReleaseFile(path, join_url(url, reference, requirement)))
+            file_url = without_credentials(join_url(url, reference, requirement))
+            parts.append(ReleaseFile(path, file_url))
         return Release(requirement, version, tuple(parts), read_dependencies(document, requirement))
 
     async def _fetch_document(
@@ -92,7 +100,7 @@ class IndexSource:
                 reply = await self._fetcher.fetch(
                     url,
                     limit=self._fetcher.limits.package_document_bytes,
-                    trusted_url=self.trusted_url(requirement),
+                    access=self.access(requirement),
                     accept="application/json",
                 )
             except SourceNotFound:
@@ -110,7 +118,7 @@ class IndexSource:
             reply = await self._fetcher.fetch(
                 f"{base}/index.json",
                 limit=self._fetcher.limits.package_document_bytes,
-                trusted_url=self.trusted_url(requirement),
+                access=self.access(requirement),
             )
             entries = load_json(reply.body, base)["packages"]
             versions_by_name = {entry["name"]: entry["versions"] for entry in entries}

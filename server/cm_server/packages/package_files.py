@@ -12,7 +12,7 @@ from cloudmanager.protocol.package_references import FORGE_NAMES
 
 from .archives import unpack
 from .cache import TokenCache, sha256
-from .http_fetcher import HttpFetcher
+from .http_fetcher import HttpFetcher, OriginAccess
 from .pypi import installable_files
 from .release import Release, ReleaseFile
 
@@ -37,7 +37,7 @@ class PackageFiles:
     Args:
         fetcher: makes the HTTP requests.
         cache: where the contents are stored.
-        trusted_url_of: returns the configured source that a URL of a release belongs to, or "".
+        access_of: returns the access to the source that a URL of a release belongs to.
         fetch_archive: fetches the archive of a release from its index.
         sent: files that the caller sent: requirement -> path -> content.
     """
@@ -46,13 +46,13 @@ class PackageFiles:
         self,
         fetcher: HttpFetcher,
         cache: TokenCache,
-        trusted_url_of: Callable[[Release, str], str],
+        access_of: Callable[[Release, str], OriginAccess],
         fetch_archive: Callable[[Release], Awaitable[bytes]],
         sent: Mapping[str, Mapping[str, bytes]],
     ) -> None:
         self._fetcher = fetcher
         self._cache = cache
-        self._trusted_url_of = trusted_url_of
+        self._access_of = access_of
         self._fetch_archive = fetch_archive
         self._sent = sent
 
@@ -95,9 +95,10 @@ class PackageFiles:
             PackageError: it cannot be fetched, or differs from the hash or size that is expected.
         """
         if part.url:
-            trusted_url = self._trusted_url_of(release, part.url)
             reply = await self._fetcher.fetch(
-                part.url, limit=self._fetcher.limits.package_file_bytes, trusted_url=trusted_url
+                part.url,
+                limit=self._fetcher.limits.package_file_bytes,
+                access=self._access_of(release, part.url),
             )
             content = _check_content(reply.body, reply.content_type, f"{release}: {part.path}")
         elif release.archive:

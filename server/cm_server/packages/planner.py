@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.package_references import FORGE_NAMES
 from cm_server.limits import Limits
@@ -24,7 +25,7 @@ from .cache import PackageCache, TokenCache, sha256
 from .compiler import Bytecode, CompileFailed, Compiler
 from .direct_sources import SentFilesSource, UrlSource
 from .forge import ForgeSource
-from .http_fetcher import HttpFetcher, without_credentials
+from .http_fetcher import NO_ACCESS, HttpFetcher, OriginAccess
 from .index import IndexSource
 from .install_paths import TARGET_DIR, check_folder, other_form
 from .package_files import PackageFiles, gather_or_cancel
@@ -128,6 +129,14 @@ class PackagePlanner:
         return await asyncio.shield(self._pip_task)
 
 
+def _configured_source(url: str) -> OriginAccess:
+    """Return the access to a source that an administrator configured.
+
+    If its URL has no user name, that of the server's own ``.netrc`` is used, as pip does.
+    """
+    return OriginAccess.to_source(config.with_netrc(url), may_be_private=True)
+
+
 class _PlanBuilder:
     """Makes one plan; documents that several packages need are fetched once."""
 
@@ -140,13 +149,15 @@ class _PlanBuilder:
         self._wanted = [parse_requirement(text, frozenset(request.sent)) for text in request.wanted]
         fetcher = planner.fetcher
         settings = planner.settings
-        trusted_urls = set(settings.indexes.values())
-        if request.trusted:
-            trusted_urls.update(request.indexes.values())
+        configured = {alias: _configured_source(url) for alias, url in settings.indexes.items()}
+        by_url = {access.url: access for access in configured.values()}
+        chosen = {
+            alias: by_url.get(url) or OriginAccess.to_source(url, may_be_private=request.trusted)
+            for alias, url in request.indexes.items()
+        }
         self._index = IndexSource(
             fetcher,
-            {**settings.indexes, **request.indexes},
-            frozenset(trusted_urls),
+            {**configured, **chosen},
             {board.major for board in self._boards.values() if board.major},
         )
         self._forges = ForgeSource(fetcher, settings.forges)
@@ -157,7 +168,7 @@ class _PlanBuilder:
         )
         self._pypi: PyPISource | None = None
         self._package_files = PackageFiles(
-            fetcher, self._cache, self._trusted_url, self._fetch_archive, request.sent
+            fetcher, self._cache, self._access, self._fetch_archive, request.sent
         )
         self._notes: list[str] = []
 
@@ -188,12 +199,12 @@ class _PlanBuilder:
         return InstallPlan(wanted, self._folder, tuple(releases), files, notes, origins)
 
     def _describe_origin(self, release: Release) -> str:
-        """Return where a release comes from, for the user; without passwords in URLs."""
+        """Return where a release comes from, for the user."""
         requirement = release.requirement
         if requirement.source == "index":
             if not self._index.has_index(requirement):
                 return "the lock"
-            return without_credentials(self._index.url(requirement))
+            return self._index.url(requirement)
         names = {"local": "the caller's own files", "pypi": "the index that pip is set to"}
         return names.get(requirement.source, str(release))
 
@@ -246,18 +257,18 @@ class _PlanBuilder:
             if self._pypi is None:
                 pip = await self._planner.pip_settings()
                 fetcher = HttpFetcher(self._limits, pip.cert) if pip.cert else self._planner.fetcher
-                self._pypi = PyPISource(fetcher, self._cache, pip.url)
+                self._pypi = PyPISource(fetcher, self._cache, _configured_source(pip.url))
             return self._pypi
         sources = {"index": self._index, "url": self._urls, "local": self._sent_files}
         return sources.get(name, self._forges)
 
-    def _trusted_url(self, release: Release, url: str) -> str:
-        """Return the configured source that a URL of a release belongs to, "" for none."""
+    def _access(self, release: Release, url: str) -> OriginAccess:
+        """Return the access to the source that a URL of a release belongs to."""
         if release.requirement.source == "index":
-            return self._index.trusted_url(release.requirement)
+            return self._index.access(release.requirement)
         if release.requirement.source in FORGE_NAMES:
-            return self._forges.trusted_url(release.requirement, url)
-        return ""
+            return self._forges.access(release.requirement, url)
+        return NO_ACCESS
 
     async def _fetch_archive(self, release: Release) -> bytes:
         pypi: PyPISource = await self._get_source("pypi")

@@ -20,7 +20,7 @@ from cloudmanager.protocol.errors import PackageError
 from .archives import unpack
 from .cache import TokenCache, sha256
 from .documents import is_dummy, read_metadata, read_requires
-from .http_fetcher import HttpFetcher, SourceNotFound
+from .http_fetcher import HttpFetcher, OriginAccess, SourceNotFound
 from .release import Release, ReleaseFile
 from .requirement import Requirement, parse_requirement
 
@@ -87,13 +87,14 @@ class PyPISource:
     Args:
         fetcher: makes the HTTP requests.
         cache: where archives and files are stored.
-        index: the URL of the index.
+        index: access to the index.
     """
 
-    def __init__(self, fetcher: HttpFetcher, cache: TokenCache, index: str) -> None:
+    def __init__(self, fetcher: HttpFetcher, cache: TokenCache, index: OriginAccess) -> None:
         self._fetcher = fetcher
         self._cache = cache
-        self.index = index.rstrip("/") + "/"
+        self._access = index
+        self.index = index.url.rstrip("/") + "/"
         self._pages: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     async def versions(self, requirement: Requirement) -> list[str]:
@@ -159,9 +160,11 @@ class PyPISource:
             return raw
         # A private index may have its archives on another private host; a public index may not.
         is_private = await self._fetcher.is_private_host(self.index)
-        trusted_url = file.url if is_private else self.index
+        access = self._access
+        if is_private and not access.includes(file.url):
+            access = OriginAccess.to_source(file.url, may_be_private=True)
         reply = await self._fetcher.fetch(
-            file.url, limit=self._fetcher.limits.package_archive_bytes, trusted_url=trusted_url
+            file.url, limit=self._fetcher.limits.package_archive_bytes, access=access
         )
         if expected_digest and sha256(reply.body) != expected_digest:
             raise PackageError(
@@ -182,7 +185,7 @@ class PyPISource:
             reply = await self._fetcher.fetch(
                 url,
                 limit=self._fetcher.limits.package_document_bytes,
-                trusted_url=self.index,
+                access=self._access,
                 accept=_ACCEPT,
             )
         except SourceNotFound as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cloudmanager.protocol.errors import PackageError
-from cloudmanager.protocol.package_references import FORGE_NAMES
+from cloudmanager.protocol.package_references import FORGE_NAMES, hide_credentials
 
 COMMIT_PATTERN: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -160,4 +160,4 @@ def _parse_url(text: str) -> Requirement:
 
 
 def _invalid(text: str, why: str) -> PackageError:
-    return PackageError(f"{text[:100]!r} is not a valid requirement: {why}")
+    return PackageError(f"{hide_credentials(text)[:100]!r} is not a valid requirement: {why}")

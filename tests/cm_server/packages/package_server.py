@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -57,6 +58,7 @@ class PackageServer:
         pages: path -> HTTP response, or a coroutine function that writes it.
         requested_paths: the path of each request, in order.
         request_heads: the head of each request, in order.
+        login: ``USER:PASSWORD`` that each request needs; "" for none.
     """
 
     def __init__(self) -> None:
@@ -64,6 +66,7 @@ class PackageServer:
         self.requested_paths: list[str] = []
         self.request_heads: list[str] = []
         self.url = ""
+        self.login = ""
 
     @contextlib.asynccontextmanager
     async def serving(
@@ -93,6 +96,9 @@ class PackageServer:
             self.requested_paths.append(path)
             self.request_heads.append(head)
             page = self.pages.get(path, reply(b"not found", 404))
+            token = base64.b64encode(self.login.encode()).decode()
+            if self.login and f"Authorization: Basic {token}\r\n" not in head:
+                page = reply(b"log in", 401)
             if isinstance(page, bytes):
                 writer.write(page)
                 await writer.drain()

@@ -14,6 +14,7 @@ from cm_server.limits import MIB, Limits
 from cm_server.packages import http_fetcher as http_fetcher
 from cm_server.packages.http_fetcher import (
     HttpFetcher,
+    OriginAccess,
     SourceNotFound,
     SourceUnreachable,
     is_public,
@@ -28,9 +29,15 @@ def web(limits: Limits) -> HttpFetcher:
     return HttpFetcher(limits)
 
 
+def configured(url: str) -> OriginAccess:
+    """Return the access to a source that an administrator configured."""
+    return OriginAccess.to_source(url, may_be_private=True)
+
+
 async def get(web, package_server, path="/x", **more):
     return await web.fetch(
-        package_server.url + path, **{"limit": MIB, "trusted_url": package_server.url, **more}
+        package_server.url + path,
+        **{"limit": MIB, "access": configured(package_server.url), **more},
     )
 
 
@@ -128,7 +135,7 @@ async def test_only_the_configured_origin_may_be_private(web, package_server):
     async with PackageServer().serving() as other:
         other.put("/x", b"secret")
         with pytest.raises(PackageError, match="private address"):
-            await web.fetch(f"{other.url}/x", limit=MIB, trusted_url=package_server.url)
+            await web.fetch(f"{other.url}/x", limit=MIB, access=configured(package_server.url))
         assert other.requested_paths == []
 
 
@@ -230,14 +237,14 @@ async def test_password_is_sent_to_its_origin_only_and_not_shown(web, package_se
         package_server.redirect("/x", f"{other.url}/y")
         with_login = package_server.url.replace("//", "//user:pa%24s@")
         with pytest.raises(SourceNotFound) as raised:
-            await web.fetch(f"{with_login}/x", limit=MIB, trusted_url=package_server.url)
+            await web.fetch(f"{with_login}/x", limit=MIB, access=configured(package_server.url))
         assert "Authorization: Basic dXNlcjpwYSRz" in package_server.request_heads[0]
         assert "Authorization" not in other.request_heads[0]
         assert "pa" not in str(raised.value).replace("package", "")
         assert "Authorization" not in other.request_heads[0]
         package_server.redirect("/a", "/b")
         package_server.put("/b", b"here")
-        await web.fetch(f"{with_login}/a", limit=MIB, trusted_url=package_server.url)
+        await web.fetch(f"{with_login}/a", limit=MIB, access=configured(package_server.url))
         assert "Authorization: Basic dXNlcjpwYSRz" in package_server.request_heads[-1], (
             "the password was not sent to its own origin"
         )
@@ -381,7 +388,7 @@ async def test_refused_connection_is_an_error(web):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(SourceUnreachable, match="cannot be reached"):
-        await web.fetch(f"{url}/x", limit=MIB, trusted_url=url)
+        await web.fetch(f"{url}/x", limit=MIB, access=configured(url))
 
 
 @pytest.mark.limits(fetch_seconds=0.5)

@@ -6,6 +6,7 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.packages.http_fetcher import SourceNotFound, SourceUnreachable
+from cm_server.packages.lock import dump
 
 from .package_server import PackageServer, digest, reply
 
@@ -198,6 +199,90 @@ async def test_package_cannot_choose_an_index(package_server, tmp_path):
 async def test_unknown_index_is_an_error(planner):
     with pytest.raises(PackageError, match="has no index with the alias 'nope'"):
         await planner.make_plan(["nope:a"])
+
+
+PASSWORD = "s3cr%t/@:"
+LOGIN = "user:s3cr%25t%2F%40%3A"  # as in a URL
+LOCK = f'{{"format": 1, "wanted": ["http://{LOGIN}@a.example/x.py"], "packages": []}}'
+
+
+def with_login(url: str, login: str = LOGIN) -> str:
+    return url.replace("//", f"//{login}@")
+
+
+@pytest.fixture
+def private_index(package_server):
+    """An index that needs a password, with a file by hash and one by URL."""
+    package_server.login = f"user:{PASSWORD}"
+    package_server.put("/pi/x.py", b"X = 1")
+    package_server.publish("log", urls=[["x.py", with_login(f"{package_server.url}/pi/x.py")]])
+    return package_server
+
+
+async def test_password_of_an_index_is_used_and_written_nowhere(private_index, tmp_path):
+    url = with_login(f"{private_index.url}/pi")
+    planner = private_index.planner(tmp_path / "packages", indexes={"": url, "own": url})
+    plan = await planner.make_plan(["log", "own:log"])
+    lock = dump(plan.wanted, plan.packages)
+    offline = private_index.planner(tmp_path / "other", indexes={"": url, "own": url})
+    again = await offline.make_plan(["log", "own:log"], lock=lock, locked=True)
+    assert again.packages == plan.packages
+    written = [lock, repr(plan), repr(plan.describe())]
+    written += [str(path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()]
+    written += list(map(str, tmp_path.rglob("*")))
+    for text in written:
+        assert "s3cr" not in text
+        assert "user:" not in text
+
+
+async def test_password_of_an_index_may_be_in_netrc(private_index, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(netrc))
+    planner = private_index.planner(tmp_path / "packages")
+    with pytest.raises(SourceUnreachable, match=r"status 401: it may need a user name .*\.netrc"):
+        await planner.make_plan(["log"])
+    netrc.write_text(f"machine 127.0.0.1 login user password {PASSWORD}")
+    assert [str(each) for each in (await planner.make_plan(["log"])).packages] == ["log@1.0"]
+
+
+async def test_callers_index_does_not_get_the_servers_password(
+    private_index, tmp_path, monkeypatch
+):
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {PASSWORD}")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    planner = private_index.planner(tmp_path / "packages")
+    own = {"own": f"{private_index.url}/other"}
+    with pytest.raises(SourceUnreachable, match="status 401"):
+        await planner.make_plan(["own:log"], indexes=own, trusted=True)
+    assert all("Authorization" not in head for head in private_index.request_heads)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "options"),
+    [
+        ("loging", {}),
+        ("log@9", {}),
+        ("bad", {}),
+        ("own:log", {"indexes": {"own": with_login("http://127.0.0.2:9/pi")}}),
+        ("own:log", {"indexes": {"own": with_login("http://127.0.0.1:9/pi")}, "trusted": True}),
+        ("own:log", {"indexes": {"own": with_login("ftp://a.example/pi")}}),
+        ("own:log", {"indexes": {"own": with_login("http://[::1/pi")}}),
+        ("own:log", {"indexes": {"own": with_login("http:///pi")}}),
+        (with_login("https://a.example/x.py"), {}),
+        (with_login("htp://a.example/x.py"), {}),
+        ("github:a/b@" + with_login("https://a.example"), {}),
+        ("log", {"lock": LOCK}),
+        ("leak", {}),
+    ],
+)
+async def test_errors_show_no_password(private_index, tmp_path, wanted, options):
+    private_index.put("/pi/package/py/bad/latest.json", b"{")
+    private_index.publish("leak", urls=[["x.py", with_login("https:/a.example/x.py")]])
+    url = with_login(f"{private_index.url}/pi")
+    planner = private_index.planner(tmp_path / "packages", indexes={"": url})
+    with pytest.raises(PackageError) as raised:
+        await planner.make_plan([wanted], **options)
+    assert "s3cr" not in str(raised.value)
 
 
 async def test_index_of_a_caller_must_not_be_private(package_server, planner):

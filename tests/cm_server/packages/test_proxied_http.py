@@ -12,7 +12,12 @@ from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
 from cm_server.limits import MIB, Limits
 from cm_server.net import certificates
-from cm_server.packages.http_fetcher import HttpFetcher, SourceNotFound, SourceUnreachable
+from cm_server.packages.http_fetcher import (
+    HttpFetcher,
+    OriginAccess,
+    SourceNotFound,
+    SourceUnreachable,
+)
 from tests.forward_proxy import ForwardProxy, closed_tcp_port
 
 from .package_server import PackageServer, bomb
@@ -94,7 +99,11 @@ async def test_private_address_is_refused_in_every_notation(package_server, prox
 
 async def test_configured_source_may_have_a_private_address(package_server, proxy, web):
     package_server.put("/x", b"here")
-    reply = await web.fetch("http://10.1.2.3/x", limit=MIB, trusted_url="http://10.1.2.3/pi")
+    reply = await web.fetch(
+        "http://10.1.2.3/x",
+        limit=MIB,
+        access=OriginAccess("http://10.1.2.3/pi", may_be_private=True),
+    )
     assert reply.body == b"here"
 
 
