@@ -78,9 +78,15 @@ def completion_file(folder: Path) -> Path:
 
 
 def read_token(path: Path) -> str | None:
-    """Return the token in a file; None if there is none."""
+    """Return the token in a file; None if there is none.
+
+    Raises:
+        ValueError: the file is not UTF-8 text.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").strip() or None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
     except OSError:
         return None
 

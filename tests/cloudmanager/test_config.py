@@ -137,6 +137,12 @@ def test_token_of_an_empty_file_is_none(home, text):
     assert config.read_token(home / "token") is None
 
 
+def test_token_file_that_is_not_text_is_named(home):
+    (home / "token").write_bytes("\ufeffcm_x".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"token is not UTF-8 text"):
+        config.read_token(home / "token")
+
+
 def test_token_of_no_file_is_none(home):
     assert config.read_token(home / "token") is None
 

@@ -488,6 +488,11 @@ def test_local_variables_of_a_function_are_replaced(shell: Shell):
     assert shell.run(code).endswith("42")
 
 
+@pytest.mark.parametrize("cell", ["%%board demo-1\r\n6*7\r\n", "# why\n%%board demo-1\n6*7", "6*7"])
+def test_byte_order_mark_before_a_cell_is_left_out(shell: Shell, cell: str):
+    assert shell.run("\ufeff" + cell).endswith("42")
+
+
 def test_missing_variable_is_named(shell: Shell):
     for line in ("%board_use {nobody_1}", "%board {nobody_1} 1", "%%board {nobody_1}\n1"):
         assert "{nobody_1}: the notebook has no such variable." in shell.run(line)

@@ -145,11 +145,11 @@ def read_metadata(raw: bytes) -> list[str]:
 
 def is_dummy(raw: bytes) -> bool:
     """Return whether a METADATA or PKG-INFO is of a package that only reserves a name."""
-    return bool(_DUMMY_SUMMARY.search(raw.decode("utf-8", "replace")))
+    return bool(_DUMMY_SUMMARY.search(raw.decode("utf-8-sig", "replace")))
 
 
 def _lines(raw: bytes) -> list[str]:
-    return [line.strip() for line in raw.decode("utf-8", "replace").splitlines()]
+    return [line.strip() for line in raw.decode("utf-8-sig", "replace").splitlines()]
 
 
 def _strip_requirement(line: str) -> str:

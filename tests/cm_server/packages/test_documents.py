@@ -98,6 +98,12 @@ def test_metadata_is_read_without_extras_and_description():
     assert read_metadata(raw) == ["a==1"]
 
 
+def test_byte_order_mark_of_metadata_is_left_out():
+    assert read_requires(b"\xef\xbb\xbfmicropython-os\r\nb\r\n") == ["micropython-os", "b"]
+    assert read_metadata(b"\xef\xbb\xbfRequires-Dist: a\r\n\r\n") == ["a"]
+    assert documents.is_dummy(b"\xef\xbb\xbfSummary: Dummy abc\r\n")
+
+
 def test_dummy_is_recognised_by_its_summary():
     assert documents.is_dummy(b"Name: x\nSummary: Dummy abc module for MicroPython\n")
     assert not documents.is_dummy(b"Summary: no Dummy\n")
