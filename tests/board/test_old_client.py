@@ -46,6 +46,17 @@ def test_files_are_written_and_read(old_board: Fleet):
     assert old_board["old-1"].read(":data.bin").value == b"x" * 10_000
 
 
+def test_file_with_the_name_of_a_temporary_one_is_kept(old_board: Fleet):
+    board = old_board["old-1"]
+    board.put(b"mine", ":own.csv.part").raise_for_error()
+    refused = board.put(b"new", ":own.csv")["old-1"]
+    assert "rename or remove that, or run mbm board-upgrade-client" in str(refused.error)
+    assert board.read(":own.csv.part").value == b"mine"
+    assert board.rm(":own.csv.part").ok
+    board.put(b"new", ":own.csv").raise_for_error()
+    assert board.read(":own.csv").value == b"new"
+
+
 def test_fresh_cell_restarts_the_interpreter(old_board: Fleet):
     old_board["old-1"].run("gone = 1").raise_for_error()
     assert old_board["old-1"].run("'gone' in globals()", fresh=True, wait=10).value is False

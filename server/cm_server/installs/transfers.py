@@ -14,15 +14,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.errors import PeerWireError
+from cloudmanager.protocol.errors import PeerWireError, ServerError
+from cm_server.jobs.model import JobRefused
 from cm_server.limits import Limits
 
 from .content_store import Content
 
 if TYPE_CHECKING:
-    from cm_server.jobs.model import BoardChannel, Job
+    from cm_server.jobs.model import Board, BoardChannel, Job
 
 ACKS_PER_WINDOW = 4  # must equal the value in mpy_client/cm/files.py
+
+
+_OLD_CLIENT = (
+    "this board's client is of version 0.1, which would overwrite a file that is called like the "
+    "uploaded one with .part at its end: rename or remove that, or run mbm board-upgrade-client"
+)
 
 
 class FileTransferSpec(NamedTuple):
@@ -48,7 +55,13 @@ class FileTransferSpec(NamedTuple):
             job: the job on that board.
             channel: to the board.
         """
-        return FileTransfer(job.id, self, channel.send, job.board.buffer_size)
+        is_old = _is_client_of_0_1(job.board)
+        return FileTransfer(job.id, self, channel.send, job.board.buffer_size, is_old=is_old)
+
+
+def _is_client_of_0_1(board: Board) -> bool:
+    """Whether a board has the client of version 0.1; its parts are the names of the files."""
+    return "link" in board.client_parts and "firmware" not in board.client_parts
 
 
 def ack_bytes_for(boards: int, limits: Limits) -> int:
@@ -68,19 +81,28 @@ class FileTransfer:
         spec: the transfers.
         send: sends a message to the board.
         buffer_size: the longest message that the board can receive, in bytes.
+        is_old: whether the board writes to PATH.part, which may be a file of the user's, instead of
+            PATH.mbm-part.
 
     Attributes:
         transferred: bytes sent to the board, or forwarded from it, in this job.
     """
 
     def __init__(
-        self, job: int, spec: FileTransferSpec, send: Callable[[bytes], object], buffer_size: int
+        self,
+        job: int,
+        spec: FileTransferSpec,
+        send: Callable[[bytes], object],
+        buffer_size: int,
+        *,
+        is_old: bool = False,
     ) -> None:
         self._job = job
         self._send = send
         self._payload_bytes = buffer_size - wire.HEADER.size
         self._ack_bytes = spec.ack_bytes
         self._reads_files = spec.reads_files
+        self._is_old = is_old
         self._pending_contents: list[Content] = list(reversed(spec.contents))
         self._content: Content | None = None  # being sent
         self._offset = 0  # in the content that is being sent
@@ -97,6 +119,7 @@ class FileTransfer:
             Whether the caller receives the message too: always.
 
         Raises:
+            JobRefused: the board would overwrite another file.
             PeerWireError: the message is malformed, or refers to a file that the job does not have.
         """
         if self._reads_files:
@@ -122,6 +145,9 @@ class FileTransfer:
             raise PeerWireError("the board requests a file that the job does not write")
         content = self._content = self._pending_contents.pop()
         resumes = have.size > 0 and content.starts_with(have.size, have.digest)
+        if self._is_old and have.size and not resumes:
+            self._send(wire.pack(wire.INTERRUPT, job=self._job))
+            raise JobRefused(ServerError(_OLD_CLIENT))
         self._offset = have.size if resumes else 0
         self._send_next(content, 0 if resumes else wire.RESTART_FILE)
 
