@@ -81,6 +81,8 @@ def _literal(value: Any) -> str:
         return bytes.__repr__(value)
     if isinstance(value, bytearray):
         return f"bytearray({bytes(value)!r})"
+    if isinstance(value, memoryview) and value.format in "Bbc":
+        return bytes.__repr__(value.tobytes())
     return _container_literal(value)
 
 

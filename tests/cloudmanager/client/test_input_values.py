@@ -46,6 +46,8 @@ CHANGED = {
     "colour": (Colour.RED, 1),
     "derived": (Text("x"), "x"),
     "letters": (array.array("u", "ab"), ["a", "b"]),
+    "view": (memoryview(b"abc")[1:], b"bc"),
+    "numbers": (memoryview(array.array("h", [1, -2])), [1, -2]),
 }
 #: What is sent comes back as the same type.
 ROUND_TRIP: dict[str, Any] = {
