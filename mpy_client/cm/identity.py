@@ -1,6 +1,7 @@
 # The board's identity in /cm.json: enrols with a token, and replaces its key.
 # Boards: all; loaded for that, then dropped.
-# Cost: 862 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 898 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import link
 from cm.firmware import binascii, json, machine, os, struct, sys
 from cm.mac import hmac
 
@@ -33,7 +34,7 @@ def save(config):
 # Enrols. The board generates its own key and saves it before it sends it: if it asks
 # again with the same token and key, the server returns the same identity. HELLO follows on the same
 # link.
-def enrol(link, config, send, expect):
+def enrol(config, send, expect):
     if "key" not in config:
         config["key"] = hexlify(os.urandom(32)).decode()
         save(config)
@@ -45,15 +46,16 @@ def enrol(link, config, send, expect):
     about = {"v": 1, "uid": uid, "platform": sys.platform}
     for name in ("token", "key", "name"):
         about[name] = config.get(name, "")
-    send(link, _ENROL, json.dumps(about).encode())
-    config.update(json.loads(bytes(link.mv[_IN + _HEADER : expect(link, _ENROLLED)])))
+    send(_ENROL, json.dumps(about).encode())
+    config.update(json.loads(bytes(link.mv[_IN + _HEADER : expect(_ENROLLED)])))
     del config["token"]
     save(config)
 
 
 # Handles REKEY, which has the number of the new key and the data that it is derived with; no key is
 # sent over the network.
-def rekey(link, view):
+def rekey(view):
+    link.drop("identity")
     config = load()
     gen = config.get("gen", 0) + 1
     if struct.unpack_from(">I", view)[0] != gen:

@@ -1,14 +1,11 @@
 # The link to the server: sends and receives messages (RFC 6455) and reconnects for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,280 bytes of .mpy, 3,728 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,306 bytes of .mpy, 3,808 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import cm
 from cm import firmware, state
 from cm.firmware import builtins, gc, micropython, select, struct, sys, time
 
 pack_into = struct.pack_into
-heap_lock = micropython.heap_lock
-heap_unlock = micropython.heap_unlock
-sleep_ms = time.sleep_ms
 ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
@@ -151,10 +148,22 @@ def recv(at):
             refuse(_CLOSE_PROTOCOL_ERROR, at)
 
 
+# Calls what is called about once a second: by the console's timer, and by a client that waits. An
+# exception, such as for a full flash, must not end a cell.
+def run_calls():
+    for call in state.calls:
+        try:
+            if call():
+                state.calls.remove(call)
+                return  # the one after it is called the next time
+        except Exception:
+            pass
+
+
 # Waits for the link, or for some ms, while asyncio's tasks run. Starts the user's program.
 def idle(ms):
     if state.calls:
-        state.calls.run()
+        run_calls()
         ms = min(ms, 1000)
     if state.program and (state.socket or state.tries > _TRIES_ALONE):
         return state.program()
@@ -167,7 +176,7 @@ def idle(ms):
             busy = False
         if busy:
             return tasks.wait(ms)
-    return wait(ms) if state.socket else sleep_ms(ms)
+    return wait(ms) if state.socket else time.sleep_ms(ms)
 
 
 # Removes a module that is rarely needed from memory.
@@ -188,8 +197,8 @@ cm.emit = emit
 
 
 def unlock_heap():
-    heap_lock()  # one unlock too many would underflow
-    while heap_unlock():
+    micropython.heap_lock()  # one unlock too many would underflow
+    while micropython.heap_unlock():
         pass
 
 
@@ -211,19 +220,17 @@ def serve_once(run):
         restore()
         if __import__ is not importer:
             builtins.__import__ = importer
-        from cm import restart
+        from cm.restart import repair
 
-        restart.repair()
-        drop("restart")
-        restart = None
+        repair(drop)
+        repair = None
         from cm.dial import dial
 
-        dial(run.link, run)
+        dial()
     finally:
         dial = None
-        drop("dial")
-        drop("about")
-        drop("facts")
+        for part in ("dial", "about", "facts"):
+            drop(part)
         if not state.mac:
             drop("mac")
         gc.collect()
@@ -249,11 +256,10 @@ def start(console=None):
                 if failures == _MAX_FAILURES:
                     state.console.hard_reset()
                 if failures:
-                    run.spare.clear()
-                    from cm import restart
+                    from cm.restart import fail
 
-                    restart.fail(run.link, run, error)
-                    sleep_ms(1000)
+                    fail(error)
+                    time.sleep_ms(1000)
                 serve_once(run)
                 failures = 0
             except (OSError, EOFError):  # the link is lost

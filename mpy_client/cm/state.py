@@ -1,6 +1,6 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 345 bytes of .mpy, 528 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 341 bytes of .mpy, 544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
 # Bytes of C stack in use up to which the client may work: sending needs 2.5 KB of the 8 KB that RP2
@@ -8,6 +8,7 @@ console = None  # the module for the console: console.py or unix.py
 deepest = 1 << 29
 
 nic = None  # the network that net.py has connected
+trial = 0  # ticks at which new settings (/cm.new) have failed; 0: there are none
 
 # The link. dial.py opens it, link.close() closes it.
 socket = None  # for poll
@@ -28,13 +29,12 @@ answer = None  # for code that waits for a message: its length, once it was rece
 
 # Tasks that run between jobs.
 tasks = None  # tasks.py, if the user's code that runs is that of tasks
-back_at = 0  # ticks when they must have let the client run
 ahead = 0  # length of a message that was read while a task did not let the client run
 task_timeout = 2000  # ms that such a message waits for the task
 
-calls = None  # calls.py, if it is loaded
+calls = []  # functions that link.run_calls() calls about once a second until they return true
 leaving = False  # the interpreter restarts: nothing may stop the exception that does it
-watchdog = None  # watchdog.py, if it is loaded
+watchdog = ""  # what is armed, as the fleet shows it
 
 # The user's program (app.py).
 program = None  # a function for link.idle() to call once

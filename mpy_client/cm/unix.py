@@ -1,8 +1,9 @@
 # The console of the unix port: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,597 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,609 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import run, state
 from cm.firmware import builtins, io, struct, sys, time
+from cm.link import run_calls
 
 print = builtins.print
 pack_into = struct.pack_into
@@ -63,8 +64,7 @@ def end_guard(may_raise):
 # Serves the link, as soon as no client code is interrupted halfway.
 def poll():
     mailbox[_CALL_AGAIN] = 0
-    if state.calls:
-        state.calls.run()
+    run_calls()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
     pack_into("<q", mailbox, _DEADLINE, state.deadline)

@@ -34,9 +34,9 @@ def _start_trial(start_trial=_start_trial):
         """
 def _start_trial(start_trial=_start_trial):
     start_trial()
-    from cm import calls
+    from cm import state
 
-    calls.calls.remove(_check_trial)
+    state.calls.remove(_check_trial)
 """,
         _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32-1.24]",
     ),
@@ -60,13 +60,13 @@ def _check():
     ),
     defence(
         "cells in quick succession do not starve the watchdog",
-        BOARD + "ticker.py",
+        BOARD + "console.py",
         """
 def idle():
-    if calls.calls:
-        console.timer.init(period=_PERIOD_MS, callback=tick)
+    if dogs or state.calls:
+        timer.init(period=_IDLE_MS, callback=tick)
     else:
-        console.timer.deinit()
+        timer.deinit()
 """,
         _TIMERS + "watchdog_is_fed_during_cells_in_quick_succession",
     ),

@@ -15,6 +15,8 @@ from ramflash import Flash, mkdir, mount, power_off, power_on, read, write
 
 import cm_start
 
+sys.modules["cm.console"] = sys  # as on a board that was installed by mbm flash
+
 Flash.torn = "torn" in sys.argv
 NAMES = ("link.mpy", "run.mpy", "about.mpy")
 PIECE = 600
@@ -26,6 +28,7 @@ def client(version):
 
 
 def cell(which, **inputs):
+    sys.modules["cm_start"] = cm_start
     exec(CELLS[which], inputs)
 
 

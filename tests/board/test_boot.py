@@ -131,15 +131,79 @@ def test_new_settings_that_work_are_kept(lab):
     assert lab.flash.read("/cm.new") == ""
 
 
-def test_new_settings_that_do_not_work_are_discarded(lab):
-    link = lab.boot().link()
-    config = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
-    new = json.dumps({**config, "tcp_port": 1})
+#: A network, and no interrupt of a task for which time passes at once.
+HOME = {"air": {"home": "x"}, "wifi": [["home", "x"]], "link_timeout": 100_000}
+#: A program that lets 61 s pass while the board tries new settings.
+LATER = """
+import machine, os
+async def main():
+    if "cm.new" in os.listdir("/"):
+        machine.skip(61000)
+"""
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tcp_port": 1}, {"wifi": [["gone", "x"]]}], ids=["port", "wifi"]
+)
+def test_new_settings_that_do_not_work_are_discarded_after_a_minute(lab, wrong):
+    link = lab.boot(LATER, **HOME).link()
+    link.program(0, "app.py ended")
+    code = "with open('/cm.json') as f: text = f.read()\n__cm__((text))"
+    config = json.loads(link.run(code).value.decode()[1:-1])
+    new = json.dumps({**config, **wrong})
     link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
     lab.chip.press_reset()
-    lab.link(after=link, timeout=25)
+    again = lab.link(after=link, timeout=25)
     lab.chip.hear(b"The new settings do not work: the old ones are back.")
+    assert again.run("__cm__((1))").value == b"1"
     assert lab.flash.read("/cm.new") == ""
+
+
+def pass_time(lab, link, seconds):
+    """Let time pass on a board whose server is away."""
+    code = (
+        "import asyncio, cm.state, machine\nasync def left():\n"
+        "    while cm.state.socket: await asyncio.sleep_ms(50)\n"
+        f"    machine.skip({seconds * 1000})\nt = asyncio.create_task(left())"
+    )
+    assert link.run(code).status == OK
+    lab.peer.shut()
+    link.close()
+
+
+def test_network_restarts_after_ten_minutes_without_a_link(lab):
+    link = lab.boot(**HOME).link()
+    assert link.run("kept = 1").status == OK
+    pass_time(lab, link, 601)
+    lab.chip.hear(b"No link for long: the network restarts.")
+    lab.peer.open()
+    assert lab.link(after=link).run("__cm__((kept))").value == b"1"
+
+
+def test_board_restarts_after_an_hour_without_a_link(lab):
+    link = lab.boot(**HOME).link()
+    pass_time(lab, link, 3601)
+    lab.chip.hear(b"No link for long: the board restarts.")
+    lab.peer.open()
+    again = lab.link(after=link)
+    assert again.proof_fields["boot"] != link.proof_fields["boot"]
+    assert again.run("import os\n__cm__(('cm.away' in os.listdir('/')))").value == b"False"
+
+
+def test_board_that_restarted_in_an_outage_waits_longer_the_next_time(lab):
+    link = lab.boot(**HOME).link()
+    assert link.run("with open('/cm.away', 'w') as f: f.write('1')").status == OK
+    pass_time(lab, link, 3601)
+    lab.chip.hear(b"No link for long: the network restarts.")
+
+
+def test_board_without_a_file_system_restarts_when_its_link_is_lost(lab):
+    link = lab.boot().link()
+    assert link.run("import os\nos.umount('/')").status == OK
+    link.close()
+    again = lab.link(after=link)
+    assert again.proof_fields["boot"] != link.proof_fields["boot"]
+    assert b"main.py" in again.run("import os\n__cm__((os.listdir('/')))").value
 
 
 def test_unreachable_server_is_reported_less_and_less_often(lab):

@@ -201,7 +201,7 @@ def test_confirmed_client_is_not_reset_when_its_trial_would_end(lab, client, por
     link = boot(lab, port, app="", watchdog=0)
     assert link.run(CONFIRM).status == OK
     assert link.run("import machine\nmachine.skip(301000)").status == OK
-    calls = "from cm import calls\n__cm__((calls.calls))"
+    calls = "from cm import state\n__cm__((state.calls))"
     until(link, lambda link: value(link, calls), "[]")
     assert value(link, WHO) == "'new'"
 
@@ -210,7 +210,7 @@ def test_crashed_program_is_no_good_start_a_minute_later(lab):
     link = lab.boot("1 / 0", chip_options={"port": "esp32-1.29"}, watchdog=0).link()
     started(link, "app.py ended: ZeroDivisionError: divide by zero")
     assert link.run(MINUTE).status == OK
-    until(link, lambda link: value(link, "from cm import calls\n__cm__((calls.calls))"), "[]")
+    until(link, lambda link: value(link, "from cm import state\n__cm__((state.calls))"), "[]")
     assert bad_starts(link) == "1"
 
 
@@ -259,7 +259,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
     with BoardRepl(lab.chip.port) as repl:
         repl.await_prompt(10)
-        assert repl.run("import cm.calls; print(len(cm.calls.calls))").strip() == "1"
+        assert repl.run("import cm.state; print(len(cm.state.calls))").strip() == "1"
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
     started(lab.link(after=link), app)
     assert CRASH not in lab.chip.said
