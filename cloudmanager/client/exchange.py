@@ -73,6 +73,7 @@ class Exchange:
         self._refs = itertools.count(1)
         self._close_lock = threading.Lock()  # nothing is added after the link was lost
         self._replies: dict[int, Future[Any]] = {}
+        self._reply_parts: dict[int, Any] = {}  # of replies that are not complete
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
         self._watch_callbacks: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
@@ -120,9 +121,10 @@ class Exchange:
     def request(self, verb: str, body: dict[str, Any]) -> Future[Any]:
         """Call a verb of the server (sends REQUEST); return a future of the reply."""
         ref = next(self._refs)
-        return self._send_request(
-            ref, wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
+        message = wire.pack_json(
+            wire.REQUEST, {"verb": verb, **body}, job=ref, flags=wire.ACCEPTS_PARTS
         )
+        return self._send_request(ref, message)
 
     def send_content(self, upload: int, data: bytes) -> Future[Any]:
         """Upload a piece of a file (sends CONTENT); the reply confirms that it was received."""
@@ -221,6 +223,7 @@ class Exchange:
         for on_message in list(self._watch_callbacks.values()):
             on_message(error)
         self._replies.clear()
+        self._reply_parts.clear()
         self._jobs.clear()
         self._watch_callbacks.clear()
 
@@ -275,11 +278,35 @@ class Exchange:
 
     def _on_message(self, message: wire.Message) -> None:
         if message.op == wire.REPLY:
-            self._on_reply(message.job, wire.read_json(message.payload))
+            body = wire.read_json(message.payload)
+            if message.flags & wire.MORE_PARTS or message.job in self._reply_parts:
+                self._join_part(message.job, body)
+            if not message.flags & wire.MORE_PARTS:
+                self._reply_parts.pop(message.job, None)
+                self._on_reply(message.job, body)
         elif message.op == wire.CHANGES:
             self._watch_callbacks.get(message.job, _ignore_message)(message)
         else:
             raise PeerWireError(f"the server sent op 0x{message.op:02x}")
+
+    def _join_part(self, ref: int, body: dict[str, Any]) -> None:
+        """Add one part of a long reply to those before it; ``body`` gets all of them.
+
+        Raises:
+            PeerWireError: the parts are not lists, and not objects either.
+        """
+        part = body.get("reply")
+        if "error" in body:
+            return
+        known = self._reply_parts.setdefault(ref, part)
+        if known is not part:
+            if isinstance(known, list) and isinstance(part, list):
+                known += part
+            elif isinstance(known, dict) and isinstance(part, dict):
+                known |= part
+            else:
+                raise PeerWireError("the server sent parts of different replies")
+        body["reply"] = known
 
     def _on_event(self, message: wire.Message) -> None:
         if message.op == wire.ACCEPTED:

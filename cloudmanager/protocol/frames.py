@@ -118,6 +118,15 @@ class FrameReader:
         """Whether all received bytes have been returned as frames."""
         return not self._buffer
 
+    @property
+    def pending_bytes(self) -> int:
+        """The received bytes that have not been returned as frames."""
+        return len(self._buffer)
+
+    def clear(self) -> None:
+        """Drop the received bytes, because the link has ended."""
+        self._buffer = bytearray()
+
     def push(self, data: bytes) -> None:
         """Append received bytes; ``next_frame`` reads them."""
         self._buffer += data

@@ -72,6 +72,8 @@ OP_RESULT: Final = 0x02  # CHUNK: the result of a file operation, in JSON
 NEXT_OPS: Final = 0x02  # DATA: the next file operations
 TOTAL_BYTES: Final = 0x04  # CHUNK, to a caller: how many bytes will be transferred
 FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; earlier messages no longer hold
+ACCEPTS_PARTS: Final = 0x01  # REQUEST: the caller can read a reply of several parts
+MORE_PARTS: Final = 0x01  # REPLY: another part follows; their lists, or objects, are joined
 BLOCKING: Final = 0x01  # PROGRAM: it keeps the board busy
 
 #: How a job ended, by its number on the wire; ``running`` occurs only in a board's ``last``.

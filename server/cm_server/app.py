@@ -60,6 +60,8 @@ from .net.handlers import (
     RequestPolicy,
 )
 from .net.listener import Listener
+from .net.unfinished_messages import UnfinishedMessages
+from .net.work_shares import WorkShares
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
 from .rate_limits import RateLimiter, UnauthenticatedConnections
@@ -202,7 +204,7 @@ class Server:
             origins=options.allow_origin,
             refusal_rate=rate(limits.stranger_rows_per_address_per_minute),
         )
-        backlogs = FairQueue()
+        backlogs = FairQueue(limits.slice_seconds)
         self._board_link_services = BoardLinkServices(
             limits=limits,
             beat=options.beat,
@@ -240,6 +242,9 @@ class Server:
             peer_log=self.peer_log,
             backlogs=backlogs,
             bad_login_rate=rate(limits.bad_logins_per_minute),
+            work_shares=WorkShares(limits),
+            unfinished=UnfinishedMessages(limits, loop.call_later),
+            long_replies=asyncio.Semaphore(limits.undivided_replies),
         )
 
     def _make_cluster(self, pubsub: PubSub | None) -> Cluster | SingleServer:

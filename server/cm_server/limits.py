@@ -53,6 +53,9 @@ class Limits:
     #: For this time one link may occupy the event loop; then others are served. A message is never
     #: divided.
     slice_seconds: float = 0.00025
+    #: A message that takes longer is followed by a pause of the same length, for all links of its
+    #: token, in which others are served.
+    free_work_seconds: float = 0.002
     messages_per_second: int = 10_000  # of one link; cells without a pause need a quarter
     messages_at_once: int = 10_000  # of one link, after a pause
     #: A message that is rarely sent (ping, facts, sample) counts as this many.
@@ -64,10 +67,20 @@ class Limits:
     callers_per_token: int = 250
     reserved_callers: int = 50  # of these, for administrators
     caller_message_bytes: int = 16 * MIB  # a cell and its target
+    message_seconds: float = 180.0  # in which a caller's message must arrive, once it has begun
+    message_stall_seconds: float = 3.0  # without a byte of it, while other messages have to wait
+    #: Of messages that have begun to arrive. With more, the first is completed; the others wait.
+    unfinished_token_bytes: int = 24 * MIB  # of all links of one token
+    unfinished_bytes: int = 96 * MIB  # of all callers
+    reserved_unfinished_bytes: int = 24 * MIB  # of these, for administrators
+    free_unfinished_bytes: int = 64 * KIB  # of each link, which do not count
     #: Of output queued for a caller that does not read; results are always queued.
     outbox_bytes: int = MIB
     frame_bytes: int = MIB  # at this size no more messages are added to a frame
-    unsent_bytes: int = 8 * MIB  # queued for any link; with more it is closed
+    #: Queued for any link. With more, nothing more is read from a caller, and a link whose peer
+    #: reads nothing for the time below is closed.
+    unsent_bytes: int = 8 * MIB
+    stall_seconds: float = 30.0
     close_seconds: float = 1.0  # in which a peer can read why its link is closed
     cell_seconds: float = 7 * 86400.0  # of `timeout` and of `wait`
     # Requests; the head of a SUBMIT counts as one.
@@ -77,7 +90,12 @@ class Limits:
     request_depth: int = 6  # of lists and objects in each other
     interrupt_jobs: int = 10_000  # numbers of jobs in one request: as many as a full server has
     labels: int = 64  # of one board
-    pending_requests: int = 64  # of one link, that are answered later: by a plan, or the store
+    pending_requests: int = 256  # of one link, that are answered later: by a plan, or the store
+    #: Of a part of a long reply; the next part is sent when the caller has read it.
+    reply_part_bytes: int = 128 * KIB
+    #: Long replies that are sent as one message, to clients that cannot read parts; others wait.
+    undivided_replies: int = 2
+    installed_boards: int = 200  # whose packages are read from the store at once
     reply_jobs: int = 1000  # in one reply
     reply_audit_rows: int = 10_000
     enrol_names: int = 10_000  # in one request

@@ -39,7 +39,7 @@ class Quota:
             used: how much all tokens have.
             amount: how much more it asks for.
         """
-        if self._exceeds_share(own + amount):
+        if self.exceeds_share(own + amount):
             return f"the token {token.name!r} has {own:,} {self.what} already"
         if used + amount > self.total:
             return f"the server has {used:,} {self.what} already"
@@ -50,7 +50,8 @@ class Quota:
             )
         return ""
 
-    def _exceeds_share(self, amount: int) -> bool:
+    def exceeds_share(self, amount: int) -> bool:
+        """Return whether this is more than one token may have."""
         return amount > self.per_token
 
     def _reserved_from(self, token: TokenRow) -> int:
@@ -73,6 +74,10 @@ class Shares:
     def refusal_reason(self, token: TokenRow, amount: int = 1) -> str:
         """Return why a token may not have more; "" if it may."""
         return self._quota.refusal_reason(token, self.used_by(token.hash), self.total, amount)
+
+    def exceeds_share(self, token: TokenRow) -> bool:
+        """Return whether a token has more than its share."""
+        return self._quota.exceeds_share(self.used_by(token.hash))
 
     def used_by(self, owner: str) -> int:
         """Return how much the token with this hash has."""

@@ -147,7 +147,7 @@ BOUNDS: Final = [
     defence(
         "the link of a peer that does not read is closed",
         SERVER + "net/websocket.py",
-        "WebSocketLink._has_too_much_unsent = lambda self, transport: False",
+        "WebSocketLink._has_stalled = lambda self, read_before: False",
         "cm_server/net/test_websocket.py::test_peer_that_does_not_read_is_closed",
     ),
     defence(

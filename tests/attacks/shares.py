@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import LIBRARY, SERVER, Defence, defence
+from .defence import LIBRARY, SERVER, Defence, Override, defence
 
 RIGHTS: Final = "cm_server/net/test_small_rights.py::test_"
+SHARED_WORK: Final = "cm_server/net/test_work_shares.py::test_"
 CONTENTS: Final = "cm_server/installs/test_content_store.py::test_"
 
 SHARES: Final[list[Defence]] = [
@@ -58,7 +59,7 @@ SHARES: Final[list[Defence]] = [
     defence(
         "small rights: a token has a share of links, subscriptions, uploads and the disk",
         SERVER + "quotas.py",
-        "Quota._exceeds_share = lambda self, amount: False",
+        "Quota.exceeds_share = lambda self, amount: False",
         RIGHTS + "subscriptions_are_bounded_per_token_with_a_reserve",
         CONTENTS + "uploads_are_bounded_per_token_with_a_reserve",
         CONTENTS + "unfinished_uploads_count_for_the_bytes_on_disk",
@@ -82,6 +83,68 @@ SHARES: Final[list[Defence]] = [
         SERVER + "installs/content_store.py",
         "ContentStore.discard_idle_uploads = lambda self: None",
         CONTENTS + "upload_without_progress_is_discarded",
+    ),
+    # Fairness
+    defence(
+        "small rights: a long message is followed by a pause, in which others are served",
+        SERVER + "net/work_shares.py",
+        "WorkShare.record = lambda self, seconds: None",
+        SHARED_WORK + "long_work_is_followed_by_a_pause_of_its_length[1.0-1.0]",
+        RIGHTS + "long_request_leaves_time_for_others",
+        behind=Override(
+            SERVER + "net/fair_queue.py", "FairQueue._iterations_to_skip = lambda self, seconds: 0"
+        ),
+    ),
+    defence(
+        "small rights: after a long call, iterations of the event loop are left to others",
+        SERVER + "net/fair_queue.py",
+        "FairQueue._iterations_to_skip = lambda self, seconds: 0",
+        "cm_server/net/test_fair_queue.py::test_long_call_leaves_iterations_to_others",
+    ),
+    defence(
+        "small rights: messages of a caller that does not read wait",
+        SERVER + "net/websocket.py",
+        "WebSocketLink._must_wait_for_reader = lambda self: False",
+        "cm_server/net/test_websocket.py::test_requests_of_a_caller_that_does_not_read_wait",
+    ),
+    defence(
+        "small rights: a long reply is sent in parts, as they are read",
+        SERVER + "net/caller_socket.py",
+        "CallerConnection._wait_until_read = lambda self: asyncio.sleep(0)",
+        RIGHTS + "caller_that_does_not_read_a_long_reply_costs_one_part",
+    ),
+    defence(
+        "small rights: others have their turn while a long reply is made",
+        SERVER + "api/replies.py",
+        "_TURN_SECONDS = 1e9",
+        "cm_server/api/test_replies.py::test_others_have_their_turn_between_items",
+    ),
+    defence(
+        "small rights: a link is not closed while its peer reads slowly",
+        SERVER + "net/websocket.py",
+        "WebSocketLink._has_stalled = lambda self, read_before: True",
+        "cm_server/net/test_websocket.py::test_peer_that_reads_slowly_is_not_closed",
+    ),
+    defence(
+        "small rights: a message has to be completed in time",
+        SERVER + "net/caller_socket.py",
+        "CallerConnection._on_message_too_slow = lambda self: None",
+        RIGHTS + "message_that_is_not_completed_in_time_closes_the_link",
+    ),
+    defence(
+        "small rights: unfinished messages of a token are bounded",
+        SERVER + "net/unfinished_messages.py",
+        "UnfinishedMessages._may_continue = lambda self, link: True",
+        "cm_server/net/test_unfinished_messages.py::"
+        "test_first_message_of_a_token_is_completed_and_others_wait",
+        RIGHTS + "unfinished_messages_of_a_token_are_bounded_and_completed",
+    ),
+    defence(
+        "small rights: an unfinished message without progress does not stop others",
+        SERVER + "net/unfinished_messages.py",
+        "UnfinishedMessages._close_stalled = lambda self: None",
+        "cm_server/net/test_unfinished_messages.py::"
+        "test_link_without_progress_is_closed_while_others_wait",
     ),
     # Names
     defence(

@@ -6,8 +6,10 @@ No sockets, no SQL.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine
+import functools
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol import errors
@@ -18,10 +20,13 @@ from cm_server.auth.credentials import BOARD_ROLE, ROLES
 from cm_server.auth.tokens import NewToken
 from cm_server.installs import planning
 from cm_server.jobs.model import Board
+from cm_server.sample_buffer import Sample
 from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
+from cm_server.store.store import Store
 
 from . import job_verbs
+from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
 
@@ -179,7 +184,7 @@ def _server_status(context: RequestContext) -> dict[str, Any]:
     }
 
 
-def _list_boards(context: RequestContext) -> list[dict[str, Any]]:
+def _list_boards(context: RequestContext) -> ListReply:
     """Describe the boards that match, connected or not, or those that a cell would run on."""
     target = context.body.get("target")
     if target is None or context.body.get("as_for_cells"):
@@ -188,7 +193,7 @@ def _list_boards(context: RequestContext) -> list[dict[str, Any]]:
         names = parse_target(str(target)).listed_names(context.boards)
         boards = [context.boards[name] for name in names]
         context.audit_entry.boards = len(boards)
-    return [board.describe() for board in boards]
+    return ListReply(board.describe() for board in boards)
 
 
 async def _set_labels(context: RequestContext) -> list[str]:
@@ -250,16 +255,29 @@ def _plan_install(context: RequestContext) -> Any:
     return planning.plan_install(context.services.installs, caller, boards, options)
 
 
-async def _list_installed(context: RequestContext) -> dict[str, Any]:
+def _list_installed(context: RequestContext) -> MapReply:
     """Return the packages that boards have confirmed, and when; also of offline boards."""
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
-    boards = {name: context.boards[name] for name in names}
-    ids = [board.id for board in boards.values()]
-    found = await context.services.store_queue.run(
-        lambda store: store.installed_packages.of_boards(ids), refusable=True
-    )
-    return {name: _describe_installed(board, found[board.id]) for name, board in boards.items()}
+    return MapReply(_read_installed(context, [context.boards[name] for name in names]))
+
+
+async def _read_installed(
+    context: RequestContext, boards: list[Board]
+) -> AsyncIterator[list[tuple[str, Any]]]:
+    """Read what is installed from the store, for some boards at a time."""
+    size = context.services.limits.installed_boards
+    for start in range(0, len(boards), size):
+        batch = boards[start : start + size]
+        ids = [board.id for board in batch]
+        found = await context.services.store_queue.run(
+            functools.partial(_installed_of, ids), refusable=True
+        )
+        yield [(board.name, _describe_installed(board, found[board.id])) for board in batch]
+
+
+def _installed_of(ids: list[str], store: Store) -> dict[str, InstalledOnBoard]:
+    return store.installed_packages.of_boards(ids)
 
 
 def _describe_installed(board: Board, installed: InstalledOnBoard) -> dict[str, Any]:
@@ -271,7 +289,7 @@ def _describe_installed(board: Board, installed: InstalledOnBoard) -> dict[str, 
     }
 
 
-def _list_samples(context: RequestContext) -> list[list[Any]]:
+def _list_samples(context: RequestContext) -> ListReply:
     """Return recent samples, also of offline boards, the newest last."""
     count = context.body.get("count") or context.services.limits.reply_samples
     if not is_whole_number(count) or not 0 < count <= context.services.limits.reply_samples:
@@ -280,12 +298,16 @@ def _list_samples(context: RequestContext) -> list[list[Any]]:
         )
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
-    samples = []
-    for name in names:
-        for sample in context.boards[name].sample_buffer.samples:
-            samples.append((sample, name))
-    samples.sort()
-    return [[name, *sample[:3], json.loads(sample.values)] for sample, name in samples[-count:]]
+    buffers = {name: tuple(context.boards[name].sample_buffer.samples) for name in names}
+    return ListReply(_newest_samples(buffers, count))
+
+
+def _newest_samples(buffers: dict[str, tuple[Sample, ...]], count: int) -> Iterator[Any]:
+    """Yield the newest samples of several boards in the order of their times."""
+    skipped = sum(map(len, buffers.values())) - count
+    named = (zip(samples, itertools.repeat(name)) for name, samples in buffers.items())
+    for number, (sample, name) in enumerate(heapq.merge(*named)):
+        yield SKIPPED if number < skipped else Json(sample.to_json(name))
 
 
 async def _read_logs(context: RequestContext) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,7 +14,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWire
 from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
-from cm_server.api import job_requests, verbs
+from cm_server.api import job_requests, replies, verbs
 from cm_server.api.request_limits import check_fields, check_size
 from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
@@ -29,7 +29,9 @@ from cm_server.store.store_queue import Operation
 from .caller_outbox import CallerOutbox
 from .fair_queue import FairQueue
 from .handlers import BaseHandler, RequestPolicy
+from .unfinished_messages import UnfinishedMessages
 from .websocket import WebSocketLink, accept_websocket
+from .work_shares import Measured, WorkShares
 
 if TYPE_CHECKING:
     from cm_server.api.request_context import Services
@@ -63,6 +65,9 @@ class CallerLinkServices:
         peer_log: for lines about callers.
         backlogs: shares the event loop among links.
         bad_login_rate: how many wrong tokens of one address are answered as such.
+        work_shares: the time in which the event loop works for each token.
+        unfinished: the messages that have begun to arrive.
+        long_replies: lets few long replies be sent as one message at the same time.
     """
 
     requests: Services
@@ -71,6 +76,9 @@ class CallerLinkServices:
     peer_log: PeerLog
     backlogs: FairQueue
     bad_login_rate: RateLimiter
+    work_shares: WorkShares
+    unfinished: UnfinishedMessages
+    long_replies: asyncio.Semaphore
 
 
 class _SubmittedCell(NamedTuple):
@@ -185,9 +193,16 @@ class CallerConnection:
         self.token = token
         self._link = link
         link.on_message = self._on_message
-        link.on_drained = self._flush
+        link.on_drained = self._on_drained
+        link.may_continue = self._may_continue_message
+        link.work = services.work_shares.of(token.hash)
+        link.handles_unread = False
         limits = self._services.limits
         self._outbox = CallerOutbox(limits.outbox_bytes, limits.frame_bytes)
+        link.queued_bytes = lambda: self._outbox.pending_bytes
+        self._is_unfinished = False  # whether a message has begun to arrive
+        self._message_timer: asyncio.TimerHandle | None = None  # for the rest of it
+        self._drained: asyncio.Future[None] | None = None  # of those that wait for the caller
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
@@ -236,6 +251,7 @@ class CallerConnection:
             "a caller's link",
             lambda: self._services.callers.discard(self),
             self._stop_timers,
+            lambda: self._link_services.unfinished.update(self, 0),
             lambda: self._services.installs.content_store.discard_uploads(self),
             lambda: self._services.installs.plan_cache.discard_plans(self),
             *(lambda ref=ref: self._unsubscribe(ref) for ref in list(self._subscriptions)),
@@ -244,7 +260,7 @@ class CallerConnection:
         )
 
     def _stop_timers(self) -> None:
-        for timer in (self._token_timer, self._flush_timer):
+        for timer in (self._token_timer, self._flush_timer, self._message_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -255,9 +271,40 @@ class CallerConnection:
 
     # From the caller
 
+    def _may_continue_message(self, size: int) -> bool:
+        """Count the bytes of a message that is not complete; return whether to read more."""
+        if not size and not self._is_unfinished:
+            return True
+        self._is_unfinished = bool(size)
+        if not size:
+            self._stop_message_timer()
+        elif self._message_timer is None:
+            self._message_timer = asyncio.get_running_loop().call_later(
+                self._services.limits.message_seconds, self._on_message_too_slow
+            )
+        may_continue = self._link_services.unfinished.update(self, size)
+        if not may_continue:
+            self._stop_message_timer()  # it has to wait for others
+        return may_continue
+
+    def continue_message(self) -> None:
+        """Try again to read more of a message that had to wait for others."""
+        self._link.continue_message()
+
+    def _stop_message_timer(self) -> None:
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+            self._message_timer = None
+
+    def _on_message_too_slow(self) -> None:
+        self._message_timer = None
+        self._write_log(logging.WARNING, "%s did not complete a message", self._link.peer)
+        self.close(frames.CLOSE_POLICY, "a message took too long")
+
     def _on_message(self, data: bytes) -> None:
         """Handle one message; a CloudmanagerError of its handler is the reply."""
         message = wire.unpack(data)
+        self._stop_message_timer()
         if not self._is_valid_now():
             return
         try:
@@ -291,8 +338,8 @@ class CallerConnection:
         if len(self._reply_tasks) >= limits.pending_requests and body.get("verb") not in _URGENT:
             raise ServerError(f"{limits.pending_requests} requests of this link wait for a reply")
         reply = verbs.handle_request(self._services, self.token, body, self._link.peer, self)
-        if asyncio.iscoroutine(reply):
-            task = asyncio.ensure_future(self._send_async_reply(message.job, reply))
+        if asyncio.iscoroutine(reply) or replies.is_long(reply):
+            task = asyncio.ensure_future(self._send_later(message, reply))
             self._reply_tasks.add(task)
             task.add_done_callback(self._reply_tasks.discard)
         else:
@@ -303,10 +350,17 @@ class CallerConnection:
         check_size(len(message.payload), self._services.limits)
         return wire.read_json(message.payload)
 
-    async def _send_async_reply(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
+    async def _send_later(self, request: wire.Message, reply: Any) -> None:
         """Send a reply once it is available; other messages are handled meanwhile."""
+        ref = request.job
         try:
-            body = {"reply": await reply}
+            if asyncio.iscoroutine(reply):
+                await self._link.work.turn()
+                reply = await Measured(reply, self._link.work)
+            if replies.is_long(reply):
+                await self._send_long(ref, reply, parts=bool(request.flags & wire.ACCEPTS_PARTS))
+                return
+            body = {"reply": reply}
         except CloudmanagerError as error:
             body = verbs.pack_error(error)
         except Exception as error:
@@ -314,6 +368,47 @@ class CallerConnection:
             body = verbs.pack_error(ServerError("the request failed; server.log has the reason"))
         if self._is_valid():
             self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
+
+    async def _send_long(self, ref: int, reply: Any, *, parts: bool) -> None:
+        """Send a long reply: part by part as the caller reads them, or for older ones at once."""
+        pieces = replies.pieces(reply, self._services.limits.reply_part_bytes, self._take_turn)
+        if parts:
+            last = await anext(pieces)
+            async for piece in pieces:
+                await self._send_part(ref, last, wire.MORE_PARTS)
+                last = piece
+            await self._send_part(ref, last, 0)
+            return
+        async with self._link_services.long_replies:
+            text = replies.join_pieces([piece async for piece in pieces])
+            await self._send_part(ref, text, 0)
+            await self._wait_until_read()
+
+    async def _take_turn(self, seconds: float) -> None:
+        """Let others use the event loop after it has worked for this caller."""
+        self._link.work.record(seconds)
+        await asyncio.sleep(0)
+        await self._link.work.turn()
+
+    async def _send_part(self, ref: int, text: str, flags: int) -> None:
+        """Send one part of a reply when the caller has read what was sent before."""
+        await self._wait_until_read()
+        if self._is_valid():
+            message = wire.pack(wire.REPLY, f'{{"reply":{text}}}'.encode(), job=ref, flags=flags)
+            self._link.send(message)
+
+    async def _wait_until_read(self) -> None:
+        """Wait until the caller has read what was sent."""
+        while self._link.write_blocked and not self._link.is_gone:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def _on_drained(self) -> None:
+        self._flush()
+        if self._drained is not None and not self._link.write_blocked:
+            self._drained.set_result(None)
+            self._drained = None
 
     def _on_content(self, message: wire.Message) -> None:
         """Store one piece of an upload; reply with the number of bytes received so far."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from typing import Any
 
 from cm_server import cleanup
 
 READ_BYTES = 64 * 1024  # longest data of one data_received(), as with a plain socket
+_PIECE_BYTES = 256 * 1024  # of what waits to be sent, in one iteration of the event loop
 _RECORD_BYTES = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
 #: A record that is shorter is most often one message: after it, another recv() would most often
 #: find nothing, and cost a tenth of the time of the message.
@@ -112,7 +114,7 @@ class TlsTransport(asyncio.Transport):
         return sent
 
     def _write_unsent(self) -> None:
-        sent = self._send(bytes(self._unsent))
+        sent = self._send(bytes(memoryview(self._unsent)[:_PIECE_BYTES]))
         if self._aborted:
             return
         del self._unsent[:sent]
@@ -129,6 +131,10 @@ class TlsTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Do nothing: pause_writing() is always called at the first byte that has to wait."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return the socket, the only information there is."""
+        return self._sock if name == "socket" else default
 
     # The end
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import socket
 import ssl
+import struct
+import termios
 import time
 from collections.abc import Callable
 
@@ -27,8 +30,11 @@ from cm_server.rate_limits import TokenBucket
 
 from .fair_queue import FairQueue
 from .tls_transport import READ_BYTES, TlsTransport
+from .work_shares import WorkShare
 
 log = logging.getLogger("cm_server")
+
+_COUNT = struct.Struct("i")  # what TIOCOUTQ returns
 
 #: How TCP notices that a board's machine is gone: it reconnects within seconds. The last breaks
 #: the link when data is not acknowledged for this time (ms), or not read.
@@ -50,7 +56,8 @@ class WebSocketLink(asyncio.Protocol):
 
     Received frames are handled in slices of ``Limits.slice_seconds``. If a slice is used up and
     there are more frames, the link waits in ``queue``, and reading is paused, so that the peer has
-    to wait, too. The rate of messages is limited in the same way.
+    to wait, too. The rate of messages is limited in the same way. Nothing is handled of a peer
+    that does not read what was sent to it, or whose other messages have just taken long.
 
     Args:
         max_size: longest message in bytes that the peer may send.
@@ -71,6 +78,11 @@ class WebSocketLink(asyncio.Protocol):
         on_drained: called when the peer has read everything, after ``write_blocked``.
         on_open: called once when the link is open, before its first message.
         on_close: called once when the link is closed.
+        may_continue: returns whether more may be read of a message that is not complete, given its
+            bytes so far.
+        queued_bytes: returns the bytes that wait to be sent, besides those of the link.
+        work: the time in which the event loop works for the peer.
+        handles_unread: whether the peer's messages are handled although it has much to read.
         write_blocked: whether sent bytes wait for the peer to read.
         mac: adds MACs to messages and verifies them, on a board's link without TLS.
     """
@@ -89,6 +101,10 @@ class WebSocketLink(asyncio.Protocol):
         self.on_drained: Callable[[], None] = _do_nothing
         self.on_open: Callable[[], None] = _do_nothing
         self.on_close: Callable[[], None] = _do_nothing
+        self.may_continue: Callable[[int], bool] = lambda _: True
+        self.queued_bytes: Callable[[], int] = lambda: 0
+        self.work = WorkShare(limits)
+        self.handles_unread = True
         self.write_blocked = False
         self.mac: proofs.LinkMac | None = None
         self._reader = frames.FrameReader(max_size, masked=True)
@@ -98,6 +114,9 @@ class WebSocketLink(asyncio.Protocol):
         self._early_messages = 0  # before the authentication
         self._early_reads = 0
         self._backlog = False  # whether frames wait for the next slice
+        self._awaits_reader = False  # whether they wait until the peer has read
+        self._written = 0  # bytes, since the start
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._pauses = 0  # how many reasons there are not to read now
         self._pong: bytes | None = None  # payload of the newest ping, to be answered after a slice
         self._closed = False  # whether a close frame was sent
@@ -175,15 +194,45 @@ class WebSocketLink(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._closed or transport.is_closing():
             return
+        self._written += len(data)
         transport.write(data)
-        if self._has_too_much_unsent(transport):
-            self.write_log(logging.WARNING, "%s does not read: its link is closed", self.peer)
-            self._transport = None
-            # Later, because this may run inside the transport's own resume_writing().
-            asyncio.get_running_loop().call_soon(transport.abort)
+        if self._stall_timer is None and self._has_much_unsent():
+            self._watch_progress()
 
-    def _has_too_much_unsent(self, transport: asyncio.Transport) -> bool:
-        return self.write_blocked and transport.get_write_buffer_size() > self._limits.unsent_bytes
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not read yet, as far as this machine knows."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _has_much_unsent(self) -> bool:
+        return self.write_blocked and (
+            self.unsent_bytes + self.queued_bytes() > self._limits.unsent_bytes
+        )
+
+    def _watch_progress(self) -> None:
+        """Close the link later, if the peer has read nothing until then."""
+        read = self._read_by_peer()
+        loop = asyncio.get_running_loop()
+        self._stall_timer = loop.call_later(self._limits.stall_seconds, self._check_progress, read)
+
+    def _check_progress(self, read_before: int) -> None:
+        self._stall_timer = None
+        if self._transport is None or not self._has_much_unsent():
+            return
+        if self._has_stalled(read_before):
+            self.write_log(logging.WARNING, "%s does not read: its link is closed", self.peer)
+            self.abort()
+        else:
+            self._watch_progress()
+
+    def _has_stalled(self, read_before: int) -> bool:
+        """Return whether the peer has read nothing since it had read ``read_before`` bytes."""
+        return self._read_by_peer() <= read_before
+
+    def _read_by_peer(self) -> int:
+        """Return how many bytes the peer's machine has received since the start."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return self._written - self.unsent_bytes - _kernel_unsent_bytes(sock)
 
     # asyncio.Protocol
 
@@ -218,8 +267,12 @@ class WebSocketLink(asyncio.Protocol):
 
     def _handle_input(self) -> None:
         """Handle frames for the time of one slice; schedule the next slice if there are more."""
+        if self.work.pause():
+            self._schedule_next_slice(0.0)
+            return
+        started = time.perf_counter()
         try:
-            seconds = self._handle_slice()
+            seconds = self._handle_slice(started + self._limits.slice_seconds)
         except PeerWireError as error:
             text = "%s broke the protocol: %s"
             self.write_log(logging.WARNING, text, self.peer, error.detail)
@@ -233,17 +286,27 @@ class WebSocketLink(asyncio.Protocol):
             self.close(frames.CLOSE_INTERNAL_ERROR, "the server failed to handle this message")
         else:
             self._schedule_next_slice(seconds)
+        finally:
+            self.work.record(time.perf_counter() - started)
 
-    def _handle_slice(self) -> float | None:
+    def _handle_slice(self, end: float) -> float | None:
         """Handle frames until none is complete, or the slice or the rate is used up.
+
+        Args:
+            end: of the slice, by ``time.perf_counter``.
 
         Returns:
             Seconds to wait before the next slice; None if no complete frame is left.
         """
-        end = time.perf_counter() + self._limits.slice_seconds
         seconds: float | None = None
         alive = False
-        while seconds is None and (frame := self._reader.next_frame()) is not None:
+        while seconds is None:
+            if self._must_wait_for_reader():
+                seconds = 0.0
+                break
+            frame = self._reader.next_frame()
+            if frame is None:
+                break
             alive = True
             self._on_frame(frame)
             if self._transport is None or self._closed or self._transport.is_closing():
@@ -273,17 +336,33 @@ class WebSocketLink(asyncio.Protocol):
             seconds: to wait before the next slice; None if no frame is left.
         """
         if seconds is None:
-            if self._backlog:
+            is_allowed = self.may_continue(self._reader.pending_bytes)
+            if self._backlog and is_allowed:
                 self._backlog = False
                 self._resume_reading()
+            elif not self._backlog and not is_allowed:
+                self._backlog = True
+                self._pause_reading()
             return
         if not self._backlog:
             self._backlog = True
             self._pause_reading()
-        if seconds:
+        if self._must_wait_for_reader():
+            self._awaits_reader = True
+        elif self.work.pause():
+            self.work.when_free(lambda: self._queue.add(self._continue_backlog))
+        elif seconds:
             asyncio.get_running_loop().call_later(seconds, self._continue_backlog)
         else:
             self._queue.add(self._continue_backlog)
+
+    def _must_wait_for_reader(self) -> bool:
+        """Return whether the peer has to read before more of its messages are handled."""
+        return not self.handles_unread and self._has_much_unsent()
+
+    def continue_message(self) -> None:
+        """Read more of a message that ``may_continue`` has stopped."""
+        self._queue.add(self._continue_backlog)
 
     def _continue_backlog(self) -> None:
         """Handle the next slice of a backlog, unless the link has been closed."""
@@ -338,11 +417,30 @@ class WebSocketLink(asyncio.Protocol):
         """Note that the peer has read everything."""
         self.write_blocked = False
         self.on_drained()
+        if self._awaits_reader and not self._must_wait_for_reader():
+            self._awaits_reader = False
+            self._queue.add(self._continue_backlog)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Call ``on_close``."""
         self._transport = None
+        self._reader.clear()  # now, not when the garbage collector finds the link
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         cleanup.run_all("a link", self.on_close)
+
+
+def _kernel_unsent_bytes(sock: socket.socket | None) -> int:
+    """Return the bytes that wait in a socket's buffer; 0 if the platform does not tell.
+
+    The buffer may hold megabytes, and is reported as writable only when a third of it is free: the
+    peer of a slow link would seem not to read.
+    """
+    if sock is None:
+        return 0
+    with contextlib.suppress(OSError, ValueError):
+        return _COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))[0]  # type: ignore[no-any-return]
+    return 0
 
 
 def _do_nothing() -> None:

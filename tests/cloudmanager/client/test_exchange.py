@@ -562,3 +562,45 @@ def test_lost_link_ends_watches():
     later: list[Any] = []
     conversation.exchange.watch("all", {"samples": False}, later.append)
     assert [type(error) for error in (*received, *later)] == [ServerUnreachable] * 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        ([[1, 2], [3], []], [1, 2, 3]),
+        ([{"a": 1}, {"b": 2}], {"a": 1, "b": 2}),
+        ([[]], []),
+    ],
+)
+def test_parts_of_a_long_reply_are_joined(parts, whole):
+    talk = Conversation()
+    reply, other = talk.exchange.request("boards", {}), talk.exchange.request("status", {})
+    ref, other_ref = (message.job for message in talk.messages())
+    for part in parts[:-1]:
+        talk.say(wire.pack_json(wire.REPLY, {"reply": part}, job=ref, flags=wire.MORE_PARTS))
+        assert not reply.done
+    talk.reply(other_ref, reply="between the parts")
+    talk.reply(ref, reply=parts[-1])
+    assert reply.result() == whole
+    assert other.result() == "between the parts"
+
+
+def test_error_ends_a_reply_of_several_parts():
+    talk = Conversation()
+    reply = talk.exchange.request("boards", {})
+    (message,) = talk.messages()
+    talk.say(wire.pack_json(wire.REPLY, {"reply": [1]}, job=message.job, flags=wire.MORE_PARTS))
+    talk.reply(message.job, error="ServerError", args=["the store failed"])
+    with pytest.raises(ServerError, match="the store failed"):
+        reply.result()
+
+
+@pytest.mark.parametrize("parts", [([1], {"a": 1}), ({"a": 1}, 5), (1, 2)], ids=str)
+def test_parts_of_different_kinds_close_the_link(parts):
+    talk = Conversation()
+    talk.exchange.request("boards", {})
+    (message,) = talk.messages()
+    flags = wire.MORE_PARTS
+    for part, is_open in zip(parts, (True, False), strict=True):
+        data = wire.pack_json(wire.REPLY, {"reply": part}, job=message.job, flags=flags)
+        assert talk.say(data) is is_open

@@ -20,7 +20,7 @@ from cloudmanager.protocol.errors import (
     TargetError,
 )
 from cloudmanager.protocol.run_options import RunOptions
-from cm_server.api import verbs
+from cm_server.api import replies, verbs
 from cm_server.api.request_context import Services
 from cm_server.api.verbs import VERBS, check_role
 from cm_server.auth.audit import AuditLog
@@ -133,6 +133,7 @@ class FakeServer:
         reply = verbs.handle_request(self.services, caller, body, "here")
         if asyncio.iscoroutine(reply):
             reply = finish(self.store_queue, reply)
+        reply = finish(self.store_queue, replies.collect(reply))
         assert self.store_queue.drain()
         return json.loads(json.dumps(reply))
 

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import time
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from cloudmanager.protocol import wire
-from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service
+from cloudmanager.protocol import frames, wire
+from cm_server.api import verbs
+from cm_server.sample_buffer import Sample
+from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, RawPeer, Service
 
 
 @pytest.fixture
@@ -228,3 +231,136 @@ async def test_requests_that_wait_are_bounded_and_an_interrupt_is_answered(
         assert {(await caller.next()).job for _ in range(2)} == {1, 2}
         await asyncio.sleep(0)
         assert "reply" in await caller.ask("label", target="lab-1", labels={"a": ""})
+
+
+# Long messages and replies
+
+
+async def long_list(caller: FakeCaller, *, parts: bool) -> list[wire.Message]:
+    """Request all boards; return the messages of the reply."""
+    flags = wire.ACCEPTS_PARTS if parts else 0
+    await caller.send(wire.REQUEST, b'{"verb":"boards"}', job=5, flags=flags)
+    messages = [await caller.next()]
+    while messages[-1].flags & wire.MORE_PARTS:
+        messages.append(await caller.next())
+    return messages
+
+
+@pytest.mark.limits(reply_part_bytes=10_000)
+async def test_long_reply_is_sent_in_parts_to_those_who_can_read_them(service: Service):
+    names = [f"lab-{number}" for number in range(100)]
+    service.enrol(*names)
+    async with await FakeCaller.join(service) as caller:
+        parts = await long_list(caller, parts=True)
+        assert len(parts) > 3
+        assert all(len(part.payload) < 12_000 for part in parts)
+        boards = [board for part in parts for board in wire.read_json(part.payload)["reply"]]
+        assert [board["name"] for board in boards] == names
+        (whole,) = await long_list(caller, parts=False)
+        assert [board["name"] for board in wire.read_json(whole.payload)["reply"]] == names
+
+
+@pytest.mark.limits(reply_part_bytes=200_000, unsent_bytes=1_000_000)
+async def test_caller_that_does_not_read_a_long_reply_costs_one_part(service: Service):
+    (identity,) = service.enrol("lab-1")
+    buffer = service.server.registry.by_name["lab-1"].sample_buffer
+    buffer.samples.extend(Sample(n, n, 0, '{"t":"%s"}' % ("x" * 500)) for n in range(20_000))
+    request = wire.pack(wire.REQUEST, b'{"verb":"samples"}', job=5, flags=wire.ACCEPTS_PARTS)
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (connection,) = service.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(3):
+            peer.say(frames.encode_frame(request, mask=True))
+        await service.until(lambda: connection._link.write_blocked)
+        await asyncio.sleep(0.2)
+        assert connection._link.unsent_bytes < 4 * 200_000
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        ended = 0
+        while ended < 3:
+            frame = await peer.frame()
+            assert frame is not None
+            ended += not wire.unpack(frame.payload).flags & wire.MORE_PARTS
+
+
+async def test_long_request_leaves_time_for_others(service: Service, monkeypatch):
+    """One viewer's requests take 20 ms each; another's are answered between them."""
+    viewer = service.add_token("viewer")
+
+    def work(_context: object) -> str:
+        end = time.perf_counter() + 0.02
+        while time.perf_counter() < end:
+            pass
+        return "done"
+
+    async def work_later(context: object) -> str:
+        return work(context)
+
+    monkeypatch.setitem(verbs.VERBS, "slow", verbs.Verb("viewer", work))
+    monkeypatch.setitem(verbs.VERBS, "slow-later", verbs.Verb("viewer", work_later))
+    async with (
+        await RawPeer.upgraded(service, "/caller", token=viewer) as busy,
+        await RawPeer.upgraded(service, "/caller", token=viewer) as busy_too,
+        await FakeCaller.join(service) as other,
+    ):
+        for peer, verb in ((busy, b"slow"), (busy_too, b"slow-later")):
+            requests = [
+                wire.pack(wire.REQUEST, b'{"verb":"%s"}' % verb, job=number) for number in range(40)
+            ]
+            peer.say(b"".join(frames.encode_frame(request, mask=True) for request in requests))
+        longest = 0.0
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.5:
+            asked = time.perf_counter()
+            assert "reply" in await other.ask("status")
+            longest = max(longest, time.perf_counter() - asked)
+        assert longest < 0.3
+        for peer in (busy, busy_too):
+            for number in range(40):
+                frame = await peer.frame()
+                assert frame is not None
+                assert wire.unpack(frame.payload).job == number
+
+
+@pytest.mark.limits(message_seconds=0.2)
+async def test_message_that_is_not_completed_in_time_closes_the_link(service: Service):
+    async with await RawPeer.upgraded(service, "/caller") as peer:
+        peer.say(frames.frame_header(frames.BINARY, 1000, mask=True) + b"x" * 10)
+        assert await peer.closed() == (1008, "a message took too long")
+
+
+@pytest.mark.limits(message_seconds=0.3)
+async def test_link_stays_open_while_messages_are_completed(service: Service):
+    request = frames.encode_frame(wire.pack(wire.REQUEST, b'{"verb":"status"}', job=1), mask=True)
+    async with await RawPeer.upgraded(service, "/caller") as peer:
+        pieces = request * 20
+        for start in range(0, len(pieces), 25):  # most end in the middle of a message
+            peer.say(pieces[start : start + 25])
+            await asyncio.sleep(0.03)
+        for _ in range(20):
+            assert await peer.frame() is not None
+
+
+@pytest.mark.limits(
+    unfinished_token_bytes=1_000_000, unfinished_bytes=1_500_000, reserved_unfinished_bytes=300_000
+)
+async def test_unfinished_messages_of_a_token_are_bounded_and_completed(service: Service):
+    token = service.add_token("viewer")
+    request = wire.pack(wire.REQUEST, b'{"verb":"status"}' + b" " * 900_000, job=1)
+    data = frames.encode_frame(request, mask=True)
+    async with contextlib.AsyncExitStack() as links:
+        peers = [
+            await links.enter_async_context(await RawPeer.upgraded(service, "/caller", token=token))
+            for _ in range(8)
+        ]
+        for peer in peers:
+            peer.say(data[:-1])
+        await asyncio.sleep(0.2)
+        held = [connection._link._reader.pending_bytes for connection in service.callers]
+        assert sum(held) < 1_000_000 + 8 * (64 + 256) * 1024
+        assert min(held) < 500_000
+        for peer in peers:
+            peer.say(data[-1:])
+        for peer in peers:
+            assert await peer.frame() is not None
+    await service.until(lambda: not service.callers)
+    assert service.server._caller_link_services.unfinished.total_bytes == 0

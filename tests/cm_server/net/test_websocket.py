@@ -406,23 +406,52 @@ async def test_long_close_reason_is_shortened(service: Service):
         assert (code, reason) == (4001, "\u00e4" * 61)
 
 
-@pytest.mark.limits(unsent_bytes=256 * 1024)
+@pytest.mark.limits(unsent_bytes=256 * 1024, stall_seconds=0.2)
 async def test_peer_that_does_not_read_is_closed(service: Service, caplog):
-    service.enrol(*(f"lab-{number}" for number in range(100)))
-    question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (connection,) = service.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        for _ in range(10_000):
-            peer.say(question)
-            await asyncio.sleep(0)
-            if not service.callers:
-                break
-            transport = connection._link._transport
-            assert transport is None or transport.get_write_buffer_size() < 512 * 1024
+        connection._link.send(bytes(8 * 1024 * 1024))
+        await service.until(lambda: not service.callers)
     assert "does not read: its link is closed" in caplog.text
     async with await FakeCaller.join(service) as healthy:
         assert "reply" in await healthy.ask("status")
+
+
+@pytest.mark.limits(unsent_bytes=64 * 1024, stall_seconds=0.3)
+async def test_peer_that_reads_slowly_is_not_closed(service: Service):
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (connection,) = service.callers
+        connection._link.send(bytes(4 * 1024 * 1024))
+        for _ in range(8):
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(0.05)
+            peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            await within(peer.reader.readexactly(256 * 1024))
+        assert service.callers == [connection]
+
+
+@pytest.mark.limits(unsent_bytes=64 * 1024)
+async def test_requests_of_a_caller_that_does_not_read_wait(service: Service):
+    # The kernel holds back megabytes of answers: pings have as long ones, and cost little.
+    ping = frames.encode_frame(bytes(125), frames.PING, mask=True)
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (connection,) = service.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        connection._link.send(bytes(4 * 1024 * 1024))
+        unsent = connection._link.unsent_bytes
+        assert unsent > 64 * 1024
+        for _ in range(100):
+            peer.say(masked(STATUS) + ping)
+        await asyncio.sleep(0.2)
+        assert connection._link.unsent_bytes <= unsent
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await within(peer.reader.readexactly(4 * 1024 * 1024 + 10))
+        replies = 0
+        while replies < 100:
+            frame = await peer.frame()
+            assert frame is not None
+            replies += frame.opcode == frames.BINARY
 
 
 @pytest.mark.limits(close_seconds=0.05)
