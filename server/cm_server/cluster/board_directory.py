@@ -248,6 +248,11 @@ class BoardDirectory:
         for board in self._registry.by_id.values():
             board.epoch, board.remote_state = 0, None
 
+    def holders(self) -> set[str]:
+        """Return the ids of the other servers that have, or had, boards."""
+        boards = self._registry.by_id.values()
+        return {board.remote_state.server for board in boards if board.remote_state} - {""}
+
     def on_server_lost(self, server: str) -> None:
         """Mark the boards of a dead server as offline, until they reconnect to another one."""
         for board in self._registry.by_id.values():

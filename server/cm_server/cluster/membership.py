@@ -11,7 +11,8 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from cm_server.store.store_queue import Operation, StoreQueue
 from .background import BackgroundTasks
 from .board_directory import BoardDirectory
 from .hosted_jobs import HostedJobs
-from .peer_messages import PeerMessages
+from .peer_messages import ALL, PeerMessages
 from .pubsub import PubSub
 from .remote_jobs import RemoteJobs
 from .services import ClusterContext, ClusterServices
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 HEARTBEATS_PER_TIMEOUT = 5  # in the time after which a server is considered dead
-OUTCOME_POLL_SECONDS = 1.0  # between two queries for results of jobs of other servers
+OUTCOME_POLL_SECONDS = 1.0  # between two comparisons with the store, and with other servers
+SILENT_SECONDS = 2.0  # after which messages of a live server, which it sends each second, are lost
 RELOAD_SECONDS = 60.0  # between two reloads of all boards and tokens
-RELOAD_DISCONNECTED_SECONDS = 5.0  # the same while the bus is down
+RELOAD_DISCONNECTED_SECONDS = 3.0  # the same while messages do not arrive
 
 
 def new_server_id() -> str:
@@ -105,8 +107,12 @@ class Cluster:
         self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reloaded_at = 0.0
+        self._reload_requested = False
+        self._absent: set[str] = set()  # servers without a row at the last heartbeat
+        self.peer_messages.on_gap = self._on_gap
         self.peer_messages.handlers |= {
             "stop": self._on_stop_program,
+            "left": self._on_left,
             "lines": self._on_describe_jobs,
             "show": self._on_describe_job,
         }
@@ -130,7 +136,12 @@ class Cluster:
         if connected:
             self._tasks.start(self._reload())
 
+    def _on_gap(self) -> None:
+        """Read and request everything again soon: messages were lost."""
+        self._reload_requested = True
+
     async def _reload(self) -> None:
+        self._reload_requested = False
         self._reloaded_at = self._loop.time()
         await self.board_directory.reload_all()
         await self.board_directory.request_boards()
@@ -146,24 +157,61 @@ class Cluster:
         if queue.store.server_id not in servers:
             await self._rejoin()
             return
-        for server in self.servers.keys() - servers.keys():
-            log.warning("the server %s is dead", self.servers[server])
-            self.board_directory.on_server_lost(server)
-            self.remote_jobs.on_server_lost(server)
-            self.hosted_jobs.on_server_lost(server)
-        self.servers = servers
+        for server in self._find_lost(servers):
+            log.warning("the server %s is dead", self.servers.get(server, server))
+            self._on_server_lost(server)
+        self._know_servers(servers)
         self._services.reconnects.servers = len(servers)
         self._services.dispatch.recovery.take_over_jobs(
             await queue.run(lambda store: store.take_over_jobs())
         )
         self.board_directory.publish_changes()
-        if self._loop.time() - self._reloaded_at > self._reload_interval():
-            await self._reload()
+
+    def _find_lost(self, servers: Mapping[str, str]) -> set[str]:
+        """Return the servers that have no row any more.
+
+        Args:
+            servers: those that have one. One that is unknown, because it came and went between
+                two heartbeats, is lost if it has none at two of them: it may have just come.
+        """
+        mentioned = self.remote_jobs.owners() | self.board_directory.holders()
+        absent = (mentioned | set(self.hosted_jobs.servers)) - servers.keys()
+        lost = (absent & self._absent) | (self.servers.keys() - servers.keys())
+        self._absent = absent - lost
+        return lost
+
+    def _on_server_lost(self, server: str) -> None:
+        self.board_directory.on_server_lost(server)
+        self.remote_jobs.on_server_lost(server)
+        self.hosted_jobs.on_server_lost(server)
+
+    def _on_left(self, sender: str, _head: dict[str, Any], _payload: bytes) -> None:
+        """Note that a server has stopped; its row is deleted."""
+        log.info("the server %s has stopped", self.servers.get(sender, sender))
+        self.servers = {key: value for key, value in self.servers.items() if key != sender}
+        self._on_server_lost(sender)
+
+    def _know_servers(self, servers: dict[str, str]) -> None:
+        """Set the live servers; from now on, each has to be heard."""
+        self.servers = servers
+        heard_at, now = self.peer_messages.heard_at, time.monotonic()
+        self.peer_messages.heard_at = {id_: heard_at.get(id_, now) for id_ in servers}
+
+    @property
+    def unheard_servers(self) -> list[str]:
+        """The addresses of the live servers whose messages do not arrive."""
+        oldest = time.monotonic() - SILENT_SECONDS
+        heard_at, own_id = self.peer_messages.heard_at, self._store_queue.store.server_id
+        return [
+            address
+            for server, address in self.servers.items()
+            if server != own_id and heard_at.get(server, oldest) <= oldest
+        ]
 
     def _reload_interval(self) -> float:
-        """Return the seconds between two reloads: shorter while no changes can be received."""
-        connected = self.peer_messages.pubsub.connected
-        return RELOAD_SECONDS if connected else RELOAD_DISCONNECTED_SECONDS
+        """Return the seconds between two reloads: shorter while messages do not arrive."""
+        complete = self.peer_messages.pubsub.connected and not self.unheard_servers
+        return RELOAD_SECONDS if complete else RELOAD_DISCONNECTED_SECONDS
 
     async def _rejoin(self) -> None:
         """Start again with a new id: the other servers have removed this one and have its jobs."""
@@ -182,6 +230,12 @@ class Cluster:
     def _poll_outcomes(self) -> None:
         self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
         self._tasks.start_one("poll", self.remote_jobs.poll_outcomes())
+        self.hosted_jobs.send_states(self._dead_after)
+        self.remote_jobs.send_requests()
+        self.peer_messages.send_beats()
+        is_due = self._loop.time() - self._reloaded_at > self._reload_interval()
+        if self._reload_requested or is_due:
+            self._tasks.start_one("reload", self._reload())
 
     @property
     def refused_writes(self) -> int:
@@ -230,14 +284,14 @@ class Cluster:
     def stop_program(self, board: Board) -> bool:
         """Interrupt a board's own program, at whichever server; return whether it is connected."""
         if board.link is None and board.online and board.remote_state is not None:
-            self.peer_messages.send(board.remote_state.server, "stop", {"board": board.id})
+            server, head = board.remote_state.server, {"board": board.id}
+            self._tasks.start(self.peer_messages.request(server, "stop", head))
             return True
         return self._services.dispatch.stop_program(board)
 
-    def _on_stop_program(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+    def _on_stop_program(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
         board = self._services.registry.by_id.get(head["board"])
-        if board is not None:
-            self._services.dispatch.stop_program(board)
+        return {"found": board is not None and self._services.dispatch.stop_program(board)}, b""
 
     async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the jobs of all servers, each with its board's id: open ones first, newest first.
@@ -302,7 +356,9 @@ class Cluster:
         for timer in self._timers.values():
             timer.cancel()
         self._tasks.cancel()
+        self.remote_jobs.stop()
         self.board_directory.close()
+        self.peer_messages.send(ALL, "left", {})
         self._store_queue.run(lambda store: store.unregister_server())
         self.peer_messages.flush()
 

@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger("cm_server")
 ALL = "all"  # the recipient of messages to all servers
 FRAGMENT_BYTES = 512 * 1024  # NATS accepts messages of 1 MiB by default
 REPLY_SECONDS = 2.0  # timeout of a request to another server
+REPEAT_SECONDS = 0.6  # after which a request is repeated
 MAX_ROUTES = 256  # (sender, recipient) pairs whose last number is kept
 MAX_REASSEMBLED_BYTES = 64 * 1024 * 1024  # of records that span several fragments
 _HEAD = struct.Struct(">8sQB16s")
@@ -52,15 +54,20 @@ class PeerMessages:
     Attributes:
         handlers: functions by the ``op`` of a message.
         dropped: the number of fragments that were dropped as invalid.
+        heard_at: when each server's last message arrived, by the monotonic clock.
+        on_gap: called when messages of another server are known to be lost.
     """
 
     def __init__(self, pubsub: PubSub, fleet: str, key: bytes, server_id: str) -> None:
         self.pubsub = pubsub
-        self.handlers: dict[str, Handler] = {"reply": self._on_reply}
+        self.handlers: dict[str, Handler] = {"reply": self._on_reply, "beat": _ignore}
         self.dropped = 0
+        self.heard_at: dict[str, float] = {}
+        self.on_gap: Callable[[], None] = lambda: None
         self._fleet, self._key, self._server_id = fleet, key, server_id
         self._numbers: dict[str, itertools.count[int]] = {}
         self._outbox: dict[str, list[bytes]] = {}
+        self._unconfirmed: set[str] = set()  # recipients of messages since the last beat
         self._last_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._partial: dict[tuple[str, str], bytearray] = {}
         self._refs = itertools.count(1)
@@ -94,6 +101,18 @@ class PeerMessages:
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
         self._outbox.setdefault(recipient, []).append(record)
+        self._unconfirmed.add(recipient)
+
+    def send_beats(self) -> None:
+        """Send a message to all servers, and one to each that was sent one since the last time.
+
+        Its number shows whether the messages before it have arrived; it shows that this server
+        can be heard.
+        """
+        for recipient in (self._unconfirmed - {ALL}, {ALL}):
+            for each in recipient:
+                self.send(each, "beat", {})
+        self._unconfirmed.clear()
 
     def flush(self) -> None:
         """Publish the messages in the outbox."""
@@ -127,18 +146,24 @@ class PeerMessages:
     ) -> tuple[dict[str, Any], bytes]:
         """Send a request to a server, and return the head and the payload of its reply.
 
+        It is repeated, because the bus may lose it, or the reply; so it must do no harm twice.
+
         Raises:
             ServerError: it does not reply in time.
         """
         ref = next(self._refs)
+        reply: asyncio.Future[tuple[dict[str, Any], bytes]]
         reply = self._pending_replies[ref] = asyncio.get_running_loop().create_future()
-        self.send(recipient, op, {**head, "ref": ref}, payload)
+        deadline = time.monotonic() + REPLY_SECONDS
         try:
-            return await asyncio.wait_for(reply, REPLY_SECONDS)
-        except TimeoutError:
-            raise ServerError("another server that is needed for this does not answer") from None
+            while (left := deadline - time.monotonic()) > 0:
+                self.send(recipient, op, {**head, "ref": ref}, payload)
+                await asyncio.wait([reply], timeout=min(left, REPEAT_SECONDS))
+                if reply.done():
+                    return reply.result()
         finally:
             del self._pending_replies[ref]
+        raise ServerError("another server that is needed for this does not answer")
 
     # Receiving
 
@@ -167,6 +192,9 @@ class PeerMessages:
         if _is_replay(number, last):
             self.dropped += 1
             return
+        self.heard_at[route[0]] = time.monotonic()
+        if last and number != last + 1:
+            self.on_gap()
         self._last_numbers[route] = number
         self._last_numbers.move_to_end(route)
         if len(self._last_numbers) > MAX_ROUTES:
@@ -211,6 +239,10 @@ class PeerMessages:
         pending = self._pending_replies.get(head["to"])
         if pending is not None and not pending.done():
             pending.set_result((head["reply"], payload))
+
+
+def _ignore(_sender: str, _head: dict[str, Any], _payload: bytes) -> None:
+    """Do nothing: what matters is that the message arrived."""
 
 
 def _mac_input(sender: str, recipient: str, number: int, flags: int, fragment: bytes) -> bytes:

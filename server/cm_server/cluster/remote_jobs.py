@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from cm_server.jobs.model import BoardChannel, Cell, Job
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
-from .hosted_jobs import COUNTED_OPS
+from .hosted_jobs import RELAY_LOST
+from .job_streams import CHUNKS, INPUTS, KINDS, OUTPUT, VALUE, kind_of
 from .peer_messages import ALL
 
 if TYPE_CHECKING:
@@ -33,9 +33,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 ACK_SECONDS = 3.0  # in which the other server has to confirm that it has claimed a job
+REPEATS = 3  # how often a job is requested in that time: the bus may lose a request
 PEER_MARGIN_SECONDS = 0.08  # between the other server's deadline for a result and this one's
 MAX_TRIES = 4  # to find the server that has a board, while the board moves
 _UNKNOWN_OWNER = "?"  # the owner of a job, if only the store knows it
+
+
+class RemoteStream:
+    """What was exchanged about one remote job with the server that owns it.
+
+    Attributes:
+        received: the number of messages that were received, or are known to be lost, by kind.
+        sent_data: the number of messages for its board that were sent.
+        asked: the number of the last INPUT that arrived.
+        interrupts: how often it was interrupted.
+        answer: the last answer to its ``input()``: the number of the INPUT, the text, and whether
+            there was nobody to answer.
+        failure: why it cannot be continued; "" if it can.
+    """
+
+    __slots__ = ("answer", "asked", "failure", "interrupts", "received", "sent_data")
+
+    def __init__(self) -> None:
+        self.received = [0] * KINDS
+        self.sent_data = 0
+        self.asked = 0
+        self.interrupts = 0
+        self.answer: tuple[int, bytes, bool] | None = None
+        self.failure = ""
 
 
 class RemoteJobs:
@@ -54,13 +79,18 @@ class RemoteJobs:
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
-        self._received: dict[int, Counter[int]] = {}  # id -> number of messages by op
+        self._streams: dict[int, RemoteStream] = {}  # by the job's id
         self._seen_ended: set[int] = set()  # ids that the last poll of the store found
         self._peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
             "refused": self._on_jobs_refused,
             "say": self._on_job_message,
+            "states": self._on_states,
         }
+
+    def _stream(self, job: Job) -> RemoteStream:
+        """Return what was exchanged about a job."""
+        return self._streams.setdefault(job.id, RemoteStream())
 
     def epoch_for(self, board: Board) -> int | None:
         """Return a board's epoch if a job would be sent to it immediately, else None."""
@@ -88,25 +118,76 @@ class RemoteJobs:
         """Send each server one message per cell, with all jobs of the cell on its boards."""
         batch, self._batch = self._batch, {}
         for (server, cell, caller, token), jobs in batch.items():
-            open_jobs = [
-                [job.id, job.board.id, job.name] for job in jobs if job.id in self._dispatch.jobs
-            ]
-            head = {"jobs": open_jobs, "caller": caller, "token": token, **_cell_fields(cell)}
-            self._peer_messages.send(server, "run", head, cell.code)
-            self._call_later(ACK_SECONDS, lambda jobs=jobs: self._on_ack_timeout(jobs))  # type: ignore[misc]
+            head = {"caller": caller, "token": token, **_cell_fields(cell)}
+            self._request_jobs(server, head, cell, jobs)
+            for number in range(1, REPEATS):
+                repeat = functools.partial(self._repeat_request, server, head, cell, jobs)
+                self._call_later(ACK_SECONDS * number / REPEATS, repeat)
+            self._call_later(ACK_SECONDS, functools.partial(self._on_ack_timeout, jobs))
+
+    def _request_jobs(
+        self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]
+    ) -> None:
+        requested = [
+            [job.id, job.board.id, job.name] for job in jobs if job.id in self._dispatch.jobs
+        ]
+        self._peer_messages.send(server, "run", {"jobs": requested, **head}, cell.code)
+
+    def _repeat_request(
+        self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]
+    ) -> None:
+        """Request jobs again that are not confirmed: a server claims a job only once."""
+        waiting = [job for job in jobs if self._is_unconfirmed(job) and job.owner == server]
+        if waiting:
+            self._request_jobs(server, head, cell, waiting)
 
     def interrupt_job(self, job: Job) -> None:
         """Ask the owner of a job to interrupt it."""
+        stream = self._stream(job)
+        stream.interrupts += 1
         recipient = ALL if job.owner == _UNKNOWN_OWNER else job.owner
-        self._peer_messages.send(recipient, "interrupt", {"jobs": [job.id]})
+        head = {"jobs": [job.id], "count": stream.interrupts}
+        self._peer_messages.send(recipient, "interrupt", head)
 
     def answer_input(self, job: Job, text: bytes, *, nobody: bool) -> None:
         """Send the answer to a job's ``input()`` to its owner."""
-        self._peer_messages.send(job.owner, "answer", {"job": job.id, "nobody": nobody}, text)
+        stream = self._stream(job)
+        stream.answer = stream.asked, text, nobody
+        self._send_answer(job, stream)
+
+    def _send_answer(self, job: Job, stream: RemoteStream) -> None:
+        assert stream.answer is not None
+        number, text, nobody = stream.answer
+        head = {"job": job.id, "input": number, "nobody": nobody}
+        self._peer_messages.send(job.owner, "answer", head, text)
 
     def fail_job(self, job: Job, why: str) -> None:
         """Ask the owner to end a job that cannot be continued; its ENDED comes back."""
+        self._stream(job).failure = why
+        job.transfer = None
         self._peer_messages.send(job.owner, "refuse", {"job": job.id, "why": why})
+
+    def stop(self) -> None:
+        """Stop the transfers that this server controls: it stops."""
+        for job in self._dispatch.jobs.values():
+            if job.owner and job.cell.files is not None:
+                self.fail_job(job, "ServerError: the server of its caller stopped")
+
+    def send_requests(self) -> None:
+        """Tell the owners of jobs what was sent about them, so that they miss nothing."""
+        requests: dict[str, list[list[int]]] = {}
+        for job in self._dispatch.jobs.values():
+            if not job.owner or job.owner == _UNKNOWN_OWNER or job.id in self._tries:
+                continue
+            stream = self._stream(job)
+            if stream.failure:
+                self.fail_job(job, stream.failure)
+            fields = [job.id, stream.sent_data, stream.interrupts]
+            requests.setdefault(job.owner, []).append(fields)
+        for owner, jobs in requests.items():
+            self._peer_messages.send(owner, "requests", {"jobs": jobs})
+        for number in self._streams.keys() - self._dispatch.jobs.keys():
+            del self._streams[number]
 
     # Messages of other servers
 
@@ -114,17 +195,51 @@ class RemoteJobs:
         """Handle the confirmation that another server has claimed jobs."""
         for number, waits, buffer_size in head["jobs"]:
             job = self._find_job(number, sender)
+            if job is not None:
+                self._on_job_taken(job, waits=waits, buffer_size=buffer_size)
+
+    def _on_job_taken(self, job: Job, *, waits: bool, buffer_size: int) -> None:
+        """Note that a job's owner has claimed it, and whether it has started."""
+        job.board.buffer_size = buffer_size
+        self._stop_tracking(job.id)
+        if waits:
+            job.state = "queued"
+            job.stop_timer()
+        elif job.state == "queued":
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
+            self._on_started(job)
+        elif job.started is None:
+            self._on_started(job)
+
+    def _on_states(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """Compare what a server has sent about jobs of this server's callers with what arrived."""
+        forgotten = []
+        for number, waits, buffer_size, sent, awaits_input in head["jobs"]:
+            job = self._find_job(number, sender)
             if job is None:
+                if number not in self._dispatch.jobs:
+                    forgotten.append(number)
                 continue
-            job.board.buffer_size = buffer_size
-            self._stop_tracking(number)
-            if waits:
-                job.state = "queued"
-            elif job.state == "queued":
-                job.deliver(wire.pack(wire.STARTED, job=number))
-                self._on_started(job)
-            else:
-                self._on_started(job)
+            if job.id in self._tries or (job.state == "queued" and not waits):
+                self._on_job_taken(job, waits=waits, buffer_size=buffer_size)
+            self._note_sent(job, sent)
+            if awaits_input:
+                self._repeat_input_or_answer(job, sent[INPUTS])
+        if forgotten:
+            self._peer_messages.send(sender, "forget", {"jobs": forgotten})
+
+    def _repeat_input_or_answer(self, job: Job, number: int) -> None:
+        """Repeat what the bus has lost of an open ``input()``: the question, or the answer.
+
+        Args:
+            job: its board waits for an answer.
+            number: of its INPUT.
+        """
+        stream = self._stream(job)
+        if stream.asked < number:
+            self._peer_messages.send(job.owner, "repeat-input", {"job": job.id})
+        elif stream.answer is not None and stream.answer[0] == number:
+            self._send_answer(job, stream)
 
     def _stop_tracking(self, number: int) -> None:
         """Stop waiting for a confirmation: another server owns the job, or it has ended."""
@@ -154,20 +269,24 @@ class RemoteJobs:
 
     def _send_to_board(self, job: Job, data: bytes) -> None:
         """Send a message of a file transfer, which this server controls, to the job's board."""
-        self._peer_messages.send(job.owner, "data", {"job": job.id}, data)
+        stream = self._stream(job)
+        stream.sent_data += 1
+        self._peer_messages.send(
+            job.owner, "data", {"job": job.id, "count": stream.sent_data}, data
+        )
 
     def _on_result_timeout(self, job: Job) -> None:
         """End a job whose owner has not reported its result in time."""
         job.timer = None
         if job.id in self._dispatch.jobs and job.owner:
-            self._received.pop(job.id, None)
             self._stop_tracking(job.id)
             why = "the server that has its board does not report a result"
             self._job_results.end_job(job, "lost", why)
 
     def _on_jobs_refused(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
         """Try the server that has the board now, if any; with a reason, end the jobs."""
-        jobs = [job for number in head["jobs"] if (job := self._find_job(number, sender))]
+        found = [job for number in head["jobs"] if (job := self._find_job(number, sender))]
+        jobs = [job for job in found if job.id in self._tries]  # not those confirmed meanwhile
         if head.get("why"):
             for job in jobs:
                 self._job_results.end_job(job, "lost", head["why"])
@@ -214,10 +333,12 @@ class RemoteJobs:
         job = self._find_job(message.job, sender)
         if job is None:
             return
-        if message.op in COUNTED_OPS:
-            self._received.setdefault(job.id, Counter())[message.op] += 1
-        elif message.op in (wire.RESULT, wire.ENDED):
-            self._report_lost_pieces(job, head.get("sent", ()))
+        sent = head["sent"]
+        self._note_sent(job, sent, arrived=kind_of(data))
+        if message.op == wire.INPUT:
+            if sent[INPUTS] == self._stream(job).asked:
+                return  # it was repeated, and had arrived after all
+            self._stream(job).asked = sent[INPUTS]
         if message.op == wire.ENDED:  # by its owner; all others are the board's own
             job.deliver(data)
             why = str(wire.read_json(message.payload)["why"])
@@ -227,13 +348,30 @@ class RemoteJobs:
             self._on_started(job)
         self._dispatch.board_messages.on_job_message(job, message, data)
 
-    def _report_lost_pieces(self, job: Job, sent: Sequence[int]) -> None:
-        """Tell the caller if the bus has lost pieces of a job's output, or of its value."""
-        received = self._received.pop(job.id, Counter())
-        for op, count in zip(COUNTED_OPS, sent, strict=False):
-            if received[op] < count:
-                flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
-                job.deliver(wire.pack(wire.TRUNCATED, job=job.id, flags=flags))
+    def _note_sent(self, job: Job, sent: Sequence[int], *, arrived: int | None = None) -> None:
+        """Compare what a job's owner has sent with what arrived.
+
+        Lost pieces of its output, or of its value, are reported to the caller where they are
+        missing. A transfer that has lost something is stopped.
+
+        Args:
+            job: the job.
+            sent: how many messages its owner has sent, by kind.
+            arrived: the kind of the message that arrives with it.
+        """
+        stream = self._stream(job)
+        lost = [count - seen for count, seen in zip(sent, stream.received, strict=True)]
+        if arrived is not None:
+            lost[arrived] -= 1
+        stream.received = list(sent)
+        if lost[OUTPUT] > 0:
+            job.deliver(wire.pack(wire.TRUNCATED, job=job.id))
+        if lost[VALUE] > 0:
+            flags = wire.VALUE_TRUNCATED
+            job.deliver(wire.pack(wire.TRUNCATED, job=job.id, flags=flags))
+        is_broken = job.cell.files is not None and job.state == "running" and job.transfer is None
+        if (lost[CHUNKS] > 0 or is_broken) and not stream.failure:
+            self.fail_job(job, RELAY_LOST)
 
     def _record_end(self, job: Job, status: str, why: str) -> None:
         self._stop_tracking(job.id)
@@ -247,12 +385,16 @@ class RemoteJobs:
         job.owner = _UNKNOWN_OWNER
         job.awaiting_input = False
         job.transfer = None
-        self._received.pop(job.id, None)  # a new owner counts from 0
+        self._streams.pop(job.id, None)  # a new owner counts from 0
         self._stop_tracking(job.id)
         if job.cell.options.timeout is not None and job.started_monotonic is not None:
             seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
             left = max(job.started_monotonic + seconds - time.monotonic(), 0.0)
             job.timer = self._call_later(left, lambda: self._on_result_timeout(job))
+
+    def owners(self) -> set[str]:
+        """Return the ids of the servers that own remote jobs."""
+        return {job.owner for job in self._dispatch.jobs.values()} - {"", _UNKNOWN_OWNER}
 
     def on_server_lost(self, server: str) -> None:
         """Follow the jobs of a dead server in the store: other servers take them over."""
@@ -341,7 +483,6 @@ class RemoteJobs:
         self._seen_ended = {row.id for row in rows}
 
     def _end_from_row(self, job: Job, row: JobRow) -> None:
-        self._received.pop(job.id, None)
         self._stop_tracking(job.id)
         self._job_results.end_job(job, str(row.status), row.error or "", output_lost=True)
 

@@ -170,14 +170,14 @@ class Dispatch:
         body = {"why": f"{why}; what has started there continues", "output_lost": False}
         flags = wire.STATUSES.index("lost")
         job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
-        self._end_observation(job)
+        self.detach_job(job)
 
     def detach_observer(self, observer: JobObserver) -> None:
         """Continue the jobs of a caller that disconnected, except for its downloads."""
         for job in [job for job in self.jobs.values() if job.observer is observer]:
-            cleanup.run_all("a caller's job", functools.partial(self._end_observation, job))
+            cleanup.run_all("a caller's job", functools.partial(self.detach_job, job))
 
-    def _end_observation(self, job: Job) -> None:
+    def detach_job(self, job: Job) -> None:
         """Continue a job without observer: its ``input()`` gets EOF, a download is interrupted."""
         job.observer = None
         self.board_messages.answer_input(job, b"", nobody=True)
@@ -196,6 +196,14 @@ class Dispatch:
             return False
         board.link.send(wire.pack(wire.INTERRUPT))
         return True
+
+    def fail_job(self, job: Job, why: str) -> None:
+        """End a hosted job that its caller's server cannot continue; interrupt its board."""
+        if job.state == "queued":
+            self.scheduler.remove_from_queue(job)
+        elif job.state == "running" and job.board.link is not None:
+            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        self.job_results.end_job(job, "error", why)
 
     def stop(self) -> None:
         """End the jobs that were not sent, and write results.
