@@ -67,16 +67,19 @@ def _is_connected(cluster: Cluster) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> AsyncIterator[Two]:
+async def two_servers(
+    folder: Path, where: Path | str, nats_url: str = "", *, dead_after: float = DEAD_AFTER
+) -> AsyncIterator[Two]:
     """Run two servers with a shared store.
 
     Args:
         folder: where each gets its own folder.
         where: the store: a path or a database URL.
         nats_url: the bus; without one, an in-process broker is used.
+        dead_after: seconds without heartbeat after which a server is removed by the other.
     """
     hub = None if nats_url else InProcessBroker()
-    settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER, "bus": nats_url or None}
+    settings: dict[str, Any] = {"store": where, "lost_after": dead_after, "bus": nats_url or None}
     for name in "ab":
         (folder / name).mkdir()
     async with (
