@@ -18,7 +18,7 @@ from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
 from .jobs import Event, Job, JobGroup
 from .keywords import run_keywords
-from .link import ServerLink
+from .link import LinkHolder, ServerLink
 from .log_lines import LogFollower, LogLine, Logs, Since, join_lines, read_logs
 from .package_verbs import PackageVerbs
 from .runner import run_in_loop, wait_done
@@ -39,7 +39,7 @@ class AsyncFleet(Asynchronous, FleetVerbs):
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self._url, self._token = url, token
-        self._link: ServerLink | None = None
+        self._holder = LinkHolder(self)
         self._connect_lock = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncFleet:
@@ -59,20 +59,20 @@ class AsyncFleet(Asynchronous, FleetVerbs):
             ServerUnreachable, NotAllowed, VersionMismatch: the connection failed.
         """
         async with self._connect_lock:
-            if self._link is None or self._link.closed:
+            if self._holder.usable() is None:
                 address = config.find_server(self._url, self._token)
-                self._link = await asyncio.to_thread(ServerLink, address)
+                self._holder.hold(await asyncio.to_thread(ServerLink, address))
 
     async def close(self) -> None:
         """Disconnect. Running jobs continue on the boards."""
-        link, self._link = self._link, None
+        link = self._holder.release()
         if link is not None:
             await asyncio.to_thread(link.close)
 
     def exchange(self) -> Exchange:
         """Return the exchange with the server; ``connect`` must have been awaited."""
-        assert self._link is not None
-        return self._link.exchange
+        assert self._holder.link is not None
+        return self._holder.link.exchange
 
     def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
         """Follow boards with ``async for``; see ``Fleet.watch``."""

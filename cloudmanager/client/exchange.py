@@ -27,6 +27,7 @@ from cloudmanager.protocol.errors import (
     VersionMismatch,
 )
 
+from .forks import RESULT_IN_PARENT, forked_error
 from .future import Future
 from .jobs import Job, JobGroup
 from .outgoing import OutgoingFrame
@@ -56,6 +57,7 @@ class Exchange:
     Attributes:
         opened: set when the server has accepted the handshake.
         closed: whether the link is lost.
+        on_watch_deleted: called when nobody reads a subscription any more.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Exchange:
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
         self._watch_callbacks: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
+        self._deleted_watches: set[int] = set()  # for which UNWATCH has to be sent
+        self.on_watch_deleted: Callable[[], None] = lambda: None
 
     # Called by user threads
 
@@ -178,6 +182,16 @@ class Exchange:
         if self._watch_callbacks.pop(ref, None) is not None:
             self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=ref), mask=True))
 
+    def delete_watch(self, ref: int) -> None:
+        """Forget a subscription whose reader was deleted.
+
+        Called by the garbage collector in any thread, so no lock is acquired, and nothing is sent:
+        UNWATCH follows when the server sends the next update.
+        """
+        if self._watch_callbacks.pop(ref, None) is not None:
+            self._deleted_watches.add(ref)
+        self.on_watch_deleted()
+
     def _interrupt_jobs(self, numbers: list[int]) -> None:
         for start in range(0, len(numbers), MAX_INTERRUPTED_JOBS):
             body = {"verb": "interrupt", "jobs": numbers[start : start + MAX_INTERRUPTED_JOBS]}
@@ -226,6 +240,27 @@ class Exchange:
         self._reply_parts.clear()
         self._jobs.clear()
         self._watch_callbacks.clear()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody waits for a message of the server."""
+        return bool(self._replies or self._groups or self._jobs or self._watch_callbacks)
+
+    def after_fork_in_child(self) -> None:
+        """End everything that waits for the server: only the parent process hears from it."""
+        self._close_lock = threading.Lock()  # another thread may have held it during the fork
+        self.closed = True
+        error = forked_error()
+        for reply in self._replies.values():
+            reply.set_exception(error)
+        for group in self._groups.values():
+            group.on_refused(error)
+        for group, job in self._jobs.values():
+            group.end_as_lost(job, RESULT_IN_PARENT)
+        self._replies.clear()
+        self._groups.clear()
+        self._jobs.clear()
+        self._watch_callbacks.clear()  # not called: see ``Watch.__next__``
 
     def _refuse_lost(self, group: JobGroup, error: CloudmanagerError, reason: str) -> None:
         """End a group whose cell the server had not accepted when the link broke."""
@@ -286,6 +321,9 @@ class Exchange:
                 self._on_reply(message.job, body)
         elif message.op == wire.CHANGES:
             self._watch_callbacks.get(message.job, _ignore_message)(message)
+            if message.job in self._deleted_watches:
+                self._deleted_watches.remove(message.job)
+                self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=message.job), mask=True))
         else:
             raise PeerWireError(f"the server sent op 0x{message.op:02x}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Unpack, overload
 
@@ -16,7 +15,7 @@ from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
 from .jobs import JobGroup
 from .keywords import run_keywords
-from .link import ServerLink
+from .link import LinkHolder, ServerLink
 from .log_lines import LogFollower, Logs, Since, join_lines, read_logs
 from .package_verbs import PackageVerbs
 from .runner import run_blocking
@@ -38,8 +37,7 @@ class Fleet(Blocking, FleetVerbs):
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self._url, self._token = url, token
-        self._link: ServerLink | None = None
-        self._connect_lock = threading.Lock()
+        self._holder = LinkHolder(self)
 
     def __enter__(self) -> Fleet:
         return self
@@ -61,7 +59,7 @@ class Fleet(Blocking, FleetVerbs):
 
     def close(self) -> None:
         """Disconnect. Running jobs continue on the boards."""
-        link, self._link = self._link, None
+        link = self._holder.release()
         if link is not None:
             link.close()
 
@@ -70,11 +68,14 @@ class Fleet(Blocking, FleetVerbs):
 
         Raises:
             ServerUnreachable, NotAllowed, VersionMismatch: the connection failed.
+            CloudmanagerError: the connection belongs to the parent of this process.
         """
-        with self._connect_lock:
-            if self._link is None or self._link.closed:
-                self._link = ServerLink(self.address)
-            return self._link.exchange
+        with self._holder.lock:
+            link = self._holder.usable()
+            if link is None:
+                link = ServerLink(self.address)
+                self._holder.hold(link)
+            return link.exchange
 
     def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
         """Subscribe to boards; iterate over the updates, and ``close()`` it at the end.

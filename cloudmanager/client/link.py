@@ -6,17 +6,20 @@ the protocol.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Final
 
 from cloudmanager import config
 from cloudmanager.config import DEFAULT_TCP_PORT, ServerAddress
 from cloudmanager.protocol.errors import ServerUnreachable
 
+from . import forks
 from .connecting import open_connection
 from .exchange import Exchange
 from .outgoing import Outgoing
@@ -41,6 +44,10 @@ class ServerLink:
     Args:
         address: the server, and the caller's token.
 
+    Attributes:
+        exchange: the protocol.
+        forked: whether the link belongs to the parent of this process.
+
     Raises:
         ServerUnreachable: no answer, or not from a Cloudmanager server.
         NotAllowed: the server does not accept the token.
@@ -55,7 +62,11 @@ class ServerLink:
             raise ServerUnreachable(address.url, address.source, reason, hint) from error
         self._outgoing = Outgoing(self._socket)
         self.exchange = Exchange(address, host, self._outgoing.send)
+        self.exchange.on_watch_deleted = self._close_if_unused
+        self.forked = False
+        self._closes_when_unused = False
         self._reader = threading.Thread(target=self._read_loop, name="cloudmanager", daemon=True)
+        forks.notify_in_child(self)
         try:
             self._outgoing.send(self.exchange.handshake_request())
             self._reader.start()
@@ -75,6 +86,32 @@ class ServerLink:
         if threading.current_thread() is not self._reader:
             self._reader.join(CONNECT_SECONDS)
 
+    def close_when_unused(self) -> None:
+        """Close the link, now or as soon as nobody waits for the server any more.
+
+        Called when the Fleet of the link was deleted, by the garbage collector. It may interrupt
+        any thread at any place, also one that holds a lock of this link: so none is acquired here.
+        """
+        self._closes_when_unused = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        """End the reading thread if the link is not needed any more; acquires no lock."""
+        if self._is_unused():
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _is_unused(self) -> bool:
+        """Whether the link's Fleet was deleted, and nobody waits for the server."""
+        return self._closes_when_unused and not self.exchange.in_use
+
+    def after_fork_in_child(self) -> None:
+        """Leave the link to the parent process: it has the same socket."""
+        self.forked = True
+        self._outgoing.after_fork_in_child()
+        self.exchange.after_fork_in_child()
+        self._socket.close()  # this process's descriptor; the connection stays open
+
     def _read_loop(self) -> None:
         reason = "it closed the connection"
         in_handshake = True
@@ -85,6 +122,8 @@ class ServerLink:
                     in_handshake = not self.exchange.opened.done
                     remaining = max(deadline - time.monotonic(), 0.001)
                     self._socket.settimeout(remaining if in_handshake else None)
+                if self._is_unused():
+                    break
         except OSError as error:
             reason = _failure_reason(error)
         finally:
@@ -121,6 +160,52 @@ class ServerLink:
     def _has_stopped_answering(self, ping_sent: bool) -> bool:
         """Whether the server has ignored a ping, given that nothing was received."""
         return ping_sent
+
+
+class LinkHolder:
+    """The link of a ``Fleet`` or an ``AsyncFleet``; it is closed when that is deleted.
+
+    Args:
+        owner: the fleet.
+
+    Attributes:
+        link: the link; None if there is none.
+        lock: for threads that connect.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.lock = threading.Lock()
+        self._owner = weakref.ref(owner)
+        self._finalizer: weakref.finalize[..., object] | None = None
+        self.link: ServerLink | None = None
+        forks.notify_in_child(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock, which another thread may have held during the fork."""
+        self.lock = threading.Lock()
+
+    def usable(self) -> ServerLink | None:
+        """Return the link; None if there is none, or it is lost.
+
+        Raises:
+            CloudmanagerError: it belongs to the parent of this process.
+        """
+        if self.link is not None and self.link.forked:
+            raise forks.forked_error()
+        return None if self.link is None or self.link.closed else self.link
+
+    def hold(self, link: ServerLink) -> None:
+        """Replace the link."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self.link = link
+        self._finalizer = weakref.finalize(self._owner(), link.close_when_unused)
+        self._finalizer.atexit = False  # the process closes its sockets
+
+    def release(self) -> ServerLink | None:
+        """Return the link, if there is one, and forget it."""
+        link, self.link = self.link, None
+        return link
 
 
 def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str]:

@@ -192,6 +192,11 @@ class Outgoing:
         with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_RDWR)  # also ends a write that blocks
 
+    def after_fork_in_child(self) -> None:
+        """Write nothing any more; the parent process goes on."""
+        self._lock = threading.Lock()  # another thread may have held it during the fork
+        self._closed = True
+
     def _end_torn_stream(self) -> None:
         """Shut the stream down in the middle of a frame."""
         self.why = self.why or "the link was closed because sending a message was interrupted"

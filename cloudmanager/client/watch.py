@@ -8,8 +8,10 @@ that were dropped.
 from __future__ import annotations
 
 import collections
+import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +19,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, ServerUnreachable
 
 from .exchange import Exchange
+from .forks import forked_error
 from .samples import Sample
 
 _FIRST_RETRY_SECONDS: Final = 0.25  # until the first attempt to reconnect; then doubled
@@ -78,7 +81,9 @@ class Watch(Iterator[Update]):
         self._idle = idle
         self._buffer = _UpdateBuffer()
         self._closed = threading.Event()
+        self._finalizer: weakref.finalize[..., object] | None = None
         self._updates = self._iterate_updates()
+        self._pid = 0  # of the process that reads; 0: nobody has read yet
         self._read_lock = threading.Lock()  # a cancelled reader may still be in __next__
 
     def __enter__(self) -> Watch:
@@ -92,8 +97,12 @@ class Watch(Iterator[Update]):
 
         Raises:
             StopIteration: the watch was closed.
-            CloudmanagerError: the server refused it. A lost link is an ``Update``, no exception.
+            CloudmanagerError: the server refused it, or the parent of this process reads it. A lost
+                link is an ``Update``, no exception.
         """
+        self._pid = self._pid or os.getpid()
+        if self._pid != os.getpid():
+            raise forked_error()
         with self._read_lock:
             return next(self._updates)
 
@@ -109,6 +118,7 @@ class Watch(Iterator[Update]):
             try:
                 exchange = self._connect()
                 ref = exchange.watch(self._target, self._wanted, self._buffer.put)
+                self._unwatch_if_deleted(exchange, ref)
                 for update in self._iterate_link_updates():
                     wait = 0.0
                     yield update
@@ -119,6 +129,13 @@ class Watch(Iterator[Update]):
                 wait = random.uniform(0.5, 1) * min(
                     _MAX_RETRY_SECONDS, wait * 2 or _FIRST_RETRY_SECONDS
                 )
+
+    def _unwatch_if_deleted(self, exchange: Exchange, ref: int) -> None:
+        """Let the subscription end with this object, if nobody closes it."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, exchange.delete_watch, ref)
+        self._finalizer.atexit = False
 
     def _iterate_link_updates(self) -> Iterator[Update]:
         """Yield the updates of one link, until the watch is closed."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, Defence, defence
+from .defence import LIBRARY, SERVER, Defence, defence
 
+_FORKS: Final = "cloudmanager/client/test_forks.py::test_"
 _CLOCK: Final = "cm_server/test_loop_clock.py::test_"
 
 FAULTS: Final[list[Defence]] = [
@@ -28,5 +29,29 @@ FAULTS: Final[list[Defence]] = [
         "CALLER_TCP_OPTIONS = BOARD_TCP_OPTIONS",
         "cm_server/net/test_websocket.py::"
         "test_dead_board_is_noticed_soon_and_a_caller_may_stand_still",
+    ),
+    defence(
+        "a forked child does not use its parent's link",
+        LIBRARY + "client/forks.py",
+        "notify_in_child = lambda each: None",
+        _FORKS + "forked_child_gets_a_clear_error_and_the_parents_cells_are_unharmed",
+    ),
+    defence(
+        "a deleted Fleet gives back its link",
+        LIBRARY + "client/link.py",
+        "ServerLink._is_unused = lambda self: False",
+        _FORKS + "deleted_fleet_gives_back_its_link",
+    ),
+    defence(
+        "a deleted Fleet ends no cell that somebody waits for",
+        LIBRARY + "client/link.py",
+        "ServerLink._is_unused = lambda self: self._closes_when_unused",
+        _FORKS + "deleted_fleet_ends_no_cell_that_somebody_waits_for",
+    ),
+    defence(
+        "a deleted watch ends its subscription",
+        LIBRARY + "client/watch.py",
+        "Watch._unwatch_if_deleted = lambda self, exchange, ref: None",
+        _FORKS + "deleted_watch_ends_its_subscription",
     ),
 ]

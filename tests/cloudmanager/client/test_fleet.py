@@ -369,7 +369,7 @@ def test_fleet_reconnects_after_a_restart_of_the_server(tmp_path, monkeypatch):
 def test_at_most_four_functions_from_submit_to_the_socket(fleet: Fleet):
     """Each is one more place to understand, and time in every cell."""
     fleet["demo-1"].run("1")
-    link: Any = fleet._link
+    link: Any = fleet._holder.link
     write, chains = link._outgoing._write, []
 
     def recording_write(*arguments: Any) -> int:

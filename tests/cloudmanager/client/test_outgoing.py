@@ -346,7 +346,7 @@ class Lab:
 
     def shrink_send_buffer(self, fleet: Any = None) -> Any:
         """Make the caller's send buffer small; return the link."""
-        link: Any = (fleet or self.fleet)._link
+        link: Any = (fleet or self.fleet)._holder.link
         sock: Any = getattr(link._socket, "_sock", link._socket)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         return link
@@ -395,7 +395,7 @@ def interrupt_when(true):
 
 def interrupt_in(lab, act):
     """Call ``act`` and interrupt it while frames are queued."""
-    link = lab.fleet._link
+    link = lab.fleet._holder.link
     thread = interrupt_when(lambda: link._outgoing.busy)
     with pytest.raises(KeyboardInterrupt):
         act()
@@ -405,7 +405,7 @@ def interrupt_in(lab, act):
 @pytest.mark.parametrize("verb", ["run", "submit"])
 def test_interrupted_partly_sent_cell_does_not_run(lab, stopped, verb):
     before = lab.jobs("near")
-    link = lab.fleet._link
+    link = lab.fleet._holder.link
     stopped()
     begun = time.monotonic()
     interrupt_in(lab, lambda: getattr(lab.fleet["near"], verb)(LONG))
@@ -423,7 +423,7 @@ def test_other_jobs_have_correct_outcomes_after_an_interrupt(lab, stopped):
     job = running.jobs["far"].number
     before = lab.jobs("near")
     stopped()
-    outgoing = lab.fleet._link._outgoing
+    outgoing = lab.fleet._holder.link._outgoing
     failed = []
 
     def behind():
@@ -460,7 +460,7 @@ def test_other_jobs_have_correct_outcomes_after_an_interrupt(lab, stopped):
 def test_interrupted_upload_does_not_affect_jobs(lab, stopped):
     """Pieces of files are not cells: one that was begun is sent completely, and the link stays."""
     running = lab.fleet["far"].submit("import time\ntime.sleep(0.3)\n'ran'")
-    link = lab.fleet._link
+    link = lab.fleet._holder.link
     real = link.exchange.send_content
     pieces: list[bytes] = []
 
@@ -475,7 +475,7 @@ def test_interrupted_upload_does_not_affect_jobs(lab, stopped):
     lab.proxy.open.set()
     assert running.results(WAIT)["far"].value == "ran"
     assert lab.fleet["near"].run("1 + 1")["near"].value == 2
-    assert lab.fleet._link is link
+    assert lab.fleet._holder.link is link
 
 
 async def test_cancelled_partly_sent_cell_does_not_run(lab):
