@@ -75,7 +75,7 @@ def compile_client(folder: Path) -> Path:
     made = folder / f"client-{digest.hexdigest()[:16]}"
     if made.is_dir():
         return made
-    folder.mkdir(parents=True, exist_ok=True)
+    config.make_private_folder(folder)
     work = Path(tempfile.mkdtemp(dir=folder))
     (work / "cm").mkdir()
     for name in files:

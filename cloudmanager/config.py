@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import SplitResult, quote, urlsplit
+
+from cloudmanager.protocol.errors import ServiceError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
@@ -16,6 +19,7 @@ DEFAULT_TCP_PORT = 18266
 TLS_NAME = "cloudmanager"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _PRIVATE_MODE = 0o600  # read and written by the owner only
+_PARENT_MODE = 0o755  # of missing folders above the folder of Cloudmanager
 
 
 class ServerAddress(NamedTuple):
@@ -51,10 +55,76 @@ def home_folder() -> Path:
 
 
 def make_home_folder() -> Path:
-    """Return the folder; make it if missing, accessible to its owner only."""
+    """Return the folder; make it if missing, accessible to its owner only.
+
+    Raises:
+        ServiceError: it belongs to another user, or others may write to it.
+    """
     folder = home_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(folder)
+    status = folder.stat()
+    if why := _unsafe_reason(status, _trusted_owners(status)):
+        raise ServiceError(
+            f"The folder {folder} {why}, who could replace the server's keys and token",
+            hint=f"Run `chmod 700 {folder}` as its owner, or name another folder in CM_HOME.",
+        )
     return folder
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only this user can use, if it is missing, whatever the umask."""
+    for parent in reversed(folder.parents):
+        if not parent.exists():
+            parent.mkdir(mode=_PARENT_MODE, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def open_private(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open a file for writing that only this user can read, whatever the umask; unbuffered."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+    handle = os.open(path, flags, _PRIVATE_MODE)
+    if os.name == "posix":
+        with contextlib.suppress(PermissionError):
+            os.fchmod(handle, _PRIVATE_MODE)  # of a file that an earlier version made
+    return cast("BinaryIO", os.fdopen(handle, "wb", buffering=0))
+
+
+def _trusted_owners(folder: os.stat_result) -> set[int]:
+    """Return who may own the folder and what is in it: this user, and root.
+
+    Root may use the folder of another user, such as one that is mounted into a container.
+    """
+    if os.name != "posix":
+        return set()
+    return {os.geteuid(), 0} | ({folder.st_uid} if os.geteuid() == 0 else set())
+
+
+def _unsafe_reason(status: os.stat_result, owners: set[int]) -> str:
+    """Return why a file or folder cannot be trusted; "" if only its trusted owners can change it.
+
+    The group of a user's own name (as Debian makes them) is this user, too.
+    """
+    if os.name != "posix":
+        return ""  # Windows' own permissions are inherited from the user's folder
+    if status.st_uid not in owners:
+        return "belongs to another user"
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written by all users of this machine"
+    if status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid):
+        return "can be written by other users of its group"
+    return ""
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group consists of this user."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def token_file(folder: Path) -> Path:
@@ -78,17 +148,30 @@ def completion_file(folder: Path) -> Path:
 
 
 def read_token(path: Path) -> str | None:
-    """Return the token in a file; None if there is none.
+    """Return the token in a file; None if there is none, or another user can have written it.
 
     Raises:
         ValueError: the file is not UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").strip() or None
+        with path.open(encoding="utf-8-sig") as file:
+            owners = _trusted_owners(path.parent.stat())
+            for status in (os.fstat(file.fileno()), _link_status(path)):
+                if _unsafe_reason(status, owners):
+                    return None
+            return file.read().strip() or None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except OSError:
         return None
+
+
+def _link_status(path: Path) -> os.stat_result:
+    """Return the status of a file; that of the link itself, if it is one, without its mode."""
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        return os.stat_result((0, *status[1:]))  # everybody may "write" each link
+    return status
 
 
 def server_lock_file(folder: Path) -> Path:

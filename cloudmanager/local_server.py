@@ -64,7 +64,7 @@ def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
         return StartOutcome(str(state["url"]), already=True)
     command = [sys.executable, "-m", "cm_server", *options.arguments()]
     home = config.make_home_folder()
-    with (home / "server.err").open("wb") as errors:
+    with config.open_private(home / "server.err") as errors:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -193,14 +193,15 @@ class FirmwareCache:
 
     def put(self, key: str, data: bytes) -> None:
         """Save an image; files are replaced atomically."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        config.make_private_folder(self._folder)
         digest = hashlib.sha256(data).hexdigest()
         for path, content in (
             (self._folder / f"{digest}.bin", data),
             (self._index, json.dumps({**self._read_index(), key: digest}).encode()),
         ):
             temporary = path.with_name(f"{path.name}.{os.getpid()}")
-            temporary.write_bytes(content)
+            with config.open_private(temporary) as file:
+                file.write(content)
             temporary.replace(path)
 
     def _read_index(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
@@ -139,7 +138,7 @@ def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
         command.append("--allow-root")
     environment = {**os.environ, "JUPYTER_TOKEN": token}
     log_path = config.make_home_folder() / "jupyterlab.log"
-    with _create_private(log_path) as log:
+    with config.open_private(log_path) as log:
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=log, stderr=log
         )
@@ -168,12 +167,6 @@ def _make_notebook_folder(show_text: Callable[[str], None]) -> Path:
         names = ", ".join(path.name for path in kept)
         show_text(f"Those that you had changed there are now called {names}.")
     return folder
-
-
-def _create_private(path: Path) -> BinaryIO:
-    """Create a file, or empty it; only this user may read it: JupyterLab logs its token."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    return os.fdopen(handle, "wb")
 
 
 def _await_jupyterlab(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:

@@ -117,7 +117,7 @@ async def install_packages(
         "sent": sent,
         **request.plan_options,
     }
-    indexes = plan_options.get("indexes", {})
+    indexes = request.plan_options.get("indexes", {})
     body["indexes"] = {alias: config.with_netrc(url) for alias, url in indexes.items()}
     body["target"] = target or boards.target
     plan = await boards.exchange().request("plan", body)

@@ -64,11 +64,13 @@ def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Run
     Raises:
         ServiceError: it did not start.
     """
+    from cloudmanager import config
+
     home = home.absolute()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.make_private_folder(home)
     errors = home / "server.err"
     command = [sys.executable, "-c", _SERVER_CODE, "--port", str(tcp_port), *options]
-    with errors.open("wb") as stderr:
+    with config.open_private(errors) as stderr:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

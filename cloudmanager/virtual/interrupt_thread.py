@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cloudmanager import config
+
 # The mailbox, byte by byte; tests/board/client_numbers.py copies it to mpy_client/cm/unix.py.
 _USER_CODE_RUNS = 0  # 1 while user code runs: only then it may be interrupted
 _CELL_RUNS = 1  # 1 from a cell's start to its end
@@ -199,7 +201,7 @@ def _redirect_output(path: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
     def copy_output() -> None:
-        with path.open("ab", buffering=0) as log:
+        with config.open_private(path, append=True) as log:
             while data := os.read(out, 4096):
                 if log.tell() > _MAX_LOG_BYTES:
                     log.truncate(0)
@@ -217,7 +219,7 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
         library: MicroPython's unix port as a shared library.
     """
     folder = Path(spec["folder"])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.make_private_folder(folder)
     _redirect_output(folder / "board.log")
     thread = InterruptThread(library, spec["config"].get("watchdog", _WATCHDOG_SECONDS))
     flash = folder / "flash.img"

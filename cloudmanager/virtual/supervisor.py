@@ -17,6 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cloudmanager import config
+
 from .interrupt_thread import RESTART as RESTART
 from .interrupt_thread import run_board
 
@@ -91,9 +93,9 @@ class Supervisor:
         elif verb == "stay":
             self.is_detached = True
             pid_file = Path(command["pid_file"])
-            pid_file.write_text(str(os.getpid()))
+            config.write_private(pid_file, str(os.getpid()))
             # Close the parent's stderr: a program that reads it to its end would wait for boards.
-            with pid_file.with_name("supervisor.log").open("a") as log:
+            with config.open_private(pid_file.with_name("supervisor.log"), append=True) as log:
                 os.dup2(log.fileno(), 2)
         elif verb == "stop":
             self.is_ending = True

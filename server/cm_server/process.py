@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager import config, server_options
-from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.errors import ServerError, ServiceError
 from cloudmanager.server_options import ServerOptions
 
 from .app import DATABASE, DEFAULT_LIMITS, Environment, Server
@@ -172,6 +172,8 @@ def _open_home(limits: Limits, *, log_json: bool) -> Path:
         configure_logging(home / "server.log", limits, as_json=log_json)
     except OSError as error:
         raise StartError(f"Its folder cannot be used: {error}") from error
+    except ServiceError as error:
+        raise StartError(str(error)) from error
     return home
 
 

@@ -54,4 +54,21 @@ FAULTS: Final[list[Defence]] = [
         "Watch._unwatch_if_deleted = lambda self, exchange, ref: None",
         _FORKS + "deleted_watch_ends_its_subscription",
     ),
+    defence(
+        "a folder that others can write is refused",
+        LIBRARY + "config.py",
+        "_unsafe_reason = lambda status, owners: ''",
+        "cloudmanager/test_config.py::test_token_that_others_can_have_written_is_not_used[438-None]",
+        "cloudmanager/test_local_server.py::"
+        "test_server_does_not_start_in_a_folder_that_others_can_write",
+        "cloudmanager/test_local_server.py::"
+        "test_server_replaces_a_token_that_others_can_have_written",
+    ),
+    defence(
+        "files of the server are private with any umask",
+        LIBRARY + "config.py",
+        "_PRIVATE_MODE = 0o666",
+        "cloudmanager/test_config.py::test_umask_does_not_widen_what_is_private",
+        "cloudmanager/test_local_server.py::test_server_files_are_private_with_any_umask",
+    ),
 ]

@@ -14,6 +14,7 @@ import pytest
 
 from cloudmanager import config
 from cloudmanager.config import ServerAddress
+from cloudmanager.protocol.errors import ServiceError
 
 
 @pytest.fixture
@@ -54,6 +55,87 @@ def ended_pid():
 
 def test_home_is_cm_home(home):
     assert config.home_folder() == home
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        (0o700, ""),
+        (0o755, ""),
+        (0o757, "can be written by all users"),
+        (0o777, "can be written by all users"),
+        (0o1777, "can be written by all users"),
+    ],
+)
+def test_folder_that_others_can_write_is_refused(home, mode, why):
+    home.chmod(mode)
+    if not why:
+        assert config.make_home_folder() == home
+        return
+    with pytest.raises(ServiceError, match=rf"{why}.*could replace.*`chmod 700 {home}`"):
+        config.make_home_folder()
+
+
+OWN, OTHER, ROOT = 1000, 1001, 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"),
+    [
+        (0o600, OWN, ""),
+        (0o644, ROOT, ""),
+        (0o600, OTHER, "belongs to another user"),
+        (0o602, OWN, "can be written by all users of this machine"),
+        (0o620, OWN, "can be written by other users of its group"),
+        (0o666, ROOT, "can be written by all users of this machine"),
+    ],
+)
+def test_files_of_other_users_are_not_trusted(mode, owner, why):
+    unknown_group = 2**31 - 2
+    status = os.stat_result((mode, 0, 0, 1, owner, unknown_group, 0, 0, 0, 0))
+    assert config._unsafe_reason(status, {OWN, ROOT}) == why
+
+
+@pytest.mark.parametrize(
+    ("mode", "token"), [(0o600, "cm_x"), (0o644, "cm_x"), (0o622, None), (0o666, None)]
+)
+def test_token_that_others_can_have_written_is_not_used(home, mode, token):
+    path = config.token_file(home)
+    config.write_private(path, "cm_x\n")
+    path.chmod(mode)
+    assert config.read_token(path) == token
+
+
+def test_token_may_be_a_link(home):
+    target = home / "secret"
+    config.write_private(target, "cm_x\n")
+    config.token_file(home).symlink_to(target)
+    assert config.read_token(config.token_file(home)) == "cm_x"
+    target.chmod(0o666)
+    assert config.read_token(config.token_file(home)) is None
+
+
+def test_umask_does_not_widen_what_is_private(home):
+    before = os.umask(0)
+    try:
+        config.make_private_folder(home / "new" / "private")
+        with config.open_private(home / "log") as file:
+            file.write(b"x")
+    finally:
+        os.umask(before)
+    modes = {
+        name: stat.S_IMODE((home / name).stat().st_mode) for name in ("new", "new/private", "log")
+    }
+    assert modes == {"new": 0o755, "new/private": 0o700, "log": 0o600}
+
+
+def test_file_of_an_earlier_version_becomes_private(home):
+    (home / "log").write_text("before")
+    (home / "log").chmod(0o666)
+    with config.open_private(home / "log", append=True) as file:
+        file.write(b" after")
+    assert (home / "log").read_text() == "before after"
+    assert stat.S_IMODE((home / "log").stat().st_mode) == 0o600
 
 
 def test_home_can_have_a_tilde_or_be_relative(monkeypatch, tmp_path):

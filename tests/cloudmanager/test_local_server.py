@@ -13,7 +13,7 @@ import pytest
 
 from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.protocol.errors import ServiceError
+from cloudmanager.protocol.errors import NotAllowed, ServiceError
 from cloudmanager.server_options import ServerOptions
 
 WAIT = 20.0  # seconds that anything here may take on a busy machine
@@ -42,6 +42,42 @@ def test_started_server_answers_and_is_found(home):
         status = fleet.status()
     assert (status["address"], status["pid"]) == (begun.url, pid_of(home))
     assert status["callers"] == 1
+
+
+def test_server_files_are_private_with_any_umask(home, monkeypatch):
+    folder = home / "new" / "folder"
+    monkeypatch.setenv("CM_HOME", str(folder))
+    before = os.umask(0)
+    try:
+        started()
+    finally:
+        os.umask(before)
+    wide = [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+    assert wide == []
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o755
+
+
+def test_server_does_not_start_in_a_folder_that_others_can_write(home):
+    home.chmod(0o777)
+    with pytest.raises(ServiceError, match=f"can be written by all users.*chmod 700 {home}"):
+        started()
+    assert list(home.iterdir()) == []
+    environment = {**os.environ, "CM_HOME": str(home)}
+    command = [sys.executable, "-m", "cm_server", "--port", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "can be written by all users" in json.loads(done.stdout)["error"]
+    assert (done.returncode, list(home.iterdir())) == (1, [])
+
+
+def test_server_replaces_a_token_that_others_can_have_written(home):
+    path = config.token_file(home)
+    path.write_text("cm_" + "e" * 43)
+    path.chmod(0o666)
+    started()
+    assert config.read_token(path) not in (None, "cm_" + "e" * 43)
+    assert "is replaced" in (home / "server.log").read_text()
+    with Fleet(token="cm_" + "e" * 43) as stranger, pytest.raises(NotAllowed):
+        stranger.status()
 
 
 def test_server_files_are_accessible_to_their_owner_only(home):

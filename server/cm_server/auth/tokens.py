@@ -6,6 +6,7 @@ which is called ``local`` and kept in a file that only that user can read.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .audit import AuditEntry
 if TYPE_CHECKING:
     from cm_server.store.store import Store
     from cm_server.store.store_queue import StoreQueue
+
+log = logging.getLogger("cm_server")
 
 LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
 _MAX_NUMBER_CHARS = 10  # of the number in a name that the server chooses
@@ -269,6 +272,10 @@ def read_local_token(home: Path) -> str:
     path = config.token_file(home)
     token = config.read_token(path)
     if token is None:
+        if path.exists():
+            log.warning(
+                "%s has no token that only this user can have written: it is replaced", path
+            )
         token = credentials.new_token()
         config.write_private(path, token + "\n")
     return token

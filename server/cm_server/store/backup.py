@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cloudmanager import config
-from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.errors import ServerError, ServiceError
 from cm_server.limits import MIB
 
 from . import file_replacement, schema
@@ -172,9 +172,11 @@ def _run_command(command: str, home: Path, path: Path) -> dict[str, object]:
     return {"files": load(home, path, notes.append), "notes": notes}
 
 
-def _error_text(error: ServerError | OSError) -> str:
+def _error_text(error: ServerError | ServiceError | OSError) -> str:
     if isinstance(error, ServerError):
         return error.reason
+    if isinstance(error, ServiceError):
+        return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
@@ -187,7 +189,7 @@ def main() -> None:
     os.umask(0o077)
     try:
         outcome = _run_command(options.command, config.make_home_folder(), options.file)
-    except (ServerError, OSError) as error:
+    except (ServerError, ServiceError, OSError) as error:
         outcome = {"error": _error_text(error)}
     sys.stdout.write(json.dumps(outcome) + "\n")
 
