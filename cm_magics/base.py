@@ -12,6 +12,7 @@ from IPython.core.magic import Magics
 
 from cloudmanager.client.fleet import Boards
 from cloudmanager.display.progress import VerbWithProgress
+from cloudmanager.display.wait_notice import new_waits
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Results
 
@@ -87,7 +88,8 @@ class TargetMagics(Magics):
             preparation: text to show until the first byte is transferred.
         """
         with without_traceback():
-            results = cell_display.run_file_verb(verb, preparation)
+            waits = new_waits(fleet().queued_jobs)
+            results = cell_display.run_file_verb(verb, preparation, waits)
             self._boards.mark_shown(results)
             cell_display.raise_failures(results)
             return results

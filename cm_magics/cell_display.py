@@ -81,23 +81,26 @@ def _make_output(group: JobGroup, view: CellView, background: bool) -> CellOutpu
     return CellDisplay(view, live=is_live())
 
 
-def run_file_verb(verb: VerbWithProgress, preparation: str = "") -> Results:
+def run_file_verb(
+    verb: VerbWithProgress, preparation: str = "", waits: Callable[[], list[str]] = list
+) -> Results:
     """Run a verb that transfers files, and show its progress and its outcome.
 
     Args:
         verb: called with a function that reports progress.
         preparation: text to show until the first byte is transferred.
+        waits: returns what its jobs wait for; see ``progress.ProgressMeter``.
 
     Raises:
         CloudmanagerError, OSError: the verb did not start, or could not start on all boards.
     """
     if getattr(get_ipython(), "kernel", None) is None:
-        with progress.ProgressBar(preparation) as report:
+        with progress.ProgressBar(preparation, waits=waits) as report:
             results = verb(report)
         handle = None
     else:
         line = _ProgressLine(live=can_answer() and not os.environ.get("CM_PLAIN"))
-        with progress.LiveProgress(line.draw, preparation) as report:
+        with progress.LiveProgress(line.draw, preparation, waits=waits) as report:
             results = verb(report)
         handle = line.handle
     text = files_text(results)

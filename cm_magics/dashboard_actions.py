@@ -19,6 +19,7 @@ from cloudmanager.display import progress
 from cloudmanager.display.cell_view import CellView, DisplayOptions
 from cloudmanager.display.file_report import files_text
 from cloudmanager.display.following import follow_cell
+from cloudmanager.display.wait_notice import new_waits
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
@@ -101,7 +102,7 @@ def _interrupt_jobs(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
 
 
 def _reset_boards(fleet: Fleet, target: str, _: str, show_text: ShowText) -> str:
-    with progress.LiveProgress(lambda meter: show_text(meter.text()), unit="boards") as report:
+    with _live_progress(fleet, show_text, unit="boards") as report:
         results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS, progress=report)
     lines = [f"{name}: {result.error}" for name, result in results.failed.items()]
     if succeeded := fold_names(name for name, result in results.items() if result.ok):
@@ -123,7 +124,7 @@ def _upload_file(fleet: Fleet, target: str, text: str, show_text: ShowText) -> s
     source, _, dest = text.strip().partition(" ")
     path = Path(source).expanduser()
     dest = dest.strip() or ":/"
-    return _run_transfer(lambda report: boards.put(path, dest, progress=report), show_text)
+    return _run_transfer(fleet, lambda report: boards.put(path, dest, progress=report), show_text)
 
 
 def upload_content(
@@ -136,21 +137,29 @@ def upload_content(
         CloudmanagerError: the target or the path is wrong.
     """
     return _run_transfer(
-        lambda report: fleet[target].put(content, f":{path}", progress=report), show_text
+        fleet, lambda report: fleet[target].put(content, f":{path}", progress=report), show_text
     )
 
 
 def _install_packages(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards = fleet[target]
     packages = text.split()
-    return _run_transfer(lambda report: boards.install(*packages, progress=report), show_text)
+    return _run_transfer(
+        fleet, lambda report: boards.install(*packages, progress=report), show_text
+    )
 
 
-def _run_transfer(verb: progress.VerbWithProgress, show_text: ShowText) -> str:
+def _run_transfer(fleet: Fleet, verb: progress.VerbWithProgress, show_text: ShowText) -> str:
     """Run a verb that sends files to boards, and show its progress."""
-    with progress.LiveProgress(lambda meter: show_text(meter.text())) as report:
+    with _live_progress(fleet, show_text) as report:
         results = verb(report)
     return _check_outcome(results, files_text(results) or "done")
+
+
+def _live_progress(fleet: Fleet, show_text: ShowText, unit: str = "bytes") -> progress.LiveProgress:
+    """Return a context manager that shows the progress of a verb, and what it waits for."""
+    waits = new_waits(fleet.queued_jobs)
+    return progress.LiveProgress(lambda meter: show_text(meter.text()), unit=unit, waits=waits)
 
 
 def _rename_board(fleet: Fleet, target: str, name: str, __: ShowText) -> str:

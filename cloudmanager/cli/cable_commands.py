@@ -30,7 +30,7 @@ from cloudmanager.protocol.targets import parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Results, error_text
 
-from .commands import AddVerb
+from .commands import AddVerb, open_fleet
 
 OK, FAILED = 0, 1
 #: Shortest watchdog timeout: a board blocks for up to 20 s while it connects to a server.
@@ -372,7 +372,7 @@ def _configure_by_cable(options: argparse.Namespace, changes: dict[str, Any]) ->
 
 
 def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> int:
-    with Fleet() as fleet:
+    with open_fleet(options) as fleet:
         results = Results({})
         if changes:
             results = reconfigure.configure_by_link(fleet[options.board], changes)
@@ -386,7 +386,7 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
 
 def upgrade_client(options: argparse.Namespace) -> int:
     """Install this version's client on boards, over the network."""
-    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].upgrade_client(progress=progress)
     errors = {name: error_text(result.error) for name, result in results.failed.items()}
     if options.json:

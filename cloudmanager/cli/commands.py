@@ -7,12 +7,13 @@ status. It has no other logic.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
+from cloudmanager.display.wait_notice import WaitNotice
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 
@@ -204,15 +206,17 @@ def board_execute(options: argparse.Namespace) -> int:
     from cloudmanager.display.terminal import follow_cell
 
     code = _read_code(options)
+    given = run_keywords(options)
     with Fleet() as fleet:
         boards = fleet[options.target]
-        given = run_keywords(options)
         if options.json:
             results = boards.run(code, **given)
             print_json({name: result.to_json() for name, result in results.items()})
         else:
             group = boards.submit(code, **given, listen=True, answers=_is_interactive())
-            results = follow_cell(group)
+            shows_waits = len(group.jobs) > 1 and sys.stdout.isatty()  # in its live display
+            with WaitNotice(fleet.queued_jobs, quiet=shows_waits):
+                results = follow_cell(group)
     return OK if results.ok else FAILED
 
 
@@ -344,6 +348,13 @@ def demo(options: argparse.Namespace) -> int:
 
 def _print_paragraph(paragraph: str) -> None:
     print(paragraph, end="\n\n", flush=True)
+
+
+@contextlib.contextmanager
+def open_fleet(options: argparse.Namespace) -> Iterator[Fleet]:
+    """Open the fleet for a verb whose jobs may have to wait: say so, unless with ``--json``."""
+    with Fleet() as fleet, WaitNotice(fleet.queued_jobs, quiet=options.json):
+        yield fleet
 
 
 def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:

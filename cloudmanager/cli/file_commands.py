@@ -14,7 +14,7 @@ from cloudmanager.display.progress import ProgressBar
 from cloudmanager.results.results import Results
 
 from . import board_commands
-from .commands import FAILED, OK, USAGE, AddVerb
+from .commands import FAILED, OK, USAGE, AddVerb, open_fleet
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -89,7 +89,7 @@ def upload(options: argparse.Namespace) -> int:
         )
     found = expand_patterns(sources)
     one = sources[0] if found == sources[:1] else found
-    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].put(one, dest, progress=progress)
     return print_results(results, options)
 
@@ -102,7 +102,7 @@ def is_here(text: str) -> bool:
 def download(options: argparse.Namespace) -> int:
     """Copy a file or folder from boards."""
     path = _board_path(options.path)
-    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].get(path, options.folder, glob=True, progress=progress)
     return print_results(results, options)
 
@@ -115,7 +115,7 @@ def sync(options: argparse.Namespace) -> int:
         return print_usage_error(
             f"a place on the boards begins with a colon: :{options.dest}. Nothing was copied."
         )
-    with Fleet() as fleet:
+    with open_fleet(options) as fleet:
         status = _sync_once(fleet, options)
         if options.watch:
             from watchfiles import watch  # importing it takes 30 ms
@@ -139,7 +139,7 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
 
 def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
-    with Fleet() as fleet:
+    with open_fleet(options) as fleet:
         results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
     if options.macro == "cat" and not options.json and write_content(results):
         return OK

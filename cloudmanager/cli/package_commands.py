@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.install_options import (
     PLANNING_TEXT,
     add_install_options,
@@ -15,7 +14,7 @@ from cloudmanager.client.install_options import (
 )
 from cloudmanager.display.progress import ProgressBar
 
-from .commands import AddVerb
+from .commands import AddVerb, open_fleet
 from .file_commands import print_results, print_usage_error
 
 
@@ -41,14 +40,14 @@ def install(options: argparse.Namespace) -> int:
     if error := install_options_error(options):
         return print_usage_error(error)
     arguments = install_keywords(options)
-    with Fleet() as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
         results = fleet[options.target].install(*options.names, progress=progress, **arguments)
     return print_results(results, options)
 
 
 def uninstall(options: argparse.Namespace) -> int:
     """Uninstall packages."""
-    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].uninstall(
             *options.names, force=options.force, dry_run=options.dry_run, progress=progress
         )
@@ -57,13 +56,13 @@ def uninstall(options: argparse.Namespace) -> int:
 
 def packages(options: argparse.Namespace) -> int:
     """List the installed packages."""
-    with Fleet() as fleet:
+    with open_fleet(options) as fleet:
         return print_results(fleet[options.target].packages(), options)
 
 
 def upgrade(options: argparse.Namespace) -> int:
     """Install the newest versions of packages."""
-    with Fleet() as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
+    with open_fleet(options) as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
         results = fleet[options.target].upgrade(
             *options.names, force=options.force, dry_run=options.dry_run, progress=progress
         )

@@ -147,6 +147,10 @@ class Exchange:
             self._send(frames.encode_frame(message, mask=True))
         return reply
 
+    def queued_jobs(self) -> list[Job]:
+        """Return the jobs of this link that have not started, by number."""
+        return [job for _, job in list(self._jobs.values()) if job.state == "queued"]
+
     def ping_frame(self) -> bytes:
         """Return a ping frame; the server must answer it."""
         return frames.encode_frame(b"", frames.PING, mask=True)

@@ -13,7 +13,7 @@ from .cell_verbs import CellVerbs, make_cell
 from .exchange import Exchange
 from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
-from .jobs import JobGroup
+from .jobs import Job, JobGroup
 from .keywords import run_keywords
 from .link import LinkHolder, ServerLink
 from .log_lines import LogFollower, Logs, Since, join_lines, read_logs
@@ -76,6 +76,11 @@ class Fleet(Blocking, FleetVerbs):
                 link = ServerLink(self.address)
                 self._holder.hold(link)
             return link.exchange
+
+    def queued_jobs(self) -> list[Job]:
+        """Return the jobs of this Fleet that wait for their board; does not ask the server."""
+        link = self._link
+        return [] if link is None else link.exchange.queued_jobs()
 
     def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
         """Subscribe to boards; iterate over the updates, and ``close()`` it at the end.

@@ -25,6 +25,7 @@ from .cells import Cell, map_traceback
 from .future import Future
 from .outgoing import OutgoingFrame
 from .runner import run_blocking
+from .wait import Wait, read_wait
 
 #: How much of a job's output a caller keeps; of a longer output, the end.
 MAX_OUTPUT_CHARS: Final = 8 * 1024 * 1024
@@ -42,8 +43,8 @@ class Event(NamedTuple):
     Attributes:
         kind: queued, resetting, started, output, input, truncated or ended.
         job: the job.
-        text: the output; the prompt of ``input``; or what a queued job waits for: "behind 2" for
-            two other jobs, "" for the board to connect.
+        text: the output; the prompt of ``input``; or what a queued job waits for: "behind 2 jobs of
+            anna", "" for the board to connect.
     """
 
     kind: str
@@ -58,7 +59,7 @@ class Job:
         number: the job's number.
         board: the board's name.
         state: queued, resetting, running or ended.
-        waiting_for: what a queued job waits for, as in its event.
+        wait: what it waited for when it was queued; None if it was not.
         result: the result, once it has ended; else None.
         truncated: whether output was left out.
     """
@@ -69,7 +70,7 @@ class Job:
         self.number = number
         self.board = board
         self.state = "resetting" if fresh else "running"
-        self.waiting_for = ""
+        self.wait: Wait | None = None
         self.result: Result | None = None
         self._starts_with_reset = fresh
         self._cell = cell
@@ -109,11 +110,11 @@ class Job:
         self.state = "resetting" if resets else "running"
         return [Event("resetting" if resets else "started", self)]
 
-    def mark_queued(self, jobs_ahead: int) -> Event:
-        """Mark the job as queued; with no jobs ahead, it waits for the board to connect."""
+    def mark_queued(self, wait: Wait) -> Event:
+        """Mark the job as queued."""
         self.state = "queued"
-        self.waiting_for = f"behind {jobs_ahead}" if jobs_ahead else ""
-        return Event("queued", self, self.waiting_for)
+        self.wait = wait
+        return Event("queued", self, wait.text)
 
     def elapsed(self) -> float:
         """Return for how many seconds the job has been running, or queued."""
@@ -375,8 +376,8 @@ class JobGroup:
         self.jobs = {job.board: job for job in jobs.values()}
         self.left_out = tuple(body.get("left_out", ()))
         self._unfinished_count = len(jobs)
-        for number, jobs_ahead in body.get("queued", ()):
-            self._on_event(jobs[number].mark_queued(jobs_ahead))
+        for number, *wait in body.get("queued", ()):
+            self._on_event(jobs[number].mark_queued(read_wait(*wait)))
         self.accepted.set_result(None)
         if self._interrupt_requested:
             self.interrupt()

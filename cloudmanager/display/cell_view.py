@@ -200,7 +200,8 @@ class CellView:
         """Copy the state of a job that has not ended."""
         output.truncated = job.truncated
         output.since = self._clock() - job.elapsed()
-        states = {"queued": _queued_state(job.waiting_for), "resetting": RESETTING}
+        waits_for = job.wait.text if job.wait else ""
+        states = {"queued": _queued_state(waits_for), "resetting": RESETTING}
         output.state = states.get(job.state, "running")
 
     def _make_report(self, width: int, final: bool) -> Report:

@@ -64,7 +64,7 @@ class BoardOutput:
     """The output of one board so far, and its result once it has ended.
 
     Attributes:
-        state: shown in the head: "running", "queued behind 2", or the result's status.
+        state: shown in the head: "running", "queued behind 1 job of anna", or the result's status.
         since: time at which the state began, by the clock of the view.
         result: None while the job runs.
         truncated: whether some output was dropped.
@@ -244,8 +244,11 @@ class Report(NamedTuple):
         failed = sum(not output.ok_so_far for output in ended)
         if failed and self.failures != "ignore":
             text += f", {failed:,} failed"
-        for state, verb in ((WAITING_FOR_BOARD, "waiting for"), (RESETTING, "resetting")):
-            names = [name for name, output in boards.items() if output.state == state]
+        for verb, states in (
+            ("waiting for", (WAITING_FOR_BOARD, "queued")),
+            ("resetting", (RESETTING,)),
+        ):
+            names = [name for name, output in boards.items() if output.state.startswith(states)]
             if names:
                 text += f", {verb} {self._short_names(names)}"
         filled = _BAR_CHARS * len(ended) // len(boards)

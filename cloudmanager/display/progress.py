@@ -39,6 +39,7 @@ class ProgressMeter:
         clock: returns seconds since any fixed time.
         preparation: what the verb does before it reports progress; "" if that takes no time.
         unit: what is counted: "bytes" or "boards".
+        waits: returns what the verb's jobs wait for, as sentences; see ``wait_sentences``.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class ProgressMeter:
         clock: Callable[[], float] = time.monotonic,
         preparation: str = "",
         unit: str = "bytes",
+        waits: Callable[[], list[str]] = list,
     ) -> None:
         self._clock = clock
         self._preparation = preparation
+        self._waits = waits
         self._started_at = clock()
         self._boards: dict[str, tuple[int, int]] = {}
         self.unit = unit
@@ -73,10 +76,18 @@ class ProgressMeter:
         seconds = self._clock() - self._started_at
         if self.total:
             return seconds >= SHOW_AFTER_SECONDS
-        return bool(self._preparation) and seconds >= SHOW_PREPARATION_AFTER_SECONDS
+        return seconds >= SHOW_PREPARATION_AFTER_SECONDS and bool(
+            self._preparation or self._waits()
+        )
 
     def text(self) -> str:
-        """Return the progress as one line."""
+        """Return the progress as one line, and what its jobs wait for, a line for each reason."""
+        waits = self._waits()
+        if not (self.total or self._preparation):
+            return "\n".join(waits)
+        return "\n".join([self._done_text(), *waits])
+
+    def _done_text(self) -> str:
         seconds = max(self._clock() - self._started_at, 0.001)
         if not self.total:
             return f"{self._preparation} · {seconds:.0f} s"
@@ -96,6 +107,7 @@ class LiveProgress:
             not after the end of the block.
         preparation: what the verb does before it reports progress; "" if that takes no time.
         unit: what is counted: "bytes" or "boards".
+        waits: see ``ProgressMeter``.
     """
 
     def __init__(
@@ -104,9 +116,10 @@ class LiveProgress:
         preparation: str = "",
         *,
         unit: str = "bytes",
+        waits: Callable[[], list[str]] = list,
     ) -> None:
         self._show = show
-        self._meter = ProgressMeter(preparation=preparation, unit=unit)
+        self._meter = ProgressMeter(preparation=preparation, unit=unit, waits=waits)
         self._ended = threading.Event()
         context = contextvars.copy_context()  # by which ipykernel knows the cell that displays
         self._thread = threading.Thread(
@@ -136,10 +149,18 @@ class ProgressBar(LiveProgress):
         preparation: what the verb does before it reports progress; "" if that takes no time.
         unit: what is counted: "bytes" or "boards".
         quiet: whether to show nothing, for ``--json``.
+        waits: see ``ProgressMeter``.
     """
 
-    def __init__(self, preparation: str = "", *, unit: str = "bytes", quiet: bool = False) -> None:
-        super().__init__(self._draw, preparation, unit=unit)
+    def __init__(
+        self,
+        preparation: str = "",
+        *,
+        unit: str = "bytes",
+        quiet: bool = False,
+        waits: Callable[[], list[str]] = list,
+    ) -> None:
+        super().__init__(self._draw, preparation, unit=unit, waits=waits)
         self._bar: RichProgress | None = None
         self._quiet = quiet or not sys.stderr.isatty()
 

@@ -143,7 +143,8 @@ def test_cell_on_a_busy_board_shows_its_place_in_the_queue(kernel: Kernel, fleet
     kernel.run("%board_use demo-1")
     fleet["demo-1"].submit("import time\ntime.sleep(0.5)")
     outputs = kernel.run("print('mine')")[1]
-    assert "".join(each.text for each in outputs) == f"{head('demo-1 · queued behind 1')}\nmine\n"
+    queued = head("demo-1 · queued behind 1 job of the local user")
+    assert "".join(each.text for each in outputs) == f"{queued}\nmine\n"
 
 
 def test_picture_and_table_are_shown(kernel: Kernel):

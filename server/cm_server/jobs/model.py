@@ -9,6 +9,7 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import proofs, wire
@@ -26,6 +27,7 @@ MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPyt
 #: Smallest buffer of a board that can be served, in bytes: a frame header, a message head, some
 #: code.
 MIN_BUFFER = 64
+MAX_WAIT_CALLERS = 4  # callers that a queued job's ACCEPTED names; of more, the user sees "others"
 
 
 class TimerHandle(Protocol):
@@ -314,6 +316,31 @@ class Job:
             "error": self.error,
         }
 
+    def describe_wait(self) -> tuple[int, dict[str, Any]]:
+        """Return what this queued job waits for, as ACCEPTED lists it.
+
+        Returns:
+            How many jobs its board runs first; 0 if the job waits for its board to connect. Then
+            what is known about them: ``callers``, ``elapsed`` (seconds) of the one that runs, and
+            ``program``, if the board's own program keeps it busy.
+        """
+        board = self.board
+        if self.owner:
+            return _describe_remote_wait(board.remote_state)
+        running = board.current_job
+        ahead = [
+            *([running] if running else []),
+            *takewhile(lambda job: job is not self, board.queue),
+        ]
+        known: dict[str, Any] = {
+            "callers": list(dict.fromkeys(job.caller for job in ahead))[:MAX_WAIT_CALLERS]
+        }
+        if running is not None:
+            known["elapsed"] = running.describe()["elapsed"]
+        elif board.blocked:
+            return len(ahead) + 1, {**known, "program": board.reported_facts.get("program", "")}
+        return len(ahead), known
+
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Send a message to the caller, if one follows the job."""
         if self.observer is not None:
@@ -547,6 +574,18 @@ class Board:
             "job": self.current_job.describe() if self.current_job else None,
             "queued": len(self.queue),
         }
+
+
+def _describe_remote_wait(remote: RemoteBoardState | None) -> tuple[int, dict[str, Any]]:
+    """Return what a job for a board of another server waits for; see ``Job.describe_wait``."""
+    if remote is None:
+        return 0, {}
+    if remote.job is None:
+        return remote.queued + 1, {}
+    known = {"elapsed": remote.job.get("elapsed")}
+    if remote.queued == 0:
+        known["callers"] = [str(remote.job.get("caller", ""))]
+    return remote.queued + 1, known
 
 
 def _milliseconds(timeout: float | None) -> int:

@@ -20,7 +20,7 @@ from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
-from cm_server.jobs.model import Cell, Job, Requester
+from cm_server.jobs.model import Cell, Requester
 from cm_server.quotas import Quota
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import CellAudit, TokenRow
@@ -524,7 +524,7 @@ class CallerConnection:
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": cell.left_out,
-            "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
+            "queued": [[job.id, *job.describe_wait()] for job in jobs if job.state == "queued"],
         }
         self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=cell.ref))
         if self._closed:
@@ -628,11 +628,3 @@ _HANDLERS: Final[Mapping[int, Callable[[CallerConnection, wire.Message], None]]]
 def _seconds_to_next_check(left: float) -> float:
     """Return when to check a token again that expires in ``left`` seconds."""
     return min(left, TOKEN_CHECK_SECONDS)
-
-
-def _jobs_ahead(job: Job) -> int:
-    """Return how many jobs its board runs first; 0 if the job only waits for its board."""
-    board = job.board
-    if job.owner:
-        return board.remote_state.queued + 1 if board.remote_state else 0
-    return board.queue.index(job) + (board.current_job is not None or board.blocked)

@@ -339,6 +339,23 @@ def test_simulate_refuses_a_remote_server_without_allow_remote(own_home, mbm):
     )
 
 
+def test_verbs_say_what_they_wait_for(fleet: Fleet):
+    group = fleet["demo-[1-2]"].submit("import time; time.sleep(30)")
+    with (
+        background("board", "demo-1", "ls", ":/lib") as files,
+        background("board-execute", "demo-2", "-c", "6 * 7") as cell,
+    ):
+        notices = [files.stderr.readline(), cell.stderr.readline()]
+        group.interrupt()
+        outcomes = [each.communicate(timeout=WAIT) for each in (files, cell)]
+    for number, notice in enumerate(notices, 1):
+        assert notice.startswith(
+            f"mbm: waiting for demo-{number}: it has been running a job of the local user for "
+        )
+    assert outcomes[1] == ("42\n", "")
+    assert outcomes[0][1] == ""
+
+
 def test_board_stop_ends_a_program_that_keeps_the_board_busy(
     mbm, fleet: Fleet, server: RunningServer
 ):
@@ -348,7 +365,7 @@ def test_board_stop_ends_a_program_that_keeps_the_board_busy(
         state = until(lambda: mbm("board-list", "busy-1").out, "busy: app.py")
         group = fleet["busy-1"].submit("6 * 7", listen=True)
         waits = next(event for event in group.events() if event.kind == "queued")
-        assert waits.text == "behind 1"
+        assert waits.text == "behind app.py"
         assert mbm("board", "busy-1", "stop").status == 0
         assert group.results(10)["busy-1"].value == 42
         assert "idle: app.py ended" in until(lambda: mbm("board-list", "busy-1").out, "ended")

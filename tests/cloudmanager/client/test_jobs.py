@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cloudmanager.client import jobs
 from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.wait import Wait
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import BoardError, NoSuchBoard, PeerWireError, ServerUnreachable
 from cloudmanager.protocol.run_options import RunOptions
@@ -235,10 +236,10 @@ def test_elapsed_starts_when_the_cell_is_sent():
 # A job while it runs
 
 
-def test_queued_job_has_waiting_for():
+def test_queued_job_knows_what_it_waits_for():
     lab = Lab(["a", "b", "c"], queued=[[1, 0], [2, 3]])
-    states = {name: (job.state, job.waiting_for) for name, job in lab.group.jobs.items()}
-    assert states == {"a": ("queued", ""), "b": ("queued", "behind 3"), "c": ("running", "")}
+    states = {name: (job.state, job.wait) for name, job in lab.group.jobs.items()}
+    assert states == {"a": ("queued", Wait()), "b": ("queued", Wait(3)), "c": ("running", None)}
     lab.say(wire.STARTED, board="b")
     assert lab.group.jobs["b"].state == "running"
 
@@ -375,7 +376,7 @@ def test_events_are_in_order_of_arrival():
     lab.say(wire.STARTED, board="b")
     lab.end("b")
     assert summaries(lab.group.events()) == [
-        ("queued", "b", "behind 1"),
+        ("queued", "b", "behind 1 job"),
         ("output", "a", "hi\n"),
         ("input", "a", "wie viele? "),
         ("truncated", "a", ""),

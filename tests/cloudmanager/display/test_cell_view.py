@@ -90,8 +90,8 @@ def test_queued_board_shows_its_state_until_it_starts():
     scenario.now = 5.0
     scenario.emit("queued", "demo-1")
     assert scenario.lines() == [head(f"demo-1 · {WAITING_FOR_BOARD}")]
-    scenario.emit("queued", "demo-1", "behind 2")
-    assert scenario.lines() == [head("demo-1 · queued behind 2")]
+    scenario.emit("queued", "demo-1", "behind 2 jobs of anna")
+    assert scenario.lines() == [head("demo-1 · queued behind 2 jobs of anna")]
     scenario.emit("started", "demo-1")
     assert scenario.lines() == [""]
 
@@ -250,7 +250,7 @@ def test_polling_view_shows_earlier_and_new_output():
 def test_polling_view_shows_queued_and_resetting_boards():
     scenario = JobScenario("demo-1", "demo-2", "demo-3", queued=[[0, 2], [1, 0]], fresh=True)
     assert scenario.poll() == [
-        head("demo-1 · queued behind 2"),
+        head("demo-1 · queued behind 2 jobs"),
         head(f"demo-2 · {WAITING_FOR_BOARD}"),
         head(f"demo-3 · {RESETTING}"),
     ]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cm_server.jobs.job_history import RecentJobs
-from cm_server.jobs.model import Board, Cell, Job, Requester, Tail
+from cm_server.jobs.model import Board, Cell, Job, RemoteBoardState, Requester, Tail
 from cm_server.limits import Limits
 from cm_server.store.rows import BoardRow
 
@@ -151,3 +151,67 @@ def test_recent_jobs_are_bounded_in_bytes():
     assert sum(len(known.output_tail) for known in kept) <= LIMITS.recent_bytes
     assert len(kept) == LIMITS.recent_bytes // 100_000
     assert kept[0].id == 299
+
+
+# What a queued job waits for
+
+
+def job_of(board: Board, number: int, caller: str) -> Job:
+    return Job(number, board, Cell(b"print(1)"), Requester(caller))
+
+
+def test_queued_job_waits_for_the_callers_before_it():
+    board = job().board
+    running, second, third, mine, later = (
+        job_of(board, number, caller)
+        for number, caller in enumerate(("ann", "bob", "ann", "me", "eve"))
+    )
+    board.current_job, running.started = running, time.time() - 5
+    board.queue.extend((second, third, mine, later))
+    jobs_ahead, known = mine.describe_wait()
+    assert (jobs_ahead, known["callers"]) == (3, ["ann", "bob"])
+    assert 4 < known["elapsed"] < 60
+
+
+def test_queued_job_names_few_of_many_callers():
+    board = job().board
+    mine = job_of(board, 99, "me")
+    board.queue.extend([*(job_of(board, n, f"caller-{n}") for n in range(20)), mine])
+    jobs_ahead, known = mine.describe_wait()
+    assert (jobs_ahead, len(known["callers"])) == (20, 4)
+
+
+def test_queued_job_waits_for_the_program_of_its_board():
+    mine = job()
+    mine.board.blocked = True
+    mine.board.reported_facts = {"program": "app.py"}
+    mine.board.queue.append(mine)
+    assert mine.describe_wait() == (1, {"callers": [], "program": "app.py"})
+
+
+def test_job_of_an_offline_board_waits_for_nobody():
+    mine = job()
+    mine.board.queue.append(mine)
+    assert mine.describe_wait() == (0, {"callers": []})
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "wait"),
+    [
+        ({"caller": "ann", "elapsed": 5.0}, 0, (1, {"callers": ["ann"], "elapsed": 5.0})),
+        ({"caller": "ann", "elapsed": 5.0}, 2, (3, {"elapsed": 5.0})),
+        (None, 0, (1, {})),
+    ],
+    ids=["one job", "several jobs", "unknown"],
+)
+def test_job_of_another_server_waits_for_what_that_server_reports(running, queued, wait):
+    mine = job()
+    mine.owner = "server-b"
+    mine.board.remote_state = RemoteBoardState("server-b", 1, "busy", 1.0, running, queued)
+    assert mine.describe_wait() == wait
+
+
+def test_job_of_a_board_that_no_server_has_waits_for_nobody():
+    mine = job()
+    mine.owner = "?"
+    assert mine.describe_wait() == (0, {})

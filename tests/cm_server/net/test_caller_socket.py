@@ -400,7 +400,9 @@ async def test_accepted_lists_left_out_boards_and_queued_jobs(service: Service):
         assert accepted["left_out"] == ["lab-3"]
         (first, name), (second, other) = accepted["jobs"]
         assert (name, other) == ("lab-1", "lab-2")
-        assert accepted["queued"] == [[first, 1]]
+        ((number, jobs_ahead, known),) = accepted["queued"]
+        assert (number, jobs_ahead, known["callers"]) == (first, 1, ["local"])
+        assert 0 <= known["elapsed"] < 60
         assert busy < first < second
 
 
