@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from . import config
 from .protocol.errors import ServiceError
+from .protocol.text import os_error_text
 from .server_options import ServerOptions
 
 START_SECONDS = 15.0  # a start takes half a second; on a busy machine, a few seconds
@@ -112,7 +114,7 @@ def back_up(path: Path) -> Saved:
         ServiceError: the backup failed; the message gives the reason.
     """
     if not path.absolute().parent.is_dir():
-        why = f"The backup cannot be written: there is no folder {path.parent}"
+        why = f"{path.parent}: {os.strerror(errno.ENOENT)}"
         raise ServiceError(why, hint="Create the folder, or name a file in another one.")
     return _run_backup("save", path)
 
@@ -127,8 +129,9 @@ def restore(path: Path) -> Saved:
         with path.open("rb"):
             pass
     except OSError as error:
-        why = f"The backup {path} cannot be read: {error.strerror}"
-        raise ServiceError(why, hint="Name a file that `mbm server-backup` wrote.") from error
+        raise ServiceError(
+            os_error_text(error), hint="Name a file that `mbm server-backup` wrote."
+        ) from error
     return _run_backup("load", path)
 
 

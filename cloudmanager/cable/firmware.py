@@ -19,6 +19,7 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import CableError
+from cloudmanager.protocol.text import os_error_text
 
 DOWNLOAD_PAGES_URL: Final = "https://micropython.org/download/"
 FETCH_SECONDS: Final = 60.0
@@ -94,8 +95,7 @@ def _read_file(path: str) -> Firmware:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        why = error.strerror or str(error)
-        raise CableError("", f"{path} cannot be read: {why}", _HINT) from error
+        raise CableError("", os_error_text(error), _HINT) from error
     return Firmware(path, data, hashlib.sha256(data).hexdigest())
 
 

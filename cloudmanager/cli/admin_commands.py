@@ -7,7 +7,9 @@ and prints; it has no other logic.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,8 @@ def board_enrol(options: argparse.Namespace) -> int:
     """Create a board's identity, or a token with which boards enrol themselves."""
     from cloudmanager.cable.board_settings import find_dial_address, make_board_settings
 
+    if options.output is not None:
+        _check_writable(Path(options.output))
     with Fleet() as fleet:
         address = find_dial_address(fleet, options.server)
         if options.token:
@@ -134,6 +138,24 @@ def board_enrol(options: argparse.Namespace) -> int:
         print(f"Wrote {options.output}: copy it to {board} as /cm.json.")
     print(_enrolment_notes(options, enrolment, reachable=address.reachable), file=sys.stderr)
     return OK
+
+
+def _check_writable(path: Path) -> None:
+    """Check that a file can be written, before a key is made that could not be kept.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = path.absolute().parent
+    number = 0
+    if not folder.is_dir():
+        number = errno.ENOENT
+    elif path.is_dir():
+        number = errno.EISDIR
+    elif not os.access(folder, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def _enrolment_notes(

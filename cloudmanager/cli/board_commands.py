@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
-from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.errors import BoardOffline, CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
@@ -33,18 +33,20 @@ class Macro(NamedTuple):
         arguments: the names of its arguments; those in brackets may be left out.
         description: what it does, for ``--help``.
         action: called with the boards, the arguments, and True for each of its options.
-        options: its options, as mpremote and shells have them -> the name of the argument.
+        options: its options, as mpremote and shells have them -> the names of the arguments.
+        words: returns the result of a board as text for people; None: as it is.
     """
 
     arguments: tuple[str, ...]
     description: str
     action: Callable[..., Results]
-    options: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    words: Callable[[Result], str] | None = None
 
     def usage(self, name: str) -> str:
-        """Return its name, its first option and its arguments."""
-        option = [f"[{each}]" for each in self.options][:1]
-        return " ".join((name, *option, *self.arguments))
+        """Return its name, its options of one letter and its arguments."""
+        letters = [each for each in self.options if len(each) == 2 and each != "-R"]
+        return " ".join((name, *(f"[{each}]" for each in letters), *self.arguments))
 
 
 def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
@@ -63,7 +65,21 @@ def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
     required = sum(not argument.startswith("[") for argument in macro.arguments)
     if not required <= len(words) <= len(macro.arguments):
         raise ValueError(f"Wrong number of arguments. Usage: mbm board TARGET {macro.usage(name)}")
-    return macro.action(boards, *words, **{macro.options[each]: True for each in given})
+    options = dict.fromkeys((name for each in given for name in macro.options[each]), True)
+    return macro.action(boards, *words, **options)
+
+
+def in_words(results: Results, name: str) -> Results:
+    """Return the results of a macro with its values as text for people."""
+    words = MACROS[name].words
+    if words is None:
+        return results
+    texts = {board: words(result) for board, result in results.items()}
+    described = {
+        board: Result(board, result.job, "ok", stdout=texts[board]) if texts[board] else result
+        for board, result in results.items()
+    }
+    return Results(described, results.left_out)
 
 
 def _board_path(text: str) -> str:
@@ -80,16 +96,26 @@ def _stop_programs(boards: Boards) -> Results:
 
     Boards whose program still runs after the grace period have a failed result.
     """
-    names = boards.stop()
+    names = boards.names()  # first: it raises, or names boards that are not connected
+    connected = boards.stop()
     deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
-    running = _running_programs(boards, names)
+    running = _running_programs(boards, connected)
     while running and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        running = _running_programs(boards, names)
-    results = {
-        name: _still_running(name) if name in running else empty_result(name) for name in names
-    }
+        running = _running_programs(boards, connected)
+    results = {}
+    for name in names:
+        if name in running:
+            results[name] = _still_running(name)
+        else:
+            results[name] = empty_result(name) if name in connected else _offline(boards, name)
     return Results(results, ())
+
+
+def _offline(boards: Boards, name: str) -> Result:
+    """Return the failed result of a board that is not connected."""
+    last_seen = next((each["last_seen"] for each in boards.info() if each["name"] == name), None)
+    return failed_result(name, BoardOffline(name, last_seen))
 
 
 def _running_programs(boards: Boards, names: Sequence[str]) -> set[str]:
@@ -107,8 +133,52 @@ def _still_running(name: str) -> Result:
     return failed_result(name, error)
 
 
+def _remove(boards: Boards, path: str, *, recursive: bool = False, force: bool = False) -> Results:
+    """Remove a file or, with ``recursive``, a folder; with ``force``, one that may be missing."""
+    results = boards.rm(_board_path(path), glob=True, recursive=recursive)
+    if not force:
+        return results
+    removed = {
+        name: empty_result(name) if isinstance(result.error, FileNotFoundError) else result
+        for name, result in results.items()
+    }
+    return Results(removed, results.left_out)
+
+
+#: The value: platform, the text of sys.version, numbers of the version, and name of the hardware.
+_UNAME_CODE: Final = """\
+import sys
+_i = sys.implementation
+sys.platform, sys.version, tuple(_i[1][:3]), getattr(_i, "_machine", "")
+"""
+
+
+def _uname_words(result: Result) -> str:
+    """Return the value of the macro `uname` as a sentence; "" for a failure."""
+    if not result.ok:
+        return ""
+    platform, version, numbers, machine = result.value
+    build = version.rpartition("MicroPython ")[2]
+    hardware = f"{machine} ({platform})" if " with " in machine else platform
+    return f"MicroPython {'.'.join(map(str, numbers))} on {hardware}; build {build}"
+
+
 def _show_settings(boards: Boards) -> Results:
     return boards.read(SETTINGS)
+
+
+def _settings_words(result: Result) -> str:
+    """Return settings as lines; "" for a failure, or for a file that is no JSON object."""
+    if isinstance(result.error, FileNotFoundError):
+        return "no settings yet: `mbm board TARGET set KEY VALUE` writes the first"
+    if not result.ok:
+        return ""
+    try:
+        settings = _parse_settings(result.value)
+    except ValueError:
+        return ""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    return "\n".join(lines) or "no settings"
 
 
 def _change_setting(boards: Boards, key: str, value: str) -> Results:
@@ -194,7 +264,7 @@ MACROS: Final[dict[str, Macro]] = {
         ("[PATH]",),
         "list a folder, or what matches a pattern; with -r, subfolders too",
         lambda boards, path=":/", **options: boards.ls(_board_path(path), glob=True, **options),
-        {"-r": "recursive", "-R": "recursive", "--recursive": "recursive"},
+        dict.fromkeys(("-r", "-R", "--recursive"), ("recursive",)),
     ),
     "cat": Macro(
         ("PATH",),
@@ -210,16 +280,20 @@ MACROS: Final[dict[str, Macro]] = {
         ("PATH",),
         "create a folder; with -p, also those above it",
         lambda boards, path, **options: boards.mkdir(_board_path(path), **options),
-        {"-p": "parents", "--parents": "parents"},
+        dict.fromkeys(("-p", "--parents"), ("parents",)),
     ),
     "rmdir": Macro(
         ("PATH",), "remove an empty folder", lambda boards, path: boards.rmdir(_board_path(path))
     ),
     "rm": Macro(
         ("PATH",),
-        "remove a file; with -r, a folder and everything in it",
-        lambda boards, path, **options: boards.rm(_board_path(path), glob=True, **options),
-        dict.fromkeys(("-r", "-rf", "-fr", "-R", "--recursive"), "recursive"),
+        "remove a file; with -r, a folder and everything in it; with -f, if it exists",
+        _remove,
+        {
+            **dict.fromkeys(("-r", "-R", "--recursive"), ("recursive",)),
+            **dict.fromkeys(("-f", "--force"), ("force",)),
+            **dict.fromkeys(("-rf", "-fr", "-Rf", "-fR"), ("recursive", "force")),
+        },
     ),
     "mv": Macro(
         ("PATH", "PATH"),
@@ -234,10 +308,11 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "uname": Macro(
         (),
-        "show platform and version",
-        lambda boards: boards.run("__import__('sys').platform, __import__('sys').version"),
+        "show the hardware and the version of MicroPython",
+        lambda boards: boards.run(_UNAME_CODE),
+        words=_uname_words,
     ),
     "stop": Macro((), "stop the boards' own program (app.py)", _stop_programs),
-    "settings": Macro((), f"show {SETTINGS[1:]}", _show_settings),
+    "settings": Macro((), f"show {SETTINGS[1:]}", _show_settings, words=_settings_words),
     "set": Macro(("KEY", "VALUE"), f"change one setting in {SETTINGS[1:]}", _change_setting),
 }

@@ -280,7 +280,7 @@ def _parse_host(text: str) -> str:
 def _parse_labels(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise TargetError("write a label as key=value", pair, 0, "For example: room=lab.")
+            raise TargetError("A label is written key=value.", pair, 0, "For example: room=lab.")
     return dict(pair.partition("=")[::2] for pair in pairs)
 
 

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
@@ -19,7 +19,7 @@ from cloudmanager.protocol.errors import (
     ServerUnreachable,
     TargetError,
 )
-from cloudmanager.protocol.text import nearest_name
+from cloudmanager.protocol.text import nearest_name, os_error_text
 
 from . import (
     admin_commands,
@@ -69,10 +69,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = _print_error(error, NO_SERVER)
     except (TargetError, NoSuchBoard, CellSyntaxError) as error:
         status = _print_error(error, USAGE)
-    except (CloudmanagerError, OSError) as error:
+    except CloudmanagerError as error:
         status = _print_error(error, FAILED)
     except ValueError as error:  # of the library: an argument, or a file that it names
         status = _print_error(error, USAGE)
+    except OSError as error:
+        status = _print_error(os_error_text(error), FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     return status
@@ -83,7 +85,7 @@ def flash_main(arguments: Sequence[str] | None = None) -> NoReturn:
     main(["flash", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _print_error(error: Exception, status: int) -> int:
+def _print_error(error: Exception | str, status: int) -> int:
     print(f"mbm: {error}", file=sys.stderr)
     return status
 
@@ -106,6 +108,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser that suggests the most similar verb for one that does not exist."""
 
     verb_names: Iterable[str] = ()
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write a message; unlike argparse, do not ignore that it cannot be written."""
+        if message:
+            (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         if found := _UNKNOWN_VERB.match(message):

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
-from cloudmanager.protocol.errors import TargetError
-from cloudmanager.protocol.text import fold_names
+from cloudmanager.protocol.errors import ServerError, TargetError
+from cloudmanager.protocol.text import fold_names, os_error_text
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 #: Adds a verb to the parser of `mbm`: its name, its function and its help text.
@@ -225,7 +225,7 @@ def board_label(options: argparse.Namespace) -> int:
     labels = dict(pair.partition("=")[::2] for pair in options.labels)
     if not all("=" in pair for pair in options.labels):
         raise TargetError(
-            "write a label as key=value", " ".join(options.labels), 0, "`key=` removes a label."
+            "A label is written key=value.", " ".join(options.labels), 0, "`key=` removes a label."
         )
     with Fleet() as fleet:
         names = fleet[options.target].label(labels)
@@ -244,11 +244,13 @@ def _read_code(options: argparse.Namespace) -> str:
                 print("Reading the cell from standard input; Ctrl-D ends it.", file=sys.stderr)
             return decode_text(sys.stdin.buffer.read())
         return decode_text(Path(options.file).read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        error.filename = "standard input" if from_stdin else options.file
+        print(f"mbm: {os_error_text(error)}", file=sys.stderr)
+    except UnicodeDecodeError:
         name = "standard input" if from_stdin else options.file
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        print(f"mbm: {name} cannot be read: {why}.", file=sys.stderr)
-        sys.exit(USAGE)
+        print(f"mbm: {name} is not UTF-8 text.", file=sys.stderr)
+    sys.exit(USAGE)
 
 
 def _is_interactive() -> bool:
@@ -277,7 +279,7 @@ def job_interrupt(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
         left = fleet.unfinished_jobs(options.jobs) if count else []
-    text = _interrupt_text(count, len(options.jobs))
+        text = _interrupt_text(fleet, count, options.jobs)
     if not left:
         return print_outcome(options, {"interrupted": count}, text)
     numbers = ", ".join(map(str, left))
@@ -289,13 +291,27 @@ def job_interrupt(options: argparse.Namespace) -> int:
     return FAILED
 
 
-def _interrupt_text(interrupted: int, requested: int) -> str:
-    if interrupted == 0:
-        return "Nothing to interrupt: the jobs have ended or do not exist."
-    text = f"Interrupted {interrupted} of {requested} jobs."
-    if interrupted < requested:
-        text += " The others had already ended or do not exist."
-    return text
+def _interrupt_text(fleet: Fleet, interrupted: int, numbers: Sequence[int]) -> str:
+    """Return how many jobs were interrupted, and why the others were not."""
+    count = len(set(numbers))
+    if interrupted == count:
+        return f"Interrupted job {numbers[0]}." if count == 1 else f"Interrupted {count} jobs."
+    known = {job["job"] for job in fleet.jobs()}
+    unknown = sum(not (number in known or _exists(fleet, number)) for number in set(numbers))
+    ended = count - interrupted - unknown
+    parts = [f"{ended} had already ended"] if ended else []
+    if unknown:
+        parts.append(f"{unknown} {'does' if unknown == 1 else 'do'} not exist")
+    return f"Interrupted {interrupted} of {count} jobs; {', '.join(parts)}."
+
+
+def _exists(fleet: Fleet, number: int) -> bool:
+    """Whether there is a job with this number."""
+    try:
+        fleet.job(number)
+    except ServerError:
+        return False
+    return True
 
 
 # Virtual boards

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 
 from cloudmanager.client.board_globs import has_pattern
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.sources import expand_patterns, local_source
-from cloudmanager.display.file_report import files_text
+from cloudmanager.display.file_report import files_text, single_failure_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.results.results import Results
 
@@ -84,7 +86,7 @@ def upload(options: argparse.Namespace) -> int:
     *_, last = sources
     if len(sources) > 1 and dest == ":/" and not is_here(last):
         return print_usage_error(
-            f"there is no file {last} here, and a place on the boards begins with a colon: "
+            f"{last}: {os.strerror(errno.ENOENT)}, and a place on the boards begins with a colon: "
             f":{last}. Nothing was copied."
         )
     found = expand_patterns(sources)
@@ -109,8 +111,10 @@ def download(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Make a folder on boards equal to a local one; with ``--watch``, repeat until Ctrl-C."""
-    if not local_source(options.folder).is_dir():
-        return print_usage_error(f"{options.folder} is not a folder.")
+    folder = local_source(options.folder)
+    if not folder.is_dir():
+        number = errno.ENOTDIR if folder.exists() else errno.ENOENT
+        return print_usage_error(f"{options.folder}: {os.strerror(number)}.")
     if not _is_board_path(options.dest):
         return print_usage_error(
             f"a place on the boards begins with a colon: :{options.dest}. Nothing was copied."
@@ -120,7 +124,7 @@ def sync(options: argparse.Namespace) -> int:
         if options.watch:
             from watchfiles import watch  # importing it takes 30 ms
 
-            for _ in watch(local_source(options.folder), raise_interrupt=True):
+            for _ in watch(folder, raise_interrupt=True):
                 status = _sync_once(fleet, options)
     return status
 
@@ -143,7 +147,9 @@ def run_board_macro(options: argparse.Namespace) -> int:
         results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
     if options.macro == "cat" and not options.json and write_content(results):
         return OK
-    return print_results(results, options)
+    return print_results(
+        results if options.json else board_commands.in_words(results, options.macro), options
+    )
 
 
 def write_content(results: Results) -> bool:
@@ -164,6 +170,8 @@ def print_results(results: Results, options: argparse.Namespace) -> int:
     """Print the results of a verb; return the exit status."""
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
+    elif len(results) == 1 and not results.ok:
+        print(f"mbm: {single_failure_text(results)}", file=sys.stderr)
     elif text := files_text(results):
         print(text, flush=True)
     return OK if results.ok else FAILED

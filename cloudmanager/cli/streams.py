@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from cloudmanager.protocol.text import os_error_text
+
 _FAILED: Final = 1  # exit status
 #: What is written for characters of tables and progress bars that the encoding lacks.
 _REPLACEMENTS: Final = {
@@ -87,7 +89,7 @@ def run_with_output(run: Callable[[], int]) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError):
-                print(f"mbm: {error}", file=sys.stderr, flush=True)
+                print(f"mbm: the output: {os_error_text(error)}", file=sys.stderr, flush=True)
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -6,7 +6,9 @@ files that are sent. Nothing is executed.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +57,8 @@ def read_local_package(text: str) -> PackageFiles:
         PackageError: a document is malformed, or a file is missing or may not be read.
         OSError: a file cannot be read.
     """
+    if not local_source(text).exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
     path = local_source(text).resolve()
     if path.is_dir():
         document = path / DOCUMENT_NAME

@@ -71,6 +71,10 @@ class SyncPlan(NamedTuple):
     size_bytes: int
 
 
+class SyncDryRun(SyncPlan):
+    """The plan of a dry run: nothing was changed."""
+
+
 class SyncRequest(NamedTuple):
     """What to make equal, and how; see ``FileVerbs.sync``."""
 
@@ -115,7 +119,9 @@ async def sync(
         except OSError as error:
             error.filename = f"{name}:{error.filename}"
             results[name] = files.failed_result(name, error)
-    if not request.dry_run:
+    if request.dry_run:
+        plans = {name: SyncDryRun(*plan) for name, plan in plans.items()}
+    else:
         results.update(as_file_results(await _apply_plans(boards, plans, local.items, progress)))
     done = {
         name: result.with_value(plans[name]) if result.ok else result

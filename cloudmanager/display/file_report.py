@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cloudmanager.client.files import Entry, FileResult, Space, Stat
 from cloudmanager.client.packages import BoardPackages, InstallResult
-from cloudmanager.client.syncing import SyncPlan
-from cloudmanager.protocol.text import fold_names, one_line
+from cloudmanager.client.syncing import SyncDryRun, SyncPlan
+from cloudmanager.protocol.errors import BoardError
+from cloudmanager.protocol.text import fold_names, one_line, os_error_text
 from cloudmanager.results.results import Result, Results
 
 from .folding import head_text, printable_output
+
+_DRY_RUN: Final = "dry run, nothing was changed"
 
 
 def files_text(results: Results) -> str:
@@ -33,8 +36,25 @@ def files_text(results: Results) -> str:
     return "\n".join(filter(None, blocks))
 
 
+def single_failure_text(results: Results) -> str:
+    """Return why a verb failed on its only board, as a sentence that names the board."""
+    (result,) = results.values()
+    error = result.error
+    if isinstance(error, OSError):
+        text = os_error_text(error)
+        return text if error.filename else f"{result.board}: {text}"
+    if isinstance(error, BoardError) and error.status == "error":  # of our code, not the user's
+        last = ": ".join(filter(None, (error.ename, error.evalue))).removeprefix("OSError: ")
+        return printable_output(f"{result.board}: {last.rstrip('.')}.")
+    text = str(error)
+    return text if text.startswith(result.board) else f"{result.board}: {text}"
+
+
 def _outcome_text(result: Result) -> str:
     if not result.ok:
+        error = result.error
+        if isinstance(error, OSError):
+            return os_error_text(error).removeprefix(result.board)
         return printable_output(result.traceback or result.why or result.status).rstrip()
     if isinstance(result, FileResult):
         return printable_output(value_text(result.value))
@@ -68,7 +88,7 @@ def _free_space_text(results: Results, names: Iterable[str]) -> str:
     if not free:
         return ""
     least = f"{free[0]:,} to " if free[0] < free[-1] else ""
-    return f"\n{least}{size_text(free[-1])} free; dry run, nothing was changed"
+    return f"\n{least}{size_text(free[-1])} free; {_DRY_RUN}"
 
 
 def _packages_text(packages: BoardPackages) -> str:
@@ -113,15 +133,20 @@ def _value_lines(values: Iterable[Any]) -> Iterable[str]:
 
 
 def _plan_text(plan: SyncPlan) -> str:
-    lines = [f"+ {one_line(path)}" for path in plan.put]
-    lines += [f"- {one_line(path)}" for path in plan.delete]
+    is_dry = isinstance(plan, SyncDryRun)
+    copy, delete = ("copy", "delete") if is_dry else ("copied", "deleted")
+    lines = [f"{copy:<7} {one_line(path)}" for path in plan.put]
+    lines += [f"{delete:<7} {one_line(path)}" for path in plan.delete]
     counts = []
     if plan.put:
-        counts.append(f"{len(plan.put)} to copy ({size_text(plan.size_bytes)})")
+        copied = "to copy" if is_dry else "copied"
+        counts.append(f"{len(plan.put):,} {copied} ({size_text(plan.size_bytes)})")
     if plan.delete:
-        counts.append(f"{len(plan.delete)} to delete")
-    counts.append(f"{plan.same} equal")
-    return "\n".join([*lines, ", ".join(counts)])
+        deleted = "to delete" if is_dry else "deleted"
+        counts.append(f"{len(plan.delete):,} {deleted}")
+    counts.append(f"{plan.same:,} equal")
+    end = f"; {_DRY_RUN}" if is_dry else ""
+    return "\n".join([*lines, ", ".join(counts) + end])
 
 
 def size_text(size: int) -> str:

@@ -6,6 +6,7 @@ reverse the direction of the text after it.
 
 import difflib
 import heapq
+import os
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -58,6 +59,16 @@ def one_line(text: str) -> str:
     """
     escaped = text.replace("\n", "\\n").replace("\t", "\\t")
     return sanitize_text(_NOT_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", escaped))
+
+
+def os_error_text(error: OSError) -> str:
+    """Return an OSError as a sentence, as Unix tools write it: "a.py: No such file or directory.".
+
+    Of a file on a board, the name is ``BOARD:PATH``.
+    """
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    return one_line(f"{' -> '.join(names)}: {reason}." if names else f"{reason}.")
 
 
 def line_with_caret(line: str, position: int) -> str:

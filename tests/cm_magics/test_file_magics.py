@@ -47,11 +47,11 @@ def test_writefile_ls_and_rm_use_the_chosen_boards(shell: Shell, work: Path):  #
 def test_sync_shows_its_plan(shell: Shell, work: Path):  # noqa: F811
     (work / "src").mkdir()
     (work / "src/c.py").write_text("c")
-    assert "+ /magic/c.py" in shell.run("%board_sync demo-1 src :magic --dry-run")
+    assert "copy    /magic/c.py" in shell.run("%board_sync demo-1 src :magic --dry-run")
     assert "offline" not in shell.run("%board_sync demo-1 src :magic")
     assert shell.run("%board_sync demo-1 src :magic").startswith("1 equal")
     (work / "src/c.py").unlink()
-    assert "- /magic/c.py" in shell.run("%board_sync demo-1 src :magic --delete")
+    assert "deleted /magic/c.py" in shell.run("%board_sync demo-1 src :magic --delete")
     shell.run("%board_rm -r demo-1 :magic")
 
 
@@ -60,7 +60,8 @@ def test_file_error_on_a_board_raises_the_builtin_exception(shell: Shell, work: 
     assert isinstance(shell.error, FileNotFoundError)
     assert shown == "FileNotFoundError: [Errno 2] No such file or directory: 'demo-1:/nowhere.py'"
     shown = shell.run("%board_rm demo-[1-2] :nowhere.py")
-    assert shown.count("FileNotFoundError") == 2  # in the block of both boards, and in the error
+    assert "\n:/nowhere.py: No such file or directory.\n" in shown  # the block of both boards
+    assert "FleetError: demo-[1-2] failed (2 of 2 boards): FileNotFoundError: " in shown
     assert "demo-[1-2] failed" in shown
 
 

@@ -93,7 +93,7 @@ def test_file_is_read_and_hashed():
 
 
 def test_missing_file_is_an_error(tmp_path):
-    with pytest.raises(CableError, match=r"cannot be read: No such file.*Give --firmware a FILE"):
+    with pytest.raises(CableError, match=r"none.bin: No such file.*Give --firmware a FILE"):
         firmware.find_firmware(str(tmp_path / "none.bin"), "ESP8266")
 
 

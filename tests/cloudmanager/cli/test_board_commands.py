@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from cloudmanager import Boards, Fleet
+from cloudmanager import Boards, Fleet, Result, Results
 from cloudmanager.cli import board_commands
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
@@ -44,7 +45,7 @@ def test_options_of_file_macros_are_those_of_shells(two: Boards):
     assert run(two, "mkdir m").ok
     assert run(two, "rm m -rf").ok
     assert "m" not in [entry.name for entry in run(two, "ls")["demo-1"].value]
-    with pytest.raises(ValueError, match=r"Usage: mbm board TARGET rm \[-r\] PATH"):
+    with pytest.raises(ValueError, match=r"Usage: mbm board TARGET rm \[-r\] \[-f\] PATH"):
         run(two, "rm -r")
     with pytest.raises(ValueError, match="Wrong number"):
         run(two, "rm -x m")
@@ -102,6 +103,8 @@ def test_macros_about_the_board_itself(two: Boards):
     assert run(two, "echo hello")["demo-1"].stdout == "hello\n"
     assert run(two, "mem_free")["demo-1"].value > 10_000
     assert run(two, "uname")["demo-1"].value[0] == "linux"
+    words = board_commands.in_words(run(two, "uname"), "uname")["demo-2"].stdout
+    assert re.fullmatch(r"MicroPython 1\.\d+\.\d+ on linux; build .+ on \d{4}-\d\d-\d\d", words)
     assert run(two, "df")["demo-1"].value.free > 0
     two.run("variable = 1")
     assert run(two, "reset").ok
@@ -149,10 +152,65 @@ def test_set_changes_one_setting_and_keeps_the_others(two: Boards, fleet: Fleet)
 
 
 @pytest.mark.parametrize(
+    "line", ["rm -f no", "rm -rf no", "rm no -f", "rm -f no*", "rm -r --force no"]
+)
+def test_removing_by_force_needs_no_file(two: Boards, line: str):
+    assert run(two, line).ok
+
+
+def test_removing_by_force_reports_other_errors(two: Boards):
+    assert run(two, "mkdir m").ok
+    two.put(b"", ":m/a")
+    assert not run(two, "rm -f m").ok
+    assert run(two, "rm -fr m").ok
+
+
+@pytest.mark.parametrize(
+    ("machine", "hardware"),
+    [
+        ("Raspberry Pi Pico W with RP2040", "Raspberry Pi Pico W with RP2040 (rp2)"),
+        ("linux [GCC 14.2.1] version", "rp2"),
+        ("", "rp2"),
+    ],
+)
+def test_uname_names_the_hardware_if_it_has_a_name(machine, hardware):
+    value = ("rp2", "3.4.0; MicroPython v1.28.0 on 2026-04-06", (1, 28, 0), machine)
+    results = Results({"pico": Result("pico", 1, "ok", text=repr(value))})
+    words = board_commands.in_words(results, "uname")["pico"].stdout
+    assert words == f"MicroPython 1.28.0 on {hardware}; build v1.28.0 on 2026-04-06"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (None, "no settings yet: `mbm board TARGET set KEY VALUE` writes the first\n"),
+        (b"{}", "no settings\n"),
+        (b'{"every": 5, "rooms": ["a", null]}', 'every = 5\nrooms = ["a", null]\n'),
+        (b"[", "[\n"),
+    ],
+)
+def test_settings_are_shown_in_words(two: Boards, mbm, home: object, file, words):
+    two.rm(":settings.json")
+    if file is not None:
+        two.put(file, ":settings.json")
+    shown = mbm("board", "demo-1", "settings")
+    assert (shown.status, shown.out) == (0, words)
+    two.rm(":settings.json")
+
+
+def test_stop_reports_a_board_that_is_not_connected(fleet: Fleet, mbm, home: object):
+    fleet.enrol(["stopped-1"])
+    stopped = mbm("board", "stopped-1", "stop")
+    assert (stopped.status, stopped.out) == (1, "")
+    assert stopped.err.startswith("mbm: stopped-1: The board is offline: ")
+    fleet.revoke("stopped-1")
+
+
+@pytest.mark.parametrize(
     ("line", "why"),
     [
         ("lss", "Did you mean ls"),
-        ("rm", r"mbm board TARGET rm \[-r\] PATH"),
+        ("rm", r"mbm board TARGET rm \[-r\] \[-f\] PATH"),
         ("set a", "set KEY VALUE"),
         ("df x", "TARGET df$"),
     ],

@@ -66,12 +66,11 @@ def test_running_server_is_backed_up_and_stopped_server_is_restored(own_home, mb
     missing = mbm("server-restore", file + "x")
     assert (missing.status, missing.out) == (1, "")
     assert missing.err == (
-        f"mbm: The backup {file}x cannot be read: No such file or directory. "
-        "Name a file that `mbm server-backup` wrote.\n"
+        f"mbm: {file}x: No such file or directory. Name a file that `mbm server-backup` wrote.\n"
     )
     nowhere = tmp_path / "no" / "b.tar"
     assert mbm("server-backup", str(nowhere)).err == (
-        f"mbm: The backup cannot be written: there is no folder {nowhere.parent}. "
+        f"mbm: {nowhere.parent}: No such file or directory. "
         "Create the folder, or name a file in another one.\n"
     )
 
@@ -230,16 +229,16 @@ def test_syntax_error_is_shown_with_its_line(nobody, mbm):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("missing.py", "No such file or directory"),
-        (".", "Is a directory"),
-        ("binary.py", "it is not UTF-8 text"),
+        ("missing.py", ": No such file or directory"),
+        (".", ": Is a directory"),
+        ("binary.py", " is not UTF-8 text"),
     ],
 )
 def test_unreadable_file_is_status_2(nobody, mbm, tmp_path, name, why):
     (tmp_path / "binary.py").write_bytes(b"\xff\xfe")
     path = tmp_path / name
     done = mbm("board-execute", "demo-1", str(path))
-    assert (done.status, done.err) == (2, f"mbm: {path} cannot be read: {why}.\n")
+    assert (done.status, done.err) == (2, f"mbm: {path}{why}.\n")
 
 
 def test_unreadable_standard_input_is_status_2(server):
@@ -247,7 +246,7 @@ def test_unreadable_standard_input_is_status_2(server):
     done = subprocess.run(command, input=b"\xff", capture_output=True, timeout=WAIT)
     assert (done.returncode, done.stderr) == (
         2,
-        b"mbm: standard input cannot be read: it is not UTF-8 text.\n",
+        b"mbm: standard input is not UTF-8 text.\n",
     )
 
 
@@ -284,7 +283,7 @@ def test_jobs_are_listed_shown_and_interrupted(boards, fleet: Fleet, mbm):
     assert mbm("job-show", str(number)).out.startswith(f"job {number} on demo-1: running")
     done = mbm("job-interrupt", str(number), "999999999")
     assert done.status == 0
-    assert done.out == "Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"
+    assert done.out == "Interrupted 1 of 2 jobs; 1 does not exist.\n"
     assert group.results(WAIT)["demo-1"].status == "interrupted"
     assert mbm("job-interrupt", str(number), "--json").json == {"interrupted": 0}
 

@@ -52,22 +52,41 @@ def test_failing_download_is_status_1_as_text_and_as_json(mbm, work: Path):
     assert ran.json["demo-1"]["error"].startswith("FileNotFoundError: [Errno 2]")
     ran = mbm("board-download", "demo-[1-2]", ":no")
     assert ran.status == 1
-    assert "FileNotFoundError" in ran.out
-
-
-def test_missing_local_file_is_reported(mbm, work: Path):
-    ran = mbm("board-upload", "demo-1", "no.py")
+    assert ran.out.endswith("\n:/no: No such file or directory.\n")
+    ran = mbm("board-download", "demo-1", ":no")
     assert (ran.status, ran.out) == (1, "")
-    assert "No such file or directory: 'no.py'" in ran.err
-    assert mbm("board-sync", "demo-1", "no").status == 2
+    assert ran.err == "mbm: demo-1:/no: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("board-upload", "demo-1", "no.py"), 1),
+        (("board-sync", "demo-1", "no.py"), 2),
+        (("board-execute", "demo-1", "no.py"), 2),
+        (("board-install", "demo-1", "./no.py"), 1),
+        (("board-install", "demo-1", "-r", "no.py"), 1),
+        (("board-install", "demo-1", "--locked", "--lock", "no.py"), 1),
+        (("server-restore", "no.py"), 1),
+        (("board-enrol", "new-1", "-o", "no.py/x"), 1),
+    ],
+    ids=lambda given: given[0] if isinstance(given, tuple) else "",
+)
+def test_missing_local_file_is_reported(mbm, work: Path, fleet: Fleet, arguments, status):
+    ran = mbm(*arguments)
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith(f"mbm: {arguments[-1]}: No such file or directory.")
+    assert "new-1" not in {board["name"] for board in fleet.boards()}
 
 
 def test_sync_copies_and_deletes_files(mbm, work: Path):
     (work / "src").mkdir()
     (work / "src/a.py").write_text("a")
     ran = mbm("board-sync", "demo-1", "src", ":c", "--dry-run")
-    assert ran.out == "+ /c/a.py\n1 to copy (1 byte), 0 equal\n"
-    assert mbm("board-sync", "demo-1", "src", ":c").status == 0
+    counts = "1 to copy (1 byte), 0 equal; dry run, nothing was changed"
+    assert ran.out == f"copy    /c/a.py\n{counts}\n"
+    ran = mbm("board-sync", "demo-1", "src", ":c")
+    assert (ran.status, ran.out) == (0, "copied  /c/a.py\n1 copied (1 byte), 0 equal\n")
     (work / "src/a.py").rename(work / "src/b.py")
     ran = mbm("board-sync", "demo-1", "src", ":c", "--delete", "--json")
     assert ran.json["demo-1"]["value"] == {

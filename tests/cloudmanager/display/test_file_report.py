@@ -7,8 +7,11 @@ import pytest
 from cloudmanager import Result, Results
 from cloudmanager.client.files import Entry, FileResult, Space, Stat, failed_result
 from cloudmanager.client.packages import BoardPackages, InstallResult
-from cloudmanager.client.syncing import SyncPlan
-from cloudmanager.display.file_report import files_text, value_text
+from cloudmanager.client.syncing import SyncDryRun, SyncPlan
+from cloudmanager.display.file_report import files_text, single_failure_text, value_text
+from cloudmanager.protocol.errors import PackageError
+
+TRACE = 'Traceback (most recent call last):\n  File "<stdin>", line 1, in <module>\n{}\n'
 
 
 def ok(value, board="lab-1"):
@@ -48,7 +51,12 @@ def ok(value, board="lab-1"):
         (InstallResult({}, (), (), 0), "no files to change"),
         (
             SyncPlan(("/a",), ("/b",), 1, 9),
-            "+ /a\n- /b\n1 to copy (9 bytes), 1 to delete, 1 equal",
+            "copied  /a\ndeleted /b\n1 copied (9 bytes), 1 deleted, 1 equal",
+        ),
+        (
+            SyncDryRun(("/a",), ("/b",), 1, 9),
+            "copy    /a\ndelete  /b\n"
+            "1 to copy (9 bytes), 1 to delete, 1 equal; dry run, nothing was changed",
         ),
     ],
 )
@@ -65,8 +73,37 @@ def test_boards_with_equal_results_share_a_block():
     assert first_head.startswith("── lab-[1-2] ─")
     assert value == "7 bytes written"
     assert second_head.startswith("── lab-3 · error ─")
-    assert error == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
+    assert error == ":/a: No such file or directory."
     assert left_out == "not connected: lab-4"
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (failed_result("lab-3", FileNotFoundError(2, "Gone", "lab-3:/a")), "lab-3:/a: Gone."),
+        (failed_result("lab-3", OSError(28, "Full")), "lab-3: Full."),
+        (
+            failed_result("lab-3", PackageError("no package is called x")),
+            "lab-3: no package is called x.",
+        ),
+        (
+            failed_result("lab-3", OSError(2, "Gone\x1b[2J", "lab-3:/\n")),
+            "lab-3:/\\n: Gone\\x1b[2J.",
+        ),
+        (Result("lab-3", 1, "error", traceback=TRACE.format("OSError: no LED")), "lab-3: no LED."),
+        (
+            Result("lab-3", 1, "error", traceback=TRACE.format("MemoryError: ")),
+            "lab-3: MemoryError.",
+        ),
+        (
+            Result("lab-3", 1, "offline", why="it was last seen 3 s ago"),
+            "lab-3: The board is offline: it was last seen 3 s ago. "
+            "Check its power and its network, or wait for it with `--wait`.",
+        ),
+    ],
+)
+def test_failure_of_a_single_board_is_a_sentence(result, text):
+    assert single_failure_text(Results({"lab-3": result})) == text
 
 
 def test_control_characters_in_file_names_are_escaped():
