@@ -63,7 +63,7 @@ def results_html(results: Mapping[str, ResultView], left_out: Sequence[str] = ()
     hidden_count = sum(len(boards) for boards in groups[_MAX_ROWS:])
     notes = [f"… and {hidden_count:,} more boards"] if hidden_count else []
     notes += [f"not connected: {_short_names(left_out)}"] if left_out else []
-    return _render_table(["board", *heads], lines[:_MAX_ROWS], notes)
+    return render_table(["board", *heads], lines[:_MAX_ROWS], notes)
 
 
 def _has_short_value(result: ResultView) -> bool:
@@ -105,7 +105,11 @@ def _short_names(boards: Sequence[str]) -> str:
     )
 
 
-def _render_table(heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
+def render_table(heads: list[str], rows: list[list[str]], notes: Sequence[str] = ()) -> str:
+    """Return a table as HTML, with notes below it; the first cell of a row is its head.
+
+    All text is sanitized, cut and escaped.
+    """
     head = "".join(_render_cell("th", text) for text in heads)
     body = "".join(
         "<tr>"
