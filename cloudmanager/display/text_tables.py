@@ -55,7 +55,9 @@ def boards_text(boards: Sequence[Mapping[str, Any]]) -> str:
     """Return the facts of boards as text, a block for each board."""
     blocks = []
     for board in boards:
-        lines = [f"{name:<11}  {value}" for name, value in board_facts(board)]
+        facts = board_facts(board)
+        width = max(len(name) for name, _ in facts)
+        lines = [f"{name:<{width}}  {value}" for name, value in facts]
         blocks.append("\n".join([head_text(board["name"]), *lines]))
     return "\n".join(blocks)
 
