@@ -174,7 +174,7 @@ def hostile_tables(text: str) -> list[str | None]:
     job = Job(1, text, prepare_cell("1"), 0.0)
     queued = Job(2, text, prepare_cell("1"), 0.0)
     queued.mark_queued(Wait(1, (text,), None, text))
-    board = dict.fromkeys(("name", "state", "program", *FACTS), text)
+    board: dict[str, Any] = dict.fromkeys(("name", "state", "program", *FACTS), text)
     board |= {"labels": {text: text}, "connected_since": None, "last_seen": None, "queued": 1}
     row = {"job": text, "board": text, "status": text, "state": text, "caller": text}
     packages = BoardPackages({text: text}, drift=[text])
