@@ -165,6 +165,10 @@ def server_status(options: argparse.Namespace) -> int:
     print(
         f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
     )
+    if len(status["servers"]) > 1 or status["bus"] != "none":
+        print(f"store    {status['store']}")
+        print(f"bus      {status['bus']}")
+        print(f"servers  {', '.join(status['servers'])}")
     print(f"process  {status['pid']}")
     for problem in status.get("problems", []):
         print(f"problem  {problem}")
