@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +72,34 @@ async def download(
     boards: HasTarget, origin: str, dest: PathLike, progress: ProgressCallback | None
 ) -> Results:
     """Copy a file or folder from the boards: see ``FileVerbs.get``."""
+    if _is_device(local_source(dest)):
+        return await _download_to_device(boards, origin, local_source(dest), progress)
     return await download_from(boards, DownloadRequest(origin, dest), progress)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is that of a device or a pipe, such as ``/dev/stdout``."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+async def _download_to_device(
+    boards: HasTarget, origin: str, device: Path, progress: ProgressCallback | None
+) -> Results:
+    """Copy a file of one board into a device or a pipe, which is not replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = DownloadRequest(origin, f"{folder}/")
+        results = as_file_results(found := await download_from(boards, request, progress))
+        for name, result in results.items():
+            if not result.ok:
+                continue
+            if len(results) > 1 or isinstance(result.value, list):
+                error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(device))
+                results[name] = files.failed_result(name, error)
+                continue
+            with result.value.open("rb") as source, device.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            results[name] = result.with_value(device)
+        return Results(results, found.left_out)
 
 
 async def download_from(
@@ -98,7 +127,9 @@ async def download_from(
         elif result.ok:
             is_folder = folder.is_dir() or os.fspath(dest).replace(os.sep, "/").endswith("/")
             if not (folder_per_board or is_folder):
-                folder, name = folder.parent, folder.name
+                # As with cp, a link that the user named stays, and what it refers to is written.
+                final = folder.resolve() if folder.is_symlink() else folder
+                folder, name = final.parent, final.name
             plans[board] = (RequestedFile(path, name, result.value.size),)
     top = path if origin.endswith("/") else path.rpartition("/")[0]
     folder_errors: dict[str, list[OSError]] = {}
@@ -127,8 +158,7 @@ async def download_from(
         if board not in folders and results[board].ok:
             results[board] = as_file_results(results)[board].with_value(results[board].value[0])
     for board, errors in folder_errors.items():
-        error = results[board].error
-        if errors and (error is None or is_refusal(error)):
+        if errors and results[board].ok:
             results[board] = add_errors(Results({board: results[board]}), errors)[board]
     return Results(results, stats.left_out)
 
@@ -401,6 +431,10 @@ class _FileDownload:
         """Move the file to its path; ``op_result`` is the size and SHA-256 that the board read."""
         if tuple(op_result) != (self._size, self._hash.hexdigest()):
             raise OSError(errno.EIO, "the content differs from what the board read", str(self.path))
+        if _is_device(self.path) and not self.path.is_symlink():
+            raise OSError(
+                errno.EEXIST, "it is a device or a pipe, and was not replaced", str(self.path)
+            )
         self._part_path.replace(self.path)
         return self.path
 

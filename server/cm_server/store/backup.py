@@ -47,7 +47,8 @@ def save(home: Path, path: Path) -> list[str]:
         path: the file to write; an existing one is replaced when the new one is complete.
 
     Raises:
-        ServerError: the folder has no server's database, or a backup is being loaded into it.
+        ServerError: the folder has no server's database, a backup is being loaded into it, or the
+            path is that of a folder, a device or a pipe.
         OSError: the backup cannot be written.
     """
     with while_backups(home, loading=False):
@@ -61,6 +62,9 @@ def _save(home: Path, path: Path) -> list[str]:
     if not (home / DATABASE).exists():
         why = f"{home} contains no {DATABASE}: there is nothing to back up"
         raise ServerError(f"{why} (for a server with --store, use PostgreSQL's pg_dump)")
+    if path.exists() and not path.is_file():
+        raise ServerError(f"{path} is no file, and is not replaced: name a file")
+    path = path.resolve()  # what a link refers to is replaced, not the link
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with _open_private(draft) as file, tarfile.open(fileobj=file, mode="w") as archive:

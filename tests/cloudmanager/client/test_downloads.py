@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,33 @@ def test_place_of_a_download_from_one_board(one, tmp_path: Path, monkeypatch, pa
         found = {str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()}
         assert found == expected | {"file"}
     assert (tmp_path / "file").read_text() == ("data" if dest == "file" else "old")
+
+
+def test_device_or_pipe_is_written_and_not_replaced(one: Boards, two: Boards, tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(pipe.read_bytes)
+        assert one.get(":d/data.bin", pipe).value == pipe
+        assert reading.result(10) == one.read(":d/data.bin").value
+    assert pipe.is_fifo()
+    for boards, path in ((one, ":d"), (two, ":d/data.bin")):
+        error = boards.get(path, pipe)["demo-1"].error
+        assert isinstance(error, NotADirectoryError)
+    (tmp_path / "g").mkdir()
+    os.mkfifo(tmp_path / "g/data.bin")
+    error = one.get(":d/data.bin", tmp_path / "g")["demo-1"].error
+    assert "was not replaced" in str(error)
+    assert (tmp_path / "g/data.bin").is_fifo()
+
+
+def test_link_that_the_user_names_stays(one: Boards, tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/x").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real/x")
+    assert one.get(":d/data.bin", tmp_path / "link").ok
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real/x").read_bytes() == one.read(":d/data.bin").value
 
 
 @pytest.mark.parametrize("dest", ["g", "g/", "there"])

@@ -68,6 +68,18 @@ def test_backup_of_running_server_is_restored(home: Path, tmp_path: Path):
     store.close()
 
 
+def test_backup_replaces_nothing_but_a_file(home: Path, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ServerError, match="is no file, and is not replaced"):
+            save(home, path)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "real.tar")
+    save(home, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert tarfile.is_tarfile(tmp_path / "real.tar")
+
+
 def test_restore_skips_job_numbers_that_boards_may_remember(home: Path, tmp_path: Path):
     save(home, tmp_path / "backup.tar")
     load(home, tmp_path / "backup.tar")
