@@ -186,10 +186,12 @@ class _LocalPackage:
         """
         root = self._folder.as_posix()
         path = posixpath.relpath(posixpath.join(root, folder, reference), root)
-        is_hidden = path.startswith("..") and any(
-            part.startswith(".") and part != ".." for part in path.split("/")
-        )
-        if is_hidden or reference.startswith("/") or "\\" in reference or ":" in reference:
+        if (
+            _is_hidden_outside(path)
+            or reference.startswith("/")
+            or "\\" in reference
+            or ":" in reference
+        ):
             raise PackageError(
                 f"{self._folder.name} names a file that is absolute or hidden: {reference[:100]!r}"
             )
@@ -236,6 +238,13 @@ class _LocalPackage:
 
     def _finish(self, document: dict[str, Any]) -> PackageFiles:
         return {DOCUMENT_NAME: source_from_bytes(json.dumps(document).encode()), **self._files}
+
+
+def _is_hidden_outside(path: str) -> bool:
+    """Whether a path, relative to a folder, leaves the folder and has a hidden part there."""
+    return path.startswith("..") and any(
+        part.startswith(".") and part != ".." for part in path.split("/")
+    )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

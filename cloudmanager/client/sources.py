@@ -150,6 +150,10 @@ class _Walk:
                 yield entry
                 yield from self.entries(entry.path, entry.inner, (*parents, target))
 
+    def _is_inside(self, target: Path) -> bool:
+        """Whether what a link refers to is inside of the folder that is walked."""
+        return target.is_relative_to(self._root)
+
     def _list_folder(self, folder: Path, inner: PurePosixPath) -> list[tuple[LocalEntry, Path]]:
         """Return the entries of a folder, with the path that each is in truth."""
         found: list[tuple[LocalEntry, Path]] = []
@@ -167,7 +171,7 @@ class _Walk:
             except OSError as error:
                 self._on_error(error)
                 continue
-            if target.is_relative_to(self._root) and not self._is_left_out(entry):
+            if self._is_inside(target) and not self._is_left_out(entry):
                 found.append((entry, target))
         return found
 

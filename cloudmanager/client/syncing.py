@@ -99,7 +99,7 @@ async def sync(
         on_error=local.unreadable.append,
     )
     add_folder(local, entries, base)
-    if request.delete and local.unreadable:  # their copies on the boards are still wanted
+    if request.delete and not _may_delete(local):
         request = request._replace(delete=False)
         local.unreadable.append(OSError(errno.EIO, _NOTHING_DELETED, str(folder)))
     local = local._replace(folders=[path for path in local.folders if path != base])
@@ -129,6 +129,11 @@ async def sync(
     }
     errors = [*local.unreadable, *local.unsendable]
     return add_errors(Results(done, looked.left_out), errors)
+
+
+def _may_delete(local: UploadPlan) -> bool:
+    """Whether all wanted files are known: the copies of unreadable ones are wanted, too."""
+    return not local.unreadable
 
 
 def _is_ignored(ignored: GitIgnoreSpec, entry: sources.LocalEntry) -> bool:

@@ -8,6 +8,7 @@ from .access_control import ACCESS_CONTROL
 from .bounds import BOUNDS
 from .defence import Defence
 from .faults import FAULTS
+from .files import FILES
 from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
@@ -26,5 +27,6 @@ DEFENCES: Final[list[Defence]] = [
     *KEEPING,
     *STREAMS,
     *FAULTS,
+    *FILES,
     *SHARES,
 ]
