@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -199,11 +198,11 @@ def test_place_of_a_download_from_one_board(one, tmp_path: Path, monkeypatch, pa
 def test_device_or_pipe_is_written_and_not_replaced(one: Boards, two: Boards, tmp_path: Path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with ThreadPoolExecutor() as pool:
-        reading = pool.submit(pipe.read_bytes)
-        assert one.get(":d/data.bin", pipe).value == pipe
-        assert reading.result(10) == one.read(":d/data.bin").value
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert one.get(":d/data.bin", pipe).value == pipe
     assert pipe.is_fifo()
+    assert os.read(reader, 1000) == one.read(":d/data.bin").value
+    os.close(reader)
     for boards, path in ((one, ":d"), (two, ":d/data.bin")):
         error = boards.get(path, pipe)["demo-1"].error
         assert isinstance(error, NotADirectoryError)

@@ -53,18 +53,18 @@ def test_what_is_left_out_of_a_walk_is_not_looked_at(tmp_path: Path):
     assert seen == ["a.py", "lib", "venv", "lib/d.py", "lib/venv"]
 
 
-def test_walk_goes_on_after_what_is_unreadable(open_folder: Path, unreadable):
+def test_walk_goes_on_after_what_is_unreadable(tmp_path: Path, unreadable):
     for name in ("a/x", "b/x", "c/x"):
-        (open_folder / name).mkdir(parents=True)
-    unreadable(open_folder / "b")
+        (tmp_path / name).mkdir(parents=True)
+    unreadable(tmp_path / "b")
     errors: list[OSError] = []
-    found = [str(entry.inner) for entry in sources.walk(open_folder, on_error=errors.append)]
+    found = [str(entry.inner) for entry in sources.walk(tmp_path, on_error=errors.append)]
     assert found == ["a", "a/x", "b", "c", "c/x"]
     assert [(type(error), error.filename) for error in errors] == [
-        (PermissionError, str(open_folder / "b"))
+        (PermissionError, str(tmp_path / "b"))
     ]
     with pytest.raises(PermissionError):
-        list(sources.walk(open_folder))
+        list(sources.walk(tmp_path))
 
 
 def test_missing_folder_is_an_error(tmp_path: Path):

@@ -58,16 +58,16 @@ def test_different_boards_get_different_files(two: Boards, src: Path, fleet: Fle
 
 
 def test_unreadable_file_fails_alone_and_nothing_is_deleted(
-    two: Boards, open_folder: Path, unreadable
+    two: Boards, tmp_path: Path, unreadable
 ):
     for name in ("a.py", "locked.py", "ignored.md", "venv/x.py"):
-        (open_folder / name).parent.mkdir(exist_ok=True)
-        (open_folder / name).write_text(name)
-    (open_folder / ".mbmignore").write_text("*.md\nvenv/\n")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".mbmignore").write_text("*.md\nvenv/\n")
     two.put(b"older", ":s/locked.py")
     two.put(b"extra", ":s/extra.py")
-    unreadable(open_folder / "locked.py", open_folder / "ignored.md", open_folder / "venv")
-    for result in two.sync(open_folder, ":s", delete=True).values():
+    unreadable(tmp_path / "locked.py", tmp_path / "ignored.md", tmp_path / "venv")
+    for result in two.sync(tmp_path, ":s", delete=True).values():
         assert isinstance(result.error, PermissionError)
         assert "locked.py" in str(result.error)
         assert "nothing was deleted from the boards" in str(result.error)

@@ -168,8 +168,8 @@ def test_names_that_a_board_cannot_have_fail_alone(two: Boards, src: Path):
     assert [len(each) for each in files(two)] == [8, 13, 15, 12]
 
 
-def test_unreadable_files_fail_alone(two: Boards, open_folder: Path, unreadable):
-    src = open_folder / "src"
+def test_unreadable_files_fail_alone(two: Boards, tmp_path: Path, unreadable):
+    src = tmp_path / "src"
     for name in ("a.py", "locked.py", "sub/b.py", "closed/c.py"):
         (src / name).parent.mkdir(parents=True, exist_ok=True)
         (src / name).write_text(name)
