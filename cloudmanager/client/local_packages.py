@@ -178,8 +178,8 @@ class _LocalPackage:
     def _join(self, folder: str, reference: str) -> str:
         """Return the path of a reference, relative to the package's folder.
 
-        It may be outside of it, but not hidden there: a package from elsewhere must not send
-        ``../../.ssh/id_rsa`` to boards.
+        It may be outside of it, but neither hidden there nor outside of the project: a package from
+        elsewhere must not send ``../../.ssh/id_rsa`` or ``/etc/passwd`` to boards.
 
         Raises:
             PackageError: the reference is refused.
@@ -194,6 +194,12 @@ class _LocalPackage:
         ):
             raise PackageError(
                 f"{self._folder.name} names a file that is absolute or hidden: {reference[:100]!r}"
+            )
+        if not _is_in_project(self._folder, path):
+            raise PackageError(
+                f"{self._folder.name} names a file outside of its project, which is the git "
+                f"repository, or else the folder that {self._folder.name} is in: "
+                f"{reference[:100]!r}"
             )
         return path
 
@@ -238,6 +244,12 @@ class _LocalPackage:
 
     def _finish(self, document: dict[str, Any]) -> PackageFiles:
         return {DOCUMENT_NAME: source_from_bytes(json.dumps(document).encode()), **self._files}
+
+
+def _is_in_project(folder: Path, path: str) -> bool:
+    """Whether a path, relative to a package's folder, is in the project that the package is of."""
+    project = next((each for each in (folder, *folder.parents) if (each / ".git").exists()), None)
+    return (folder / path).resolve().is_relative_to(project or folder.parent)
 
 
 def _is_hidden_outside(path: str) -> bool:

@@ -75,6 +75,12 @@ FILES: Final[list[Defence]] = [
         CLIENT + "test_local_packages.py::test_package_that_cannot_be_read_is_an_error",
     ),
     defence(
+        "package: a folder from elsewhere sends no file from outside of its project",
+        LIBRARY + "client/local_packages.py",
+        "_is_in_project = lambda folder, path: True",
+        CLIENT + "test_local_packages.py::test_package_may_name_any_file_of_its_repository",
+    ),
+    defence(
         "package: a password of an index is in no lock file and in no cache",
         SERVER + "packages/http_fetcher.py",
         "without_credentials = lambda url: url",

@@ -76,6 +76,19 @@ def test_folder_without_a_description_is_sent_whole(tmp_path):
     assert set(read_local_package(str(tmp_path / "one.py"))) == {"one.py"}
 
 
+def test_package_may_name_any_file_of_its_repository(tmp_path):
+    document = {"urls": [["a.py", "../../shared/a.py"]]}
+    package = write(tmp_path, {"lib/p/package.json": document, "shared/a.py": "A"}) / "lib/p"
+    with pytest.raises(PackageError, match="outside of its project"):
+        read_local_package(str(package))
+    (tmp_path / ".git").mkdir()
+    assert described(package)["urls"] == [["a.py", "A"]]
+    (tmp_path / "shared/a.py").unlink()
+    (tmp_path / "shared/a.py").symlink_to("/etc/hostname")
+    with pytest.raises(PackageError, match="outside of its project"):
+        read_local_package(str(package))
+
+
 @pytest.mark.parametrize("name", ["p", "p/package.json"])
 def test_package_json_names_files_relative_to_itself(tmp_path, name):
     urls = [
@@ -181,6 +194,9 @@ def test_module_called_manifest_is_an_ordinary_file(tmp_path):
         ({"package.json": {"urls": [["a.py", "/etc/passwd"]]}}, "absolute or hidden"),
         ({"package.json": {"urls": [["a.py", "../.ssh/id"]]}}, "absolute or hidden"),
         ({"package.json": {"urls": [["a.py", "../../.env"]]}}, "absolute or hidden"),
+        ({"package.json": {"urls": [["a.py", "../../etc/passwd"]]}}, "outside of its project"),
+        ({"package.json": {"deps": [["../../p.json", ""]]}}, "outside of its project"),
+        ({"manifest.py": 'include("../../manifest.py")'}, "outside of its project"),
         ({"package.json": {"urls": [["a.py", "x\\y.py"]]}}, "absolute or hidden"),
         ({"package.json": {"urls": [["a.py", "file:///x"]]}}, "absolute or hidden"),
         ({"package.json": {"deps": [["./no.json", ""]]}}, "has no file 'no.json'"),
