@@ -36,6 +36,11 @@ from .text import fold_names, line_with_caret, sanitize_text
 _MAX_SHOWN = 4  # how many errors, or names, one message shows; of the rest it gives the number
 
 
+def as_sentence(text: str) -> str:
+    """Return a text with a full stop at its end, unless it ends in a question mark."""
+    return text if text.endswith("?") else text.rstrip(".") + "."
+
+
 class CloudmanagerError(Exception):
     """The base class of all errors that Cloudmanager raises.
 
@@ -50,7 +55,7 @@ class CloudmanagerError(Exception):
 
     def __init__(self, *args: object, detail: str = "") -> None:
         super().__init__(*args)  # all arguments of __init__: pickle makes a copy with them
-        self.detail = sanitize_text(detail or ": ".join(str(arg) for arg in args).rstrip(".") + ".")
+        self.detail = sanitize_text(detail or as_sentence(": ".join(str(arg) for arg in args)))
 
     def message_without_subject(self) -> str:
         """Return what is wrong and what to do next, without the board's name."""
@@ -271,7 +276,7 @@ class ServerError(CloudmanagerError):
     hint = ""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, detail=f"The server refused: {reason.rstrip('.')}.")
+        super().__init__(reason, detail=f"The server refused: {as_sentence(reason)}")
         self.reason = reason
 
 
@@ -284,7 +289,7 @@ class ServiceError(CloudmanagerError):
     """
 
     def __init__(self, reason: str, log: str = "", hint: str = "") -> None:
-        super().__init__(reason, log, hint, detail=f"{reason.rstrip('.')}.")
+        super().__init__(reason, log, hint, detail=as_sentence(reason))
         self.reason, self.log = reason, log
         self.hint = hint or (f"The server's own log is {log}." if log else self.hint)
 
@@ -299,7 +304,7 @@ class CableError(CloudmanagerError):
     """
 
     def __init__(self, port: str, problem: str, hint: str = "", step: str = "") -> None:
-        super().__init__(port, problem, hint, step, detail=f"{problem.rstrip('.')}.")
+        super().__init__(port, problem, hint, step, detail=as_sentence(problem))
         self.port = self.subject = port
         self.problem, self.hint, self.step = problem, hint, step
 

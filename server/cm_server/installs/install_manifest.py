@@ -158,8 +158,13 @@ def plan_change(
         new_manifest[key] = {**request, **new_entries[key]}
 
     shadowing = _find_shadowing(plan, mpy, file_hashes)
+    sources = plan.source_hashes()
     for path in sorted(shadowing):
-        _check_shadowing(path, owners.get(path), new_entries, force)
+        owner = owners.get(path)
+        is_own = owner in new_entries
+        is_copy = owner is None and file_hashes[path] == sources.get(path)
+        if not (is_own or is_copy or force):
+            raise _shadowing_error(path, owner)
     kept = _all_paths(new_manifest)
     removed = sorted((old_paths - kept) | shadowing)
     put = tuple(file for file in files if file_hashes.get(file.path) != file.sha256)
@@ -187,13 +192,12 @@ def _check_owner(
         )
 
 
-def _check_shadowing(path: str, owner: str | None, new_packages: Manifest, force: bool) -> None:
-    """Raise PackageError if a file that must be removed belongs to a package that stays."""
-    if owner is not None and owner not in new_packages and not force:
-        raise PackageError(
-            f"{path} belongs to {owner} and would be imported instead of the new package; "
-            "--force removes it"
-        )
+def _shadowing_error(path: str, owner: str | None) -> PackageError:
+    """Return the error for a file that would have to be removed, and is not the new package's."""
+    owned_by = f"belongs to {owner}" if owner else "does not belong to a package"
+    return PackageError(
+        f"{path} {owned_by} and would be imported instead of the new package; --force removes it"
+    )
 
 
 def _manifest_entry(

@@ -63,6 +63,14 @@ class InstallPlan:
                 shadowing.add(other)
         return tuple(sorted(shadowing))
 
+    def source_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the packages, before it is compiled, by its path."""
+        return {
+            f"{self.target_dir}/{part.path}": part.sha256
+            for release in self.packages
+            for part in release.parts
+        }
+
     def size_bytes(self, mpy: int) -> int:
         """Return the total size of the files for boards of this kind."""
         return sum(file.size for file in self.files[mpy])

@@ -217,7 +217,10 @@ def test_dry_run_changes_nothing_and_leaves_a_pending_journal(lab: Lab):
 def test_shadowing_source_is_removed_and_obstacle_is_an_error(lab: Lab):
     board = FakeBoard()
     board.files["/lib/pack/a.py"] = b"old"
-    assert lab.install(board, lab.plan(a=b"A"))["removed"] == ["/lib/pack/a.py"]
+    with pytest.raises(PackageError, match="a.py does not belong to a package"):
+        lab.install(board, lab.plan(a=b"A"))
+    assert board.files["/lib/pack/a.py"] == b"old"
+    assert lab.install(board, lab.plan(a=b"A"), force=True)["removed"] == ["/lib/pack/a.py"]
     board = FakeBoard()
     board.folders.add("/lib/pack/a.mpy")
     with pytest.raises(PackageError, match="^/lib/pack/a.mpy is in the way"):

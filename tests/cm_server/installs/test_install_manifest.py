@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from cm_server.installs.install_manifest import (
     staging_folders,
 )
 from cm_server.packages.plan import InstallPlan, PlannedFile
-from cm_server.packages.release import Release
+from cm_server.packages.release import Release, ReleaseFile
 from cm_server.packages.requirement import parse_requirement
 
 A, B = "a" * 64, "b" * 64
@@ -72,7 +73,17 @@ def test_requested_package_stays_requested_as_a_dependency():
 
 
 def test_shadowing_file_is_removed():
-    assert change({"/lib/zzz/a.py": A}).removed_paths == ("/lib/zzz/a.py",)
+    source = replace(RELEASE, parts=(ReleaseFile("zzz/a.py", sha256=A, size=1),))
+    copied = InstallPlan(("zzz",), "/lib", (source,), {MPY: FILES}, origins={"zzz": ""})
+    assert change({"/lib/zzz/a.py": A}, plan=copied).removed_paths == ("/lib/zzz/a.py",)
+    for plan in (copied, PLAN):
+        with pytest.raises(
+            PackageError, match="a.py does not belong to a package and would be imported"
+        ):
+            change({"/lib/zzz/a.py": B}, plan=plan)
+        assert change({"/lib/zzz/a.py": B}, plan=plan, force=True).removed_paths == (
+            "/lib/zzz/a.py",
+        )
     other = {"other": {"version": "1", "needs": [], "files": {"/lib/zzz/a.py": A}}}
     with pytest.raises(
         PackageError, match="a.py belongs to other and would be imported instead.*--force"
