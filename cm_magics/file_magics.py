@@ -8,8 +8,11 @@ from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from cloudmanager.client.sources import expand_patterns
+from cloudmanager.display.folding import printable_output
+from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Results
 
+from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
 from .magic_options import MagicParser
 
@@ -135,7 +138,18 @@ class FileMagics(TargetMagics):
         def remove(path: str) -> Results:
             return self._run_verb(lambda _: boards.rm(path, recursive=options.recursive, glob=True))
 
-        return [remove(word) for word in words][-1]
+        removed: list[Results] = []
+        failures: list[Exception] = []
+        for word in words:  # a path that cannot be removed does not keep the next ones
+            try:
+                removed.append(remove(word))
+            except (CloudmanagerError, OSError) as error:
+                failures.append(error)
+        for failure in failures[:-1]:  # the last one is shown by IPython
+            cell_display.display_text(printable_output(f"{type(failure).__name__}: {failure}"))
+        if failures:
+            raise failures[-1]
+        return removed[-1]
 
     board_rm.__doc__ = _RM_PARSER.format_help()
 

@@ -44,6 +44,16 @@ def test_writefile_ls_and_rm_use_the_chosen_boards(shell: Shell, work: Path):  #
     shell.run("%board_rm -r :magic")
 
 
+def test_path_that_cannot_be_removed_does_not_keep_the_others(shell: Shell, work: Path):  # noqa: F811
+    shell.run("%%board_writefile demo-1 :magic/b.py\nb = 1\n")
+    shown = shell.run("%board_rm demo-1 :no1.py :magic/b.py :no2.py")
+    assert shown.count("No such file or directory: 'demo-1:/no1.py'") == 1
+    assert shown.count("No such file or directory: 'demo-1:/no2.py'") == 1
+    assert isinstance(shell.error, FileNotFoundError)
+    assert "b.py" not in shell.run("%board_ls demo-1 :magic")
+    shell.run("%board_rm -r demo-1 :magic")
+
+
 def test_sync_shows_its_plan(shell: Shell, work: Path):  # noqa: F811
     (work / "src").mkdir()
     (work / "src/c.py").write_text("c")
