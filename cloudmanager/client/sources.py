@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+from cloudmanager.protocol.text import one_line
+
 PathLike = str | os.PathLike[str]
 UploadOrigin = PathLike | bytes
 
@@ -108,22 +110,24 @@ def walk(
     *,
     is_left_out: Callable[[LocalEntry], bool] = lambda _: False,
     on_error: Callable[[OSError], None] = _raise_error,
+    on_link: Callable[[str], None] = lambda _: None,
 ) -> Iterator[LocalEntry]:
     """Yield what is below a folder, sorted: its files, then each of its folders with its content.
 
-    Symbolic links inside of the folder are followed; links that lead out of it, and links to a
-    folder that they are in, are skipped.
+    Symbolic links inside of the folder are followed; links that lead out of it or to nothing, and
+    links to a folder that they are in, are skipped.
 
     Args:
         folder: the folder.
         is_left_out: whether an entry is skipped, with all that is in it.
         on_error: called if a file or folder cannot be looked at, which is then skipped.
+        on_link: called with a sentence about a link that leads out of the folder or to nothing.
 
     Raises:
         OSError: that, if ``on_error`` is not given.
     """
     root = folder.resolve()
-    return _Walk(root, is_left_out, on_error).entries(root, PurePosixPath(), (root,))
+    return _Walk(root, is_left_out, on_error, on_link).entries(root, PurePosixPath(), (root,))
 
 
 class _Walk:
@@ -134,10 +138,12 @@ class _Walk:
         root: Path,
         is_left_out: Callable[[LocalEntry], bool],
         on_error: Callable[[OSError], None],
+        on_link: Callable[[str], None],
     ) -> None:
         self._root = root
         self._is_left_out = is_left_out
         self._on_error = on_error
+        self._on_link = on_link
 
     def entries(
         self, folder: Path, inner: PurePosixPath, parents: tuple[Path, ...]
@@ -165,14 +171,19 @@ class _Walk:
         for path in paths:
             try:
                 entry = LocalEntry(inner / path.name, path, path.is_dir())
-                if not entry.is_dir and not path.is_file():
-                    continue  # such as a socket, or a link to nothing
-                target = path.resolve()
+                is_present = entry.is_dir or path.is_file()
+                if not (is_present or path.is_symlink()) or self._is_left_out(entry):
+                    continue  # neither file, folder nor link: such as a socket
+                target = path.resolve() if is_present else path
             except OSError as error:
                 self._on_error(error)
                 continue
-            if self._is_inside(target) and not self._is_left_out(entry):
+            if not is_present:
+                self._on_link(f"{one_line(str(path))} is a link to nothing, and is left out")
+            elif self._is_inside(target):
                 found.append((entry, target))
+            else:
+                self._on_link(f"{one_line(str(path))} leads out of its folder, and is left out")
         return found
 
 

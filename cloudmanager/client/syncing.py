@@ -63,12 +63,14 @@ class SyncPlan(NamedTuple):
         delete: paths on the board to delete; folders end in ``/``.
         same: how many files are equal already.
         size_bytes: how many bytes to write.
+        notes: remarks for the user on local files that are left out, each a sentence.
     """
 
     put: tuple[str, ...]
     delete: tuple[str, ...]
     same: int
     size_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 class SyncDryRun(SyncPlan):
@@ -92,11 +94,12 @@ async def sync(
     base = board_paths.parse_board_path(request.dest)
     folder.stat()
     ignored = read_ignore_file(folder)
-    local = UploadPlan([], [], [], [])
+    local = UploadPlan.empty()
     entries = sources.walk(
         folder,
         is_left_out=lambda entry: _is_ignored(ignored, entry),
         on_error=local.unreadable.append,
+        on_link=local.notes.append,
     )
     add_folder(local, entries, base)
     if request.delete and not _may_delete(local):
@@ -115,7 +118,8 @@ async def sync(
     plans: dict[str, SyncPlan] = {}
     for name, state in states.items():
         try:
-            plans[name] = state.plan(base, ignored, delete=request.delete)
+            plan = state.plan(base, ignored, delete=request.delete)
+            plans[name] = plan._replace(notes=tuple(local.notes))
         except OSError as error:
             error.filename = f"{name}:{error.filename}"
             results[name] = files.failed_result(name, error)

@@ -50,12 +50,19 @@ class UploadPlan(NamedTuple):
         folders: paths on the boards of folders without a file.
         unreadable: errors of local files and folders that cannot be read.
         unsendable: errors of local files and folders whose name no board can have.
+        notes: remarks for the user on links that are left out, each a sentence.
     """
 
     items: list[UploadItem]
     folders: list[str]
     unreadable: list[OSError]
     unsendable: list[OSError]
+    notes: list[str]
+
+    @classmethod
+    def empty(cls) -> UploadPlan:
+        """Return a plan without anything."""
+        return cls([], [], [], [], [])
 
 
 async def upload(
@@ -84,8 +91,18 @@ async def upload(
     if errors and not plan.items and not plan.folders:
         raise join_errors(errors)
     results = await upload_items(boards, boards.target, plan.items, progress, plan.folders)
-    results = add_errors(results, errors)
+    results = add_errors(_add_notes(results, plan.notes), errors)
     return results if is_folder else _explain_folders(results, dest)
+
+
+def _add_notes(results: Results, notes: Sequence[str]) -> Results:
+    """Add remarks to what was written on each board."""
+    noted = as_file_results(results)
+    for name, result in noted.items() if notes else ():
+        if result.ok:
+            written = WrittenBytes.of(result.value, result.value.files, tuple(notes))
+            noted[name] = result.with_value(written)
+    return Results(noted, results.left_out)
 
 
 def _explain_folders(results: Results, dest: str) -> Results:
@@ -109,7 +126,7 @@ def _make_plan(origins: Sequence[PathLike], dest_path: str, *, is_folder: bool) 
         OSError: an origin does not exist.
         ValueError: two files would be written to one path.
     """
-    plan = UploadPlan([], [], [], [])
+    plan = UploadPlan.empty()
     origin_by_path: dict[str, PathLike] = {}
     for origin in origins:
         local = sources.local_source(origin)
@@ -119,7 +136,10 @@ def _make_plan(origins: Sequence[PathLike], dest_path: str, *, is_folder: bool) 
         local.stat()
         if local.is_dir():
             base = dest_path if is_content else board_paths.join_path(dest_path, name)
-            add_folder(plan, sources.walk(local, on_error=plan.unreadable.append), base)
+            entries = sources.walk(
+                local, on_error=plan.unreadable.append, on_link=plan.notes.append
+            )
+            add_folder(plan, entries, base)
         elif is_content:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(origin))
         else:
@@ -228,15 +248,18 @@ class WrittenBytes(int):
 
     Attributes:
         files: how many files were written; an empty file has no bytes.
+        notes: remarks for the user on local files that are left out, each a sentence.
     """
 
     files: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, size: int, files: int) -> WrittenBytes:
+    def of(cls, size: int, files: int, notes: tuple[str, ...] = ()) -> WrittenBytes:
         """Return this number of bytes, written to this number of files."""
         written = cls(size)
         written.files = files
+        written.notes = notes
         return written
 
 

@@ -140,7 +140,8 @@ def value_text(value: Any) -> str:
         return "\n".join(_value_lines(value))
     if isinstance(value, int):
         is_new = value or getattr(value, "files", 0)
-        return f"{size_text(value)} written" if is_new else "already up to date"
+        written = f"{size_text(value)} written" if is_new else "already up to date"
+        return "\n".join([written, *(f"note: {note}" for note in getattr(value, "notes", ()))])
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").replace("\r\n", "\n")
     if isinstance(value, Path):
@@ -170,7 +171,8 @@ def _plan_text(plan: SyncPlan) -> str:
         counts.append(f"{len(plan.delete):,} {deleted}")
     counts.append(f"{plan.same:,} equal")
     end = f"; {_DRY_RUN}" if is_dry else ""
-    return "\n".join([*lines, ", ".join(counts) + end])
+    notes = [f"note: {note}" for note in plan.notes]
+    return "\n".join([*lines, ", ".join(counts) + end, *notes])
 
 
 def size_text(size: int) -> str:

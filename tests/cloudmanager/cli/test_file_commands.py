@@ -93,6 +93,7 @@ def test_sync_copies_and_deletes_files(mbm, work: Path):
         "put": ["/c/b.py"],
         "delete": ["/c/a.py"],
         "same": 0,
+        "notes": [],
         "size_bytes": 1,
     }
 

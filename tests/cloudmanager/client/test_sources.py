@@ -36,6 +36,12 @@ def test_folder_is_walked_in_order_without_leaving_it(tmp_path: Path):
     (folder / "gone").symlink_to(outside / "nothing")
     found = [str(inner) for inner, _ in sources.walk_files(folder)]
     assert found == ["a.py", "same.py", "b/c/d.py"]
+    notes: list[str] = []
+    list(sources.walk(folder, is_left_out=lambda e: e.path.name == "key", on_link=notes.append))
+    assert notes == [
+        f"{folder}/gone is a link to nothing, and is left out",
+        f"{folder}/out leads out of its folder, and is left out",
+    ]
 
 
 def test_what_is_left_out_of_a_walk_is_not_looked_at(tmp_path: Path):

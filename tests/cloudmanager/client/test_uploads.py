@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Boards, Fleet
+from cloudmanager.display.file_report import files_text
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 
@@ -184,6 +185,19 @@ def test_unreadable_files_fail_alone(two: Boards, tmp_path: Path, unreadable):
         two.put(src / "locked.py", ":u/")
     closed = two.put(src / "closed", ":u/")["demo-1"].error
     assert isinstance(closed, PermissionError)
+
+
+def test_links_that_are_left_out_are_named(two: Boards, src: Path):
+    (src / "out").symlink_to("/etc")
+    (src / "back").symlink_to(src / "sub")
+    results = two.put(src, ":u")
+    assert results.ok
+    assert files(two) == ["src/a.py", "src/back/b.py", "src/sub/b.py"]
+    note = f"note: {src}/out leads out of its folder, and is left out"
+    assert files_text(results).endswith(note)
+    assert files_text(two.sync(src, ":u/src")).endswith(note)
+    (src / ".mbmignore").write_text("out\n")
+    assert "note" not in files_text(two.sync(src, ":u/src"))
 
 
 def test_path_that_is_too_long_fails_alone(two: Boards, src: Path):
