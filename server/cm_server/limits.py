@@ -81,6 +81,7 @@ class Limits:
     #: reads nothing for the time below is closed.
     unsent_bytes: int = 8 * MIB
     stall_seconds: float = 30.0
+    unsent_board_bytes: int = 32 * MIB  # the largest cell, and more; a board's link is closed then
     close_seconds: float = 1.0  # in which a peer can read why its link is closed
     cell_seconds: float = 7 * 86400.0  # of `timeout` and of `wait`
     # Requests; the head of a SUBMIT counts as one.

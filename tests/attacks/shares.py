@@ -8,6 +8,7 @@ from .defence import LIBRARY, SERVER, Defence, Override, defence
 
 RIGHTS: Final = "cm_server/net/test_small_rights.py::test_"
 SHARED_WORK: Final = "cm_server/net/test_work_shares.py::test_"
+TRANSFERS: Final = "cm_server/installs/test_transfers.py::test_"
 CONTENTS: Final = "cm_server/installs/test_content_store.py::test_"
 
 SHARES: Final[list[Defence]] = [
@@ -145,6 +146,32 @@ SHARES: Final[list[Defence]] = [
         "UnfinishedMessages._close_stalled = lambda self: None",
         "cm_server/net/test_unfinished_messages.py::"
         "test_link_without_progress_is_closed_while_others_wait",
+    ),
+    # Hostile boards
+    defence(
+        "small rights: a board that ignores the window of a download is refused",
+        SERVER + "installs/transfers.py",
+        "FileTransfer._check_window = lambda self: None",
+        TRANSFERS + "board_that_ignores_the_window_is_refused",
+    ),
+    defence(
+        "small rights: a board cannot acknowledge what it was not sent",
+        SERVER + "installs/transfers.py",
+        "FileTransfer._check_acknowledgement = lambda self, count: None",
+        TRANSFERS + "false_acknowledgement_is_refused",
+    ),
+    defence(
+        "small rights: a board that asks for input without end does not fill the memory",
+        SERVER + "jobs/board_messages.py",
+        "_asks_again = lambda job: False",
+        "cm_server/jobs/test_dispatch.py::"
+        "test_input_that_is_repeated_without_an_answer_may_be_dropped",
+    ),
+    defence(
+        "small rights: what waits for a board that does not read is bounded",
+        SERVER + "net/websocket.py",
+        "WebSocketLink._has_too_much_unsent = lambda self: False",
+        "cm_server/net/test_websocket.py::test_board_that_does_not_read_is_closed",
     ),
     # Names
     defence(

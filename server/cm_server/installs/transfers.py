@@ -108,6 +108,8 @@ class FileTransfer:
         self._offset = 0  # in the content that is being sent
         self.transferred = 0
         self._acknowledged = 0  # bytes of `transferred`
+        self._received = 0  # bytes from the board, forwarded or not
+        self._reported = 0  # the last acknowledgement that the caller received
 
     def on_chunk(self, message: wire.Message) -> bool:
         """Handle a CHUNK from the board.
@@ -116,20 +118,45 @@ class FileTransfer:
         of the next file or the number of bytes that the board has written.
 
         Returns:
-            Whether the caller receives the message too: always.
+            Whether the caller receives the message too: all but needless acknowledgements.
 
         Raises:
             JobRefused: the board would overwrite another file.
-            PeerWireError: the message is malformed, or refers to a file that the job does not have.
+            PeerWireError: the message is malformed, refers to a file that the job does not have, or
+                the board ignores the window.
         """
         if self._reads_files:
+            self._received += len(message.payload)
+            self._check_window()
             return True
         if message.flags & wire.RESUME_STATE:
             self._start_content(wire.read_resume_state(message))
-        else:
-            self._acknowledged = max(self._acknowledged, wire.read_byte_count(message))
+            self._fill_window()
+            return True
+        count = wire.read_byte_count(message)
+        self._check_acknowledgement(count)
+        self._acknowledged = max(self._acknowledged, count)
         self._fill_window()
-        return True
+        return self._is_progress()
+
+    def _is_progress(self) -> bool:
+        """Return whether much more is acknowledged than the caller knows, or all that was sent."""
+        more = self._acknowledged - self._reported
+        if more >= self._ack_bytes or (more and self._acknowledged == self.transferred):
+            self._reported = self._acknowledged
+            return True
+        return False
+
+    def _check_window(self) -> None:
+        """Refuse what a board sends beyond the window: nobody has read what was sent before."""
+        window_bytes = ACKS_PER_WINDOW * self._ack_bytes
+        slack = window_bytes + 2 * self._payload_bytes  # an acknowledgement may be on its way
+        if self._received - self.transferred > window_bytes + slack:
+            raise PeerWireError("the board sends more of a file than was acknowledged")
+
+    def _check_acknowledgement(self, count: int) -> None:
+        if count > self.transferred:
+            raise PeerWireError("the board acknowledges more than it was sent")
 
     def add_contents(self, contents: Sequence[Content]) -> None:
         """Add the contents of further puts."""

@@ -132,9 +132,11 @@ class BoardMessages:
 
     def _on_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
-        job.awaiting_input = True
+        # A board waits for the answer. It asks again if a cell catches an interrupt; one that asks
+        # without end must not fill the memory.
+        again, job.awaiting_input = _asks_again(job), True
         if job.observer is not None and job.cell.options.answers:
-            job.deliver(data)
+            job.deliver(data, droppable=again)
         else:
             self.answer_input(job, b"", nobody=True)
 
@@ -153,6 +155,11 @@ class BoardMessages:
             job.awaiting_input = False
             flags = wire.INPUT_EOF if nobody else 0
             job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
+
+
+def _asks_again(job: Job) -> bool:
+    """Return whether a job's ``input()`` has not been answered yet."""
+    return job.awaiting_input
 
 
 def _is_job_number(job: Job, number: int) -> bool:

@@ -196,6 +196,12 @@ class WebSocketLink(asyncio.Protocol):
             return
         self._written += len(data)
         transport.write(data)
+        if self._has_too_much_unsent():
+            self.write_log(logging.WARNING, "%s does not read: its link is closed", self.peer)
+            self._transport = None
+            # Later, because this may run inside the transport's own resume_writing().
+            asyncio.get_running_loop().call_soon(transport.abort)
+            return
         if self._stall_timer is None and self._has_much_unsent():
             self._watch_progress()
 
@@ -203,6 +209,13 @@ class WebSocketLink(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """What the peer has not read yet, as far as this machine knows."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _has_too_much_unsent(self) -> bool:
+        """Return whether more waits for a board than a job can cause.
+
+        A board that acknowledges what it does not read would get whole files otherwise.
+        """
+        return self.is_board and self.unsent_bytes > self._limits.unsent_board_bytes
 
     def _has_much_unsent(self) -> bool:
         return self.write_blocked and (

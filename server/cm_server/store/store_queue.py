@@ -74,7 +74,7 @@ class Operation(Generic[T]):
             raise
         except store.database.errors as error:
             store.database.rollback()
-            reason = store.database.describe_error(error)
+            reason = str(getattr(error, "orig", error)).strip()
             self._error = ServerError(f"its store cannot be used: {reason}")
         except Exception as error:
             self._error = error

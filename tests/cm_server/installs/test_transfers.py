@@ -128,13 +128,47 @@ def test_forwarded_progress_of_a_put_is_not_acknowledged(tmp_path: Path):
     assert board.received == []
 
 
-def test_false_acknowledgement_only_affects_the_board(tmp_path: Path):
+def test_false_acknowledgement_is_refused(tmp_path: Path):
     board = Board(tmp_path, b"x" * 5000)
     board.send_resume_state()
-    board.acknowledge(2**32 - 1)
-    assert board.data == b"x" * 5000  # only the board's own buffer is affected
+    sent = len(board.data)
+    with pytest.raises(PeerWireError, match="acknowledges more than it was sent"):
+        board.acknowledge(sent + 1)
+    assert len(board.data) == sent
     with pytest.raises(PeerWireError, match="malformed"):
         board.transfer.on_chunk(wire.Message(wire.CHUNK, 0, JOB, b"12345"))
+
+
+def test_needless_acknowledgements_are_not_forwarded(tmp_path: Path):
+    board = Board(tmp_path, b"x" * 5000)
+    board.send_resume_state()
+    forwarded = [
+        board.transfer.on_chunk(wire.Message(wire.CHUNK, 0, JOB, count.to_bytes(4, "big")))
+        for count in [*range(1, 401), *[400] * 50]
+    ]
+    assert sum(forwarded) == 2
+
+
+def test_board_that_ignores_the_window_is_refused(tmp_path: Path):
+    board = Board(tmp_path, ack_bytes=200, reads=True)
+    piece = wire.Message(wire.CHUNK, 0, JOB, b"x" * 90)
+    window = ACKS_PER_WINDOW * 200
+    for _ in range(window // 90):
+        board.transfer.on_chunk(piece)
+
+    def send_without_end() -> None:
+        for _ in range(3 * window // 90):
+            board.transfer.on_chunk(piece)
+
+    with pytest.raises(PeerWireError, match="more of a file than was acknowledged"):
+        send_without_end()
+
+
+def test_board_that_waits_for_acknowledgements_may_send_any_amount(tmp_path: Path):
+    board = Board(tmp_path, ack_bytes=200, reads=True)
+    for _ in range(100):
+        board.transfer.on_chunk(wire.Message(wire.CHUNK, 0, JOB, b"x" * 90))
+        board.transfer.on_bytes_forwarded(90)
 
 
 def test_windows_shrink_with_the_number_of_boards():

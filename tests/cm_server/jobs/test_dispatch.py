@@ -213,6 +213,18 @@ def test_input_is_forwarded_to_a_caller_that_answers(rig: Rig):
     assert (link.sent[-1].flags, link.sent[-1].payload) == (0, b"ann")
 
 
+def test_input_that_is_repeated_without_an_answer_may_be_dropped(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(answers=True)
+    rig.send(job, wire.INPUT, b"name? ")
+    assert rig.caller.droppable == []
+    rig.send(job, wire.INPUT, b"name? ")
+    assert rig.caller.droppable == [wire.INPUT]
+    rig.dispatch.board_messages.answer_input(job, b"ann")
+    rig.send(job, wire.INPUT, b"age? ")
+    assert rig.caller.droppable == [wire.INPUT]
+
+
 def test_input_gets_eof_if_the_caller_does_not_answer(rig: Rig):
     link = rig.connect()
     (job,) = rig.run()

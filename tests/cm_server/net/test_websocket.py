@@ -418,6 +418,19 @@ async def test_peer_that_does_not_read_is_closed(service: Service, caplog):
         assert "reply" in await healthy.ask("status")
 
 
+@pytest.mark.limits(unsent_board_bytes=1024 * 1024)
+async def test_board_that_does_not_read_is_closed(service: Service, caplog):
+    (identity,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, identity) as board:
+        board.socket.transport.pause_reading()
+        link = service.server.registry.by_name["lab-1"].link
+        assert link is not None
+        for _ in range(400):
+            link.send(bytes(64 * 1024))
+        await service.until(lambda: service.state("lab-1") == "offline")
+    assert "does not read: its link is closed" in caplog.text
+
+
 @pytest.mark.limits(unsent_bytes=64 * 1024, stall_seconds=0.3)
 async def test_peer_that_reads_slowly_is_not_closed(service: Service):
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
