@@ -132,8 +132,15 @@ class Limits:
     read_pause_seconds: float = 0.01  # in which others are served: 6 MB a second
     #: Reconnect spread of boards that replace each other by one key.
     takeover_spread_seconds: float = 120.0
-    queued_jobs: int = 1000  # of one board
-    queued_bytes: int = 32 * MIB  # of their cells
+    open_jobs: int = 200_000  # that have not ended, on all boards
+    open_jobs_per_token: int = 50_000  # five cells on each of 10,000 boards
+    reserved_open_jobs: int = 20_000  # of these, for administrators
+    open_cells_bytes: int = 256 * MIB  # of the cells of such jobs, each counted once
+    open_cells_token_bytes: int = 64 * MIB
+    reserved_open_cells_bytes: int = 32 * MIB  # of these, for administrators
+    queued_jobs: int = 1000  # of one board and one token
+    all_queued_jobs: int = 4000  # of one board
+    queued_bytes: int = 32 * MIB  # of the cells of one board and one token
     tail_bytes: int = 64 * KIB  # of each job's output, and of its value, that the server keeps
     recent_jobs: int = 1000  # ended jobs that are kept in memory, with their tails
     recent_bytes: int = 16 * MIB  # of their tails together

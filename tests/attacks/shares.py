@@ -85,6 +85,19 @@ SHARES: Final[list[Defence]] = [
         "ContentStore.discard_idle_uploads = lambda self: None",
         CONTENTS + "upload_without_progress_is_discarded",
     ),
+    defence(
+        "small rights: jobs that have not ended are bounded per token",
+        SERVER + "jobs/open_jobs.py",
+        "OpenJobs.refusal_reason = lambda self, token, jobs, size: ''",
+        RIGHTS + "jobs_that_have_not_ended_are_bounded_per_token",
+        "cm_server/jobs/test_open_jobs.py::test_code_of_a_cell_counts_once",
+    ),
+    defence(
+        "small rights: a token has a share of a board's queue",
+        SERVER + "jobs/scheduler.py",
+        "_jobs_of_token = lambda queue, token_hash: queue",
+        RIGHTS + "queue_of_a_board_is_shared_among_tokens",
+    ),
     # Fairness
     defence(
         "small rights: a long message is followed by a pause, in which others are served",

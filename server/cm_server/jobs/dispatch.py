@@ -36,6 +36,7 @@ from .job_recovery import JobRecovery
 from .job_results import JobResults
 from .job_services import JobServices
 from .model import Board, Cell, Job, JobObserver, Requester
+from .open_jobs import OpenCell, OpenJobs
 from .scheduler import Scheduler
 
 ROW_BYTES = 256  # of one job in memory until it is committed
@@ -67,6 +68,7 @@ class Dispatch:
         scheduler: starts jobs.
         job_results: ends jobs.
         board_messages: handles the messages of boards.
+        open_jobs: how many jobs of each token have not ended.
         recovery: settles the jobs of boards that connect and of servers that start.
         jobs: all jobs that have not ended, by number.
         recent_jobs: those that ended recently.
@@ -75,6 +77,7 @@ class Dispatch:
 
     def __init__(self, services: JobServices) -> None:
         self._store_queue = services.store_queue
+        self.open_jobs = OpenJobs(services.limits)
         self._committing: Counter[Board] = Counter()  # boards of cells that are not committed yet
         self.job_results = JobResults(self._store_queue, services.call_later, services.limits)
         self.scheduler = Scheduler(services, self.job_results)
@@ -142,6 +145,11 @@ class Dispatch:
             self.job_results.new_job(number, board, submission.cell, submission.requester)
             for number, board in zip(numbers, submission.boards, strict=True)
         ]
+        if jobs:
+            size = len(submission.cell.code)
+            open_cell = OpenCell(self.open_jobs, submission.requester.token, len(jobs), size)
+            for job in jobs:
+                job.open_cell = open_cell
         self.jobs.update((job.id, job) for job in jobs)
         self.counters.on_submitted(jobs, submission.requester.caller, submission.audit.target)
         return jobs

@@ -174,6 +174,8 @@ class JobRecovery:
             job.state = "ended"
             job.observer = None
             job.transfer = None
+            if job.open_cell is not None:
+                job.open_cell.end_job()
         self._job_results.jobs.clear()
         for board in self._registry.by_id.values():
             board.queue.clear()

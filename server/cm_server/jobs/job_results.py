@@ -89,6 +89,9 @@ class JobResults:
         job.error = error
         job.ended = time.time()
         del self.jobs[job.id]
+        if job.open_cell is not None:
+            job.open_cell.end_job()
+            job.open_cell = None
         self.counters.on_ended(job)
         self.recent_jobs.add(job)
         job.board.notify_changed()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cm_server.rate_limits import TokenBucket
     from cm_server.store.rows import BoardRow
 
+    from .open_jobs import OpenCell
+
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPython ports
 #: Smallest buffer of a board that can be served, in bytes: a frame header, a message head, some
 #: code.
@@ -214,6 +216,7 @@ class Job:
         awaiting_input: whether its ``input()`` is waiting for an answer.
         timer: its timeout, or the time that its caller waits for the board.
         transfer: its file transfer while it runs.
+        open_cell: counts the jobs of its cell that have not ended.
     """
 
     __slots__ = (
@@ -227,6 +230,7 @@ class Job:
         "id",
         "name",
         "observer",
+        "open_cell",
         "output_tail",
         "owner",
         "resends",
@@ -267,6 +271,7 @@ class Job:
         self.awaiting_input = False
         self.owner = ""
         self.transfer: Transfer | None = None
+        self.open_cell: OpenCell | None = None
 
     @property
     def started(self) -> float | None:

@@ -71,9 +71,10 @@ class Scheduler:
 
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""
-        if len(queue) >= self._limits.queued_jobs:
-            return f"{self._limits.queued_jobs} jobs wait for this board already; it did not run"
-        size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
+        own = _jobs_of_token(queue, job.token_hash)
+        if len(own) >= self._limits.queued_jobs or len(queue) >= self._limits.all_queued_jobs:
+            return f"{len(queue)} jobs wait for this board already; it did not run"
+        size = len(job.cell.code) + sum(len(other.cell.code) for other in own)
         if size > self._limits.queued_bytes:
             mib = self._limits.queued_bytes // MIB
             return f"cells of {mib} MiB wait for this board already; it did not run"
@@ -360,6 +361,11 @@ class Scheduler:
         job, board.current_job = board.current_job, None
         if job is not None and job.state != "ended":
             self._job_results.end_job(job, "lost", why)
+
+
+def _jobs_of_token(queue: Sequence[Job], token_hash: str) -> list[Job]:
+    """Return the jobs of one token: others must not keep it from using the board."""
+    return [job for job in queue if job.token_hash == token_hash]
 
 
 def _startable(board: Board) -> Job | None:

@@ -558,6 +558,10 @@ class CallerConnection:
             boards = [board for board in boards if board.state == "idle"]
         installs = self._services.installs
         request = job_requests.read_job_request(installs, self, head, code, len(boards))
+        if why := self._services.dispatch.open_jobs.refusal_reason(
+            self.token, len(boards), len(request.code)
+        ):
+            raise ServerError(f"{why}; try again when some of them have ended")
         cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
         requester = Requester(self.token.name, self, self.token.hash)
         audit = CellAudit(

@@ -209,6 +209,51 @@ async def test_subscriptions_are_bounded_per_token_with_a_reserve(service: Servi
         assert await watch(viewers[2], 3) == []
 
 
+@pytest.mark.limits(open_jobs_per_token=3, open_cells_token_bytes=1000)
+async def test_jobs_that_have_not_ended_are_bounded_per_token(service: Service, lab: Identity):
+    ann, ben = (service.add_token("operator", name=name) for name in ("ann", "ben"))
+    async with (
+        await FakeBoard.join(service, lab, buf=65536) as board,
+        await FakeCaller.join(service, ann) as caller,
+        await FakeCaller.join(service, ben) as other,
+    ):
+        jobs = [(await caller.submit("lab-1"))[0] for _ in range(3)]
+        refusals = []
+        for code in (b"1", b"#" * 2000):
+            await caller.socket.send(wire.pack_submit(99 + len(code), {"target": "lab-1"}, code))
+            refusals += wire.read_json((await caller.next()).payload)["args"]
+        assert "the token 'ann' has 3 jobs that have not ended already" in refusals[0]
+        assert len(refusals) == 2
+        await other.submit("lab-1")
+        assert (await board.next()).op == wire.EXEC
+        await board.end(jobs[0])
+        await caller.ending(jobs[0])
+        await caller.socket.send(wire.pack_submit(77, {"target": "lab-1"}, b"1"))
+        while (await caller.event()).op != wire.ACCEPTED:
+            pass
+        open_jobs = service.server.dispatch.open_jobs
+        assert (open_jobs.jobs.total, open_jobs.bytes.total) == (4, 4)
+
+
+@pytest.mark.limits(queued_jobs=4, all_queued_jobs=6)
+async def test_queue_of_a_board_is_shared_among_tokens(service: Service, lab: Identity):
+    ann, ben = (service.add_token("operator", name=name) for name in ("ann", "ben"))
+    async with (
+        await FakeBoard.join(service, lab),
+        await FakeCaller.join(service, ann) as caller,
+        await FakeCaller.join(service, ben) as other,
+    ):
+        for _ in range(5):  # one runs
+            await caller.submit("lab-1")
+        (refused,) = await caller.submit("lab-1")
+        assert await caller.ending(refused) == (
+            "error",
+            "4 jobs wait for this board already; it did not run",
+        )
+        await other.submit("lab-1")
+        assert len(service.server.registry.by_name["lab-1"].queue) == 5
+
+
 @pytest.mark.limits(pending_requests=2)
 async def test_requests_that_wait_are_bounded_and_an_interrupt_is_answered(
     service: Service, lab: Identity
