@@ -25,6 +25,7 @@ from .cells import Cell, map_traceback
 from .future import Future
 from .outgoing import OutgoingFrame
 from .runner import run_blocking
+from .unread_events import UnreadEvents
 from .wait import Wait, read_wait
 
 #: How much of a job's output a caller keeps; of a longer output, the end.
@@ -230,7 +231,7 @@ class JobGroup:
         self._listens = listen
         if listen:
             self._on_event = self._keep_event
-            self._unread_events: collections.deque[Event] = collections.deque()
+            self._unread_events = UnreadEvents(lambda job: Event("truncated", job))
             self._event_arrived = Future[None]()  # replaced before each look at the unread events
             self.finished.add_done_callback(lambda: self._event_arrived.set_result(None))
         self.frame: OutgoingFrame | None = None  # the frame with the cell
@@ -338,8 +339,8 @@ class JobGroup:
         while True:
             self._event_arrived = Future()  # first: an event from here on ends the wait
             finished = self.finished.done
-            while self._unread_events:
-                yield self._unread_events.popleft()
+            while (event := self._unread_events.take()) is not None:
+                yield event
             if finished:
                 break
             if tick is None:
@@ -355,7 +356,7 @@ class JobGroup:
 
     def _keep_event(self, event: Event) -> None:
         """Keep an event for the reader; called in the link's thread."""
-        self._unread_events.append(event)
+        self._unread_events.add(event)
         self._event_arrived.set_result(None)
 
     def submit_head(self) -> dict[str, Any]:

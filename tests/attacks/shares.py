@@ -9,6 +9,7 @@ from .defence import LIBRARY, SERVER, Defence, Override, defence
 RIGHTS: Final = "cm_server/net/test_small_rights.py::test_"
 SHARED_WORK: Final = "cm_server/net/test_work_shares.py::test_"
 TRANSFERS: Final = "cm_server/installs/test_transfers.py::test_"
+CLUSTER: Final = "cm_server/cluster/test_small_rights.py::test_"
 CONTENTS: Final = "cm_server/installs/test_content_store.py::test_"
 
 SHARES: Final[list[Defence]] = [
@@ -166,6 +167,7 @@ SHARES: Final[list[Defence]] = [
         SERVER + "installs/transfers.py",
         "FileTransfer._check_window = lambda self: None",
         TRANSFERS + "board_that_ignores_the_window_is_refused",
+        CLUSTER + "board_at_another_server_that_ignores_the_window_is_refused",
     ),
     defence(
         "small rights: a board cannot acknowledge what it was not sent",
@@ -185,6 +187,13 @@ SHARES: Final[list[Defence]] = [
         SERVER + "net/websocket.py",
         "WebSocketLink._has_too_much_unsent = lambda self: False",
         "cm_server/net/test_websocket.py::test_board_that_does_not_read_is_closed",
+    ),
+    defence(
+        "small rights: events that a caller's program does not read are bounded",
+        LIBRARY + "client/unread_events.py",
+        "UnreadEvents._drop_oldest_output = lambda self: None",
+        "cloudmanager/client/test_unread_events.py::"
+        "test_oldest_output_is_dropped_and_reported_once_for_each_job",
     ),
     # Names
     defence(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import PeerWireError
 
 from .job_history import ReportedResult
 from .job_results import JobResults
@@ -129,6 +130,10 @@ class BoardMessages:
                 job.deliver(data)
         except JobRefused as error:
             self._scheduler.refuse_transfer(job, error.error_text)
+        except PeerWireError as error:
+            if not job.owner:  # else another server has its link, and is asked to end the job
+                raise
+            self._scheduler.refuse_transfer(job, f"the board broke the protocol: {error.detail}")
 
     def _on_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
