@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import collections
 import threading
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .jobs import Event, Job
+from collections.abc import Callable
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 MAX_UNREAD_CHARS: Final = 16 * 1024 * 1024  # of output: twice what is kept of each job
 _EVENT_CHARS: Final = 128  # that one event counts as, besides its text
 
 
-class UnreadEvents:
+class Event(Protocol):
+    """What is used of an event; ``jobs.Event`` is one."""
+
+    @property
+    def kind(self) -> str:
+        """What happened."""
+
+    @property
+    def job(self) -> Any:
+        """The job, with its number."""
+
+    @property
+    def text(self) -> str:
+        """The output."""
+
+
+E = TypeVar("E", bound=Event)
+
+
+class UnreadEvents(Generic[E]):
     """A queue of events, from the link's thread to the reader's.
 
     If the reader does not keep up, the oldest output is dropped, down to half of the limit; one
@@ -27,18 +42,18 @@ class UnreadEvents:
     """
 
     def __init__(
-        self, make_truncated: Callable[[Job], Event], max_chars: int = MAX_UNREAD_CHARS
+        self, make_truncated: Callable[[Any], E], max_chars: int = MAX_UNREAD_CHARS
     ) -> None:
         self._make_truncated = make_truncated
         self._max_chars = max_chars
         self._lock = threading.Lock()
-        self._events: collections.deque[Event] = collections.deque()
+        self._events: collections.deque[E] = collections.deque()
         self._chars = 0
 
     def __bool__(self) -> bool:
         return bool(self._events)
 
-    def add(self, event: Event) -> None:
+    def add(self, event: E) -> None:
         """Add the next event."""
         with self._lock:
             self._events.append(event)
@@ -46,7 +61,7 @@ class UnreadEvents:
             if self._chars > self._max_chars:
                 self._drop_oldest_output()
 
-    def take(self) -> Event | None:
+    def take(self) -> E | None:
         """Remove and return the oldest event; None if there is none."""
         with self._lock:
             if not self._events:
@@ -56,7 +71,7 @@ class UnreadEvents:
             return event
 
     def _drop_oldest_output(self) -> None:
-        kept: collections.deque[Event] = collections.deque()
+        kept: collections.deque[E] = collections.deque()
         truncated: set[int] = set()
         chars = self._chars
         for event in self._events:

@@ -15,11 +15,11 @@ def job(number: int) -> Any:
     return SimpleNamespace(number=number)
 
 
-def make_events(max_chars: int = 10_000) -> UnreadEvents:
+def make_events(max_chars: int = 10_000) -> UnreadEvents[Event]:
     return UnreadEvents(lambda job: Event("truncated", job), max_chars)
 
 
-def read_all(events: UnreadEvents) -> list[tuple[str, int, str]]:
+def read_all(events: UnreadEvents[Event]) -> list[tuple[str, int, str]]:
     read = []
     while (event := events.take()) is not None:
         read.append((event.kind, event.job.number, event.text))
