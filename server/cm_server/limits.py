@@ -96,7 +96,7 @@ class Limits:
     reply_part_bytes: int = 128 * KIB
     #: Long replies that are sent as one message, to clients that cannot read parts; others wait.
     undivided_replies: int = 2
-    installed_boards: int = 200  # whose packages are read from the store at once
+    installed_boards: int = 50  # whose packages are read from the store at once
     reply_jobs: int = 1000  # in one reply
     reply_audit_rows: int = 10_000
     enrol_names: int = 10_000  # in one request
@@ -153,6 +153,8 @@ class Limits:
     packages: int = 200  # in one plan, dependencies included
     package_files: int = 1000  # in a package, an archive, or a plan
     package_document_bytes: int = 8 * MIB  # an index's page, a repository's refs
+    #: Of a board's list of its packages: 1,000 files have half of it. The store keeps it.
+    manifest_bytes: int = 256 * KIB
     package_file_bytes: int = 4 * MIB
     package_archive_bytes: int = 16 * MIB
     package_unpacked_bytes: int = 32 * MIB  # of an archive, or of a plan

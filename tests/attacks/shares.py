@@ -163,6 +163,12 @@ SHARES: Final[list[Defence]] = [
     ),
     # Hostile boards
     defence(
+        "small rights: a board's list of packages is bounded",
+        SERVER + "installs/job_steps.py",
+        "SteppedJob._check_read_size = lambda self, op, size: None",
+        "cm_server/installs/test_job_steps.py::test_file_that_is_too_long_to_be_read_ends_the_job",
+    ),
+    defence(
         "small rights: a board that ignores the window of a download is refused",
         SERVER + "installs/transfers.py",
         "FileTransfer._check_window = lambda self: None",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import fold_names
 from cm_server.auth import access
 from cm_server.jobs.job_history import describe_row
-from cm_server.jobs.model import Board, Job
+from cm_server.jobs.model import Job
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
 from .request_context import RequestContext, resolve_boards
@@ -70,26 +72,15 @@ def _may_access_board(context: RequestContext, board_id: str) -> bool:
 async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
     """Return open jobs, then recently ended ones, newest first."""
     boards = resolve_boards(context) if context.body.get("target") is not None else None
-    return _visible_jobs(context, await context.services.cluster.describe_jobs(), boards)
+    selected = None if boards is None else {board.id for board in boards}
 
+    @functools.cache
+    def is_visible(board_id: str) -> bool:
+        return (selected is None or board_id in selected) and _may_access_board(context, board_id)
 
-def _visible_jobs(
-    context: RequestContext, jobs: list[tuple[str, dict[str, Any]]], boards: list[Board] | None
-) -> list[dict[str, Any]]:
-    """Return the jobs on boards that the token covers, and that were selected.
-
-    Args:
-        context: of the request.
-        jobs: each with its board's id.
-        boards: the selected ones; None: all.
-    """
-    ids = None if boards is None else {board.id for board in boards}
-    visible = [
-        job
-        for board_id, job in jobs
-        if _may_access_board(context, board_id) and (ids is None or board_id in ids)
-    ]
-    return visible[: context.services.limits.reply_jobs]
+    jobs = await context.services.cluster.describe_jobs(is_visible)
+    newest = itertools.islice(jobs, context.services.limits.reply_jobs)
+    return [job for board_id, job in newest if _may_access_board(context, board_id)]
 
 
 async def show_job(context: RequestContext) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,10 +293,15 @@ class Cluster:
         board = self._services.registry.by_id.get(head["board"])
         return {"found": board is not None and self._services.dispatch.stop_program(board)}, b""
 
-    async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
+    async def describe_jobs(
+        self, is_visible: Callable[[str], bool]
+    ) -> Iterable[tuple[str, dict[str, Any]]]:
         """Return the jobs of all servers, each with its board's id: open ones first, newest first.
 
         If several servers know a job, the description of the most reliable one counts.
+
+        Args:
+            is_visible: returns whether the jobs of a board with this id are described.
         """
         replies = await self._request_all("lines", {})
         lists = [self._describe_local_jobs(), *(reply["lines"] for reply in replies)]
@@ -309,7 +314,11 @@ class Cluster:
         def open_first(number: int) -> tuple[bool, int]:
             return best[number][1]["state"] == "ended", -number
 
-        return [best[number][:2] for number in sorted(best, key=open_first)]
+        return [
+            best[number][:2]
+            for number in sorted(best, key=open_first)
+            if is_visible(best[number][0])
+        ]
 
     def _describe_local_jobs(self) -> list[tuple[str, dict[str, Any], int]]:
         """Return the jobs that this server knows, each with its board's id and a reliability.
@@ -318,9 +327,8 @@ class Cluster:
         """
         dispatch = self._services.dispatch
         found: list[tuple[str, dict[str, Any], int]] = []
-        for board_id, job in dispatch.job_results.describe_jobs()[
-            : self._services.limits.reply_jobs
-        ]:
+        jobs = dispatch.job_results.describe_jobs()
+        for board_id, job in itertools.islice(jobs, self._services.limits.reply_jobs):
             if job["state"] == "ended":
                 reliability = 2
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cm_server.store.store_queue import Operation, completed
@@ -60,9 +60,15 @@ class SingleServer:
         """Interrupt a board's own program; return whether it is connected."""
         return self._dispatch.stop_program(board)
 
-    async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return open jobs, then recently ended ones, each with its board's id; newest first."""
-        return self._dispatch.job_results.describe_jobs()
+    async def describe_jobs(
+        self, is_visible: Callable[[str], bool]
+    ) -> Iterable[tuple[str, dict[str, Any]]]:
+        """Return open jobs, then recently ended ones, each with its board's id; newest first.
+
+        Args:
+            is_visible: returns whether the jobs of a board with this id are described.
+        """
+        return self._dispatch.job_results.describe_jobs(is_visible)
 
     async def describe_job(self, _number: int) -> dict[str, Any] | None:
         """Return None: no other server knows a job that this one does not know."""

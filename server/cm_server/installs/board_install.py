@@ -142,7 +142,7 @@ def read_package_job(
         make_generator,
         read_store,
         ack_bytes_for(boards, services.limits),
-        services.limits.package_document_bytes,
+        services.limits.manifest_bytes,
     )
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError, ServerError
 from cm_server.jobs.model import BoardChannel, JobRefused
+from cm_server.limits import KIB
 
 from .content_store import Content
 from .transfers import FileTransfer, FileTransferSpec
@@ -118,10 +119,17 @@ class SteppedJob:
             self._on_op_result(op, _read_result(message.payload))
         elif op[0] == "put":
             return self._transfer.on_chunk(message)
-        elif len(self._received) < self._max_read_bytes:
+        else:
+            self._check_read_size(op, len(message.payload))
             self._received += message.payload
             self._transfer.acknowledge(len(message.payload))
         return False
+
+    def _check_read_size(self, op: FileOp, size: int) -> None:
+        """Refuse a file that is too long to be read into memory."""
+        if len(self._received) + size > self._max_read_bytes:
+            kib = self._max_read_bytes // KIB
+            raise JobRefused(PackageError(f"{op[1]} on the board is longer than {kib} KiB"))
 
     def on_bytes_forwarded(self, size: int) -> None:
         """Do nothing: no bytes of files are forwarded to the caller."""

@@ -6,9 +6,10 @@ the row in the store is corrected. Call from the thread of the event loop only.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cloudmanager.protocol import wire
@@ -111,10 +112,18 @@ class JobResults:
         self._flush_scheduled = False
         self._store_queue.flush()
 
-    def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return open jobs, then recently ended ones, each with its board's id; newest first."""
-        open_jobs = sorted(self.jobs.values(), key=lambda job: -job.id)
-        return [(job.board.id, job.describe()) for job in (*open_jobs, *self.recent_jobs.newest())]
+    def describe_jobs(
+        self, is_visible: Callable[[str], bool] = lambda _: True
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield open jobs, then recently ended ones, each with its board's id; newest first.
+
+        Args:
+            is_visible: returns whether the jobs of a board with this id are described.
+        """
+        open_jobs = (self.jobs[number] for number in sorted(self.jobs, reverse=True))
+        for job in itertools.chain(open_jobs, self.recent_jobs.newest()):
+            if is_visible(job.board.id):
+                yield job.board.id, job.describe()
 
     def amend_result(self, board: Board, reported: ReportedResult) -> None:
         """Correct a result in the store that the server had to assume, by its board's report.

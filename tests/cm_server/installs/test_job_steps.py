@@ -46,7 +46,7 @@ class StepsRecorder:
             make_generator,
             lambda _board: self.stored,
             STEP,
-            Limits.package_document_bytes,
+            Limits.manifest_bytes,
         )
         assert json.loads(spec.code) == [STEP, FIRST, 1]
         channel = BoardChannel(
@@ -207,3 +207,13 @@ def test_unknown_errno_becomes_eio(number: Any):
     recorder.give_results(0)
     with pytest.raises(JobRefused, match=rf"\[Errno {errno.EIO}\] EIO: /a"):
         recorder.give_results({"errno": number})
+
+
+def test_file_that_is_too_long_to_be_read_ends_the_job():
+    recorder = StepsRecorder(yielding([["get", "/list"]]))
+    recorder.give_results(0)
+    for _ in range(Limits.manifest_bytes // 1024):
+        recorder.chunk(bytes(1024))
+    with pytest.raises(JobRefused) as refused:
+        recorder.chunk(b"x")
+    assert "/list on the board is longer than 256 KiB" in refused.value.error_text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from cloudmanager.protocol import wire
 from cm_server.jobs import job_results as module
+from cm_server.jobs.model import Job
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.limits import Limits
 from tests.cm_server.dispatching import GRACE, Rig, last
@@ -135,3 +138,21 @@ def test_recent_job_is_corrected_too(rig: Rig):
     assert known is not None
     assert (known.status, known.error) == ("error", "Traceback\nValueError: true")
     assert rig.written(job) == ("error", "ValueError: true")
+
+
+def test_only_visible_jobs_are_described_and_no_more_than_are_read(rig: Rig, monkeypatch):
+    for name in ("lab-1", "lab-2"):
+        rig.connect(name)
+    jobs = [rig.run("lab-1", "lab-2") for _ in range(5)]
+    described: list[int] = []
+    describe = Job.describe
+
+    def count(job: Job) -> dict[str, object]:
+        described.append(job.id)
+        return describe(job)
+
+    monkeypatch.setattr(Job, "describe", count)
+    visible = rig.board("lab-2").id
+    newest = rig.dispatch.job_results.describe_jobs(lambda board_id: board_id == visible)
+    assert [job["job"] for _, job in itertools.islice(newest, 2)] == [jobs[4][1].id, jobs[3][1].id]
+    assert described == [jobs[4][1].id, jobs[3][1].id]
