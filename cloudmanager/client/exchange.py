@@ -303,9 +303,10 @@ class Exchange:
         if frame.opcode == frames.BINARY:
             if frame.payload[:1] == _EVENTS:  # not unpacked: that would copy all messages
                 for message in wire.read_events(frame.payload, wire.HEADER.size):
-                    self._on_event(message)
+                    _HANDLERS.get(message.op, Exchange._on_job_message)(self, message)
             else:
-                self._on_message(wire.unpack(frame.payload))
+                message = wire.unpack(frame.payload)
+                _HANDLERS.get(message.op, Exchange._on_unexpected)(self, message)
         elif frame.opcode == frames.PING:
             self._send(frames.encode_frame(frame.payload, frames.PONG, mask=True))
         elif frame.opcode == frames.CLOSE:
@@ -315,21 +316,13 @@ class Exchange:
             self._send(frames.encode_close_frame(code, mask=True))
         return frame.opcode != frames.CLOSE
 
-    def _on_message(self, message: wire.Message) -> None:
-        if message.op == wire.REPLY:
-            body = wire.read_json(message.payload)
-            if message.flags & wire.MORE_PARTS or message.job in self._reply_parts:
-                self._join_part(message.job, body)
-            if not message.flags & wire.MORE_PARTS:
-                self._reply_parts.pop(message.job, None)
-                self._on_reply(message.job, body)
-        elif message.op == wire.CHANGES:
-            self._watch_callbacks.get(message.job, _ignore_message)(message)
-            if message.job in self._deleted_watches:
-                self._deleted_watches.remove(message.job)
-                self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=message.job), mask=True))
-        else:
-            raise PeerWireError(f"the server sent op 0x{message.op:02x}")
+    def _on_reply(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        if message.flags & wire.MORE_PARTS or message.job in self._reply_parts:
+            self._join_part(message.job, body)
+        if not message.flags & wire.MORE_PARTS:
+            self._reply_parts.pop(message.job, None)
+            self._end_request(message.job, body)
 
     def _join_part(self, ref: int, body: dict[str, Any]) -> None:
         """Add one part of a long reply to those before it; ``body`` gets all of them.
@@ -350,14 +343,21 @@ class Exchange:
                 raise PeerWireError("the server sent parts of different replies")
         body["reply"] = known
 
-    def _on_event(self, message: wire.Message) -> None:
-        if message.op == wire.ACCEPTED:
-            self._on_accepted(message)
-        elif message.job in self._jobs:
+    def _on_changes(self, message: wire.Message) -> None:
+        self._watch_callbacks.get(message.job, _ignore_message)(message)
+        if message.job in self._deleted_watches:
+            self._deleted_watches.remove(message.job)
+            self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=message.job), mask=True))
+
+    def _on_job_message(self, message: wire.Message) -> None:
+        if message.job in self._jobs:
             group, job = self._jobs[message.job]
             group.handle_message(job, message)
             if message.op in wire.JOB_END_OPS:
                 del self._jobs[message.job]
+
+    def _on_unexpected(self, message: wire.Message) -> None:
+        raise PeerWireError(f"the server sent op 0x{message.op:02x}")
 
     def _on_accepted(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
@@ -369,7 +369,8 @@ class Exchange:
         del self._groups[message.job]
         self._jobs.update((number, (group, job)) for number, job in jobs.items())
 
-    def _on_reply(self, ref: int, body: dict[str, Any]) -> None:
+    def _end_request(self, ref: int, body: dict[str, Any]) -> None:
+        """Hand a complete reply, or an error, to whoever waits for it."""
         group = self._groups.pop(ref, None)
         reply = self._replies.pop(ref, None)
         on_message = self._watch_callbacks.pop(ref, _ignore_message)
@@ -381,6 +382,14 @@ class Exchange:
             reply.set_exception(error)
         elif reply is not None:
             reply.set_result(body.get("reply"))
+
+
+#: The handler of each message that is not about one job; those are in ``jobs``.
+_HANDLERS: Final = {
+    wire.REPLY: Exchange._on_reply,
+    wire.CHANGES: Exchange._on_changes,
+    wire.ACCEPTED: Exchange._on_accepted,
+}
 
 
 def _ignore_message(_: wire.Message | CloudmanagerError) -> None:

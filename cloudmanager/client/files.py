@@ -224,10 +224,7 @@ class FileJob(Job):
 
     group: FileJobGroup
 
-    def handle_message(self, message: wire.Message) -> list[Event]:
-        """Handle one message about this job; return the events that it causes."""
-        if message.op != wire.CHUNK:
-            return super().handle_message(message)
+    def _on_chunk(self, message: wire.Message) -> list[Event]:
         self.group.on_chunk(self, message)
         return []
 

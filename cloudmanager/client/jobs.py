@@ -53,6 +53,19 @@ class Event(NamedTuple):
     text: str = ""
 
 
+#: The method of ``Job`` for each message about a job; all others are in ``exchange``.
+_HANDLERS: Final = {
+    wire.STARTED: "_on_started",
+    wire.OUTPUT: "_on_output",
+    wire.VALUE: "_on_value",
+    wire.TRUNCATED: "_on_truncated",
+    wire.INPUT: "_on_input",
+    wire.CHUNK: "_on_chunk",
+    wire.RESULT: "_on_result",
+    wire.ENDED: "_on_ended",
+}
+
+
 class Job:
     """One cell on one board.
 
@@ -84,28 +97,36 @@ class Job:
         self.truncated = False
 
     def handle_message(self, message: wire.Message) -> list[Event]:
-        """Handle one message about this job; return the events that it causes."""
-        if message.op == wire.OUTPUT:
-            return self._add_output(message.payload)
-        if message.op == wire.RESULT:
-            return self._on_result(wire.read_result(message))
-        if message.op == wire.ENDED:
-            return self._on_ended(message)
-        if message.op == wire.STARTED:
-            return self._on_started()
-        if message.op == wire.INPUT:
-            return [Event("input", self, message.payload.decode("utf-8", "replace"))]
-        if message.op == wire.VALUE:
-            self._value_truncated = self._value_truncated or len(self._value) > MAX_VALUE_BYTES
-            self._value += b"" if self._value_truncated else message.payload
-        elif message.op == wire.TRUNCATED and message.flags & wire.VALUE_TRUNCATED:
-            self._value_truncated = True
-        elif message.op == wire.TRUNCATED:
-            self.truncated = True
-            return [Event("truncated", self)]
+        """Handle one message about this job; return the events that it causes.
+
+        A message that a later version of the server sends is ignored.
+        """
+        name = _HANDLERS.get(message.op)
+        return [] if name is None else list(getattr(self, name)(message))
+
+    def _on_output(self, message: wire.Message) -> list[Event]:
+        return self._add_output(message.payload)
+
+    def _on_value(self, message: wire.Message) -> list[Event]:
+        self._value_truncated = self._value_truncated or len(self._value) > MAX_VALUE_BYTES
+        self._value += b"" if self._value_truncated else message.payload
         return []
 
-    def _on_started(self) -> list[Event]:
+    def _on_truncated(self, message: wire.Message) -> list[Event]:
+        if message.flags & wire.VALUE_TRUNCATED:
+            self._value_truncated = True
+            return []
+        self.truncated = True
+        return [Event("truncated", self)]
+
+    def _on_input(self, message: wire.Message) -> list[Event]:
+        return [Event("input", self, message.payload.decode("utf-8", "replace"))]
+
+    def _on_chunk(self, _message: wire.Message) -> list[Event]:
+        """Ignore a piece of a file: a cell transfers none; see ``FileJob``."""
+        return []
+
+    def _on_started(self, _message: wire.Message) -> list[Event]:
         self._started_at = time.perf_counter()
         resets = self._starts_with_reset and self.state == "queued"
         self.state = "resetting" if resets else "running"
@@ -151,7 +172,8 @@ class Job:
             self._kept_chars, self.truncated = MAX_OUTPUT_CHARS, True
         return [Event("output", self, text)]
 
-    def _on_result(self, body: wire.ResultBody) -> list[Event]:
+    def _on_result(self, message: wire.Message) -> list[Event]:
+        body = wire.read_result(message)
         events = self._add_output(body.output, final=True)
         if body.status == "ok":
             text = (self._value + body.value_or_traceback).decode("utf-8", "replace")
