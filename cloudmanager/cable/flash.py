@@ -23,7 +23,7 @@ from cloudmanager.board_client import client_files
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import CableError, CloudmanagerError
 
-from . import firmware
+from . import client_support, firmware
 from .esp_chip import open_chip
 from .firmware import Firmware
 from .serial_ports import BoardRepl, find_serial_ports
@@ -213,7 +213,13 @@ class BoardFlasher:
         found = firmware.find_firmware(self.options.firmware, chip)
         self.outcome.firmware = found.source
         self._on_progress(self.port, "firmware", f"{found.source}, {len(found.data):,} bytes")
+        if version := client_support.version_of_image(found.data):
+            self._report_limits(version, chip)
         return found
+
+    def _report_limits(self, version: str, chip: str) -> None:
+        if limits := client_support.explain_limits(version, chip):
+            self._on_progress(self.port, self.outcome.step, f"note: {limits}")
 
     def _on_write_progress(self, fraction: float) -> None:
         self._on_progress(self.port, "write", f"{fraction:.0%} written")
@@ -286,10 +292,12 @@ class BoardFlasher:
 
     def _client_files(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
         """Return path -> content of the client, compiled for this firmware."""
-        if tuple(map(int, facts["version"].split(".")[:2])) < (1, 23):
+        chip = client_support.chip_of_machine(facts["machine"])
+        if refusal := client_support.explain_refusal(facts["version"], chip):
             hint = "Flash a newer one: leave out --no-flash, or give --firmware 1.28.0."
-            what = f"MicroPython {facts['version']} is too old for the client, which needs 1.23"
-            raise CableError(self.port, what, hint)
+            raise CableError(self.port, refusal, hint)
+        if not self.options.flash:  # otherwise it was reported before the firmware was written
+            self._report_limits(facts["version"], chip)
         files = client_files()
         made = next(data[1] for path, data in files.items() if path.endswith(".mpy"))
         if facts["mpy"] != made:

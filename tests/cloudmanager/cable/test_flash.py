@@ -99,6 +99,8 @@ def test_blank_esp8266_joins_and_runs_a_cell(make_chip, go, fleet: Fleet, tmp_pa
     real = str(images.esp8266())
     done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"}, firmware=real)
     assert (done.error, done.step, done.chip, done.name) == ("", "join", "ESP8266", "flashed-1")
+    steps = [step for step, text in PROGRESS if "1.9.4 is too old" in text]
+    assert steps == ["firmware"], "the image's version is known before it is written"
     image = images.esp8266().read_bytes()
     differ = [at for at in range(len(image)) if chip.flash[at] != image[at]]
     assert differ == [3]  # the flash's size, which esptool writes into the header as it found it

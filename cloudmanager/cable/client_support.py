@@ -1,0 +1,69 @@
+"""Which versions of MicroPython the client runs on, by chip; docs/boards.md has the table.
+
+The client needs a timer (ports/*/machine_timer.c of each version) and, from 1.23 on, what the
+other ports share.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_OLDEST: Final = (1, 23)
+#: Chips on which earlier versions assume four hardware timers, which they do not have.
+_OLDEST_BY_CHIP: Final = {"ESP32-C3": (1, 24), "ESP32-C6": (1, 25)}
+_CHIP: Final = re.compile(r"ESP32-?([SCHP]\d)?", re.IGNORECASE)
+_UF2_BLOCK: Final = 512  # bytes, of which 32 are a header, and mostly 256 the payload
+#: MICROPY_BANNER_NAME_AND_VERSION (py/mpconfig.h), which every image contains.
+_BANNER: Final = re.compile(rb"MicroPython v(\d+\.\d+(?:\.\d+)?)\S* on \d{4}-\d\d-\d\d")
+
+
+def chip_of_machine(machine: str) -> str:
+    """Return the chip that ``sys.implementation._machine`` names, as esptool calls it, or ""."""
+    found = _CHIP.search(machine)
+    if not found:
+        return "RP2" if "RP2" in machine else ""
+    return f"ESP32-{found[1].upper()}" if found[1] else "ESP32"
+
+
+def version_of_image(image: bytes) -> str:
+    """Return the version of MicroPython in a firmware image; "" if it is not known."""
+    if image[:4] == b"UF2\n":
+        starts = range(0, len(image), _UF2_BLOCK)
+        sizes = (int.from_bytes(image[at + 16 : at + 20], "little") for at in starts)
+        image = b"".join(
+            image[at + 32 : at + 32 + min(size, 476)]
+            for at, size in zip(starts, sizes, strict=True)
+        )
+    found = _BANNER.search(image)
+    return found[1].decode() if found else ""
+
+
+def explain_refusal(version: str, chip: str) -> str:
+    """Return why the client does not run on this version on this chip; "" if it does.
+
+    Args:
+        version: of MicroPython.
+        chip: as esptool calls it, or "RP2"; "" if it is not known.
+    """
+    oldest = _OLDEST_BY_CHIP.get(chip, _OLDEST)
+    if _number(version) >= oldest:
+        return ""
+    wanted = ".".join(map(str, oldest))
+    on_chip = f" on {chip}" if chip in _OLDEST_BY_CHIP else ""
+    return f"MicroPython {version} is too old for the client, which needs {wanted}{on_chip}"
+
+
+def explain_limits(version: str, chip: str) -> str:
+    """Return what the client lacks on this version on this chip; "" if it lacks nothing."""
+    if refusal := explain_refusal(version, chip):
+        return f"{refusal}: the board will not join the fleet"
+    if chip == "RP2" and _number(version) < (1, 26):
+        return f"MicroPython {version} has no watchdog on this chip by default; 1.26 has one"
+    if chip.startswith("ESP32") and _number(version) < (1, 29):
+        return f"with MicroPython {version} the client needs a hardware timer (docs/boards.md)"
+    return ""
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
