@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 
+#: Without a message of the caller's server for so long, the file transfers that it controls end.
+RELAY_SECONDS: Final = 5.0
 RELAY_LOST: Final = (
     "ServerError: messages between the servers were lost; the transfer was stopped: try again"
 )
@@ -272,12 +274,11 @@ class HostedJobs:
             if job.observer is observer and job.cell.files is not None:
                 self._dispatch.fail_job(job, why)
 
-    def send_states(self, silent_seconds: float) -> None:
+    def send_states(self) -> None:
         """Tell the servers of callers what was sent about their jobs, so that they miss nothing.
 
-        Args:
-            silent_seconds: a server that has sent nothing for so long does not control its
-                transfers any more: they end.
+        The transfers of a server that has sent nothing for a while end: it sends something each
+        second, and does not control them any more.
         """
         states: dict[RemoteObserver, list[Any]] = {}
         for job in self._dispatch.jobs.values():
@@ -288,7 +289,7 @@ class HostedJobs:
                 states.setdefault(job.observer, []).append(fields)
         for observer, jobs in states.items():
             self._peer_messages.send(observer.server, "states", {"jobs": jobs})
-            if time.monotonic() - observer.heard_at > silent_seconds:
+            if time.monotonic() - observer.heard_at > RELAY_SECONDS:
                 self._stop_transfers(observer, RELAY_GONE)
         for observer in self._observers.values():
             for number in observer.streams.keys() - self._dispatch.jobs.keys():

@@ -230,7 +230,7 @@ class Cluster:
     def _poll_outcomes(self) -> None:
         self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
         self._tasks.start_one("poll", self.remote_jobs.poll_outcomes())
-        self.hosted_jobs.send_states(self._dead_after)
+        self.hosted_jobs.send_states()
         self.remote_jobs.send_requests()
         self.peer_messages.send_beats()
         is_due = self._loop.time() - self._reloaded_at > self._reload_interval()

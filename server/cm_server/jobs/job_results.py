@@ -97,9 +97,9 @@ class JobResults:
         self.recent_jobs.add(job)
         job.board.notify_changed()
         job.board.last_result = self._store_queue.store.end_job(job.id, status, _last_line(error))
-        if not self.jobs:
+        if not self.jobs and self._store_queue.store.database.answers_at_once:
             self._store_queue.flush()  # no job is open: the commit delays nothing
-        else:
+        else:  # the commit of the next cell writes it too, unless that takes longer
             self.flush_later()
 
     def flush_later(self) -> None:

@@ -8,12 +8,13 @@ does not answer time out after seconds, and for a second no new one is tried.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,6 +32,22 @@ RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable Postgre
 PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
+
+
+class PreparedStatement(NamedTuple):
+    """A compiled statement, for the driver.
+
+    Attributes:
+        text: of the statement.
+        names: of its parameters, in their order.
+    """
+
+    text: str
+    names: Sequence[str]
+
+    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """Return the values of its parameters in their order."""
+        return [parameters[name] for name in self.names]
 
 
 class DatabaseLocked(Exception):
@@ -123,9 +140,33 @@ class Sqlite:
         """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
 
-    def execute_many(self, text: str, rows: list[Any]) -> int:
-        """Execute a compiled statement for each row; return how many rows it changed."""
-        return int(self.driver.executemany(text, rows).rowcount)
+    def prepare(self, statement: Any) -> PreparedStatement:
+        """Return a statement as the driver accepts it, with the order of its parameters."""
+        compiled = statement.compile(self._engine)
+        return PreparedStatement(str(compiled), compiled.positiontup)
+
+    @staticmethod
+    def is_one_of(column: Any, name: str) -> Any:
+        """Return the condition that a column is one of the numbers of a parameter."""
+        numbers = sa.func.json_each(sa.bindparam(name)).table_valued("value")
+        return column.in_(sa.select(numbers.c.value))
+
+    @staticmethod
+    def numbers(numbers: Iterable[int]) -> Any:
+        """Return numbers as the value of a parameter of ``is_one_of``."""
+        return json.dumps(sorted(numbers))
+
+    def execute_many(self, text: str, rows: list[Any]) -> Any:
+        """Execute a compiled statement for each row; ``rowcount`` of the cursor says how many."""
+        return self.driver.executemany(text, rows)
+
+    def fetch_one(self, text: str, values: Any) -> Any:
+        """Execute a compiled query; return its first row, None if there is none."""
+        return self.driver.execute(text, values).fetchone()
+
+    def pipeline(self) -> contextlib.AbstractContextManager[object]:
+        """Do nothing: there is no network between statements."""
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
@@ -138,6 +179,10 @@ class Sqlite:
             raise
         finally:
             self._pragma("synchronous=NORMAL")
+
+    def commit_driver(self) -> None:
+        """Commit the transaction that the driver began."""
+        self.driver.commit()
 
     def commit(self) -> None:
         """Commit the transactions that the driver and SQLAlchemy began."""
@@ -230,17 +275,53 @@ class Postgres:
         """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
 
-    def execute_many(self, text: str, rows: list[Any]) -> int:
-        """Execute a compiled statement for each row; return how many rows it changed."""
-        with self.driver.cursor() as cursor:
+    def prepare(self, statement: Any) -> PreparedStatement:
+        """Return a statement as the driver accepts it, with the order of its parameters."""
+        compiled = statement.compile(self._engine)
+        return PreparedStatement(str(compiled), compiled.positiontup)
+
+    @staticmethod
+    def is_one_of(column: Any, name: str) -> Any:
+        """Return the condition that a column is one of the numbers of a parameter."""
+        return column == sa.any_(sa.bindparam(name, type_=postgresql.ARRAY(sa.BigInteger)))
+
+    @staticmethod
+    def numbers(numbers: Iterable[int]) -> Any:
+        """Return numbers as the value of a parameter of ``is_one_of``."""
+        return sorted(numbers)
+
+    def execute_many(self, text: str, rows: list[Any]) -> Any:
+        """Execute a compiled statement for each row; ``rowcount`` of the cursor says how many.
+
+        In a pipeline, it says so after the commit.
+        """
+        cursor = self.driver.cursor()
+        if len(rows) == 1:
+            cursor.execute(text, rows[0])
+        else:
             cursor.executemany(text, rows)
-            return int(cursor.rowcount)
+        return cursor
+
+    def fetch_one(self, text: str, values: Any) -> Any:
+        """Execute a compiled query; return its first row, None if there is none."""
+        return self.driver.execute(text, values).fetchone()
+
+    def pipeline(self) -> contextlib.AbstractContextManager[object]:
+        """Send the statements of the ``with`` block without waiting for each one's result.
+
+        Their errors are raised by the next statement that needs a result, or by the commit.
+        """
+        return self.driver.pipeline()  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
         """Make commits inside wait until the data is on the disk."""
         self.connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         yield
+
+    def commit_driver(self) -> None:
+        """Commit the transaction that the driver began."""
+        self.driver.commit()
 
     def commit(self) -> None:
         """Commit the transactions that the driver and SQLAlchemy began."""

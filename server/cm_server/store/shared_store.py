@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,6 +70,9 @@ class SharedStore(NotifyingStore):
         self.refused_writes = 0
         self._own_jobs: dict[int, int | None] = {}  # open jobs -> in which epoch each was sent
         self._free_job_ids = range(0)
+        #: How many results the current transaction writes, and the cursor that knows how many of
+        #: them were those of this server's jobs.
+        self._ended_update: tuple[int, Any] = (0, None)
         # Of the last heartbeat: the time of the database's clock and of the monotonic clock.
         self._heartbeat_at: tuple[float, float] | None = None
         # By the monotonic clock: when a step of the database's clock was noticed, when a write
@@ -79,6 +82,15 @@ class SharedStore(NotifyingStore):
         self._uncertain_since: float | None = None
         owner: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
         self._insert_job = self.database.compile(INSERT_JOB.values(owner))
+        server = sa.select(_servers.c.id).where(_servers.c.id == sa.bindparam("me"))
+        claim = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("owner")))
+        claim = claim.where(self.database.is_one_of(_jobs.c.id, "ids"))
+        claim = claim.returning(_jobs.c.id, _jobs.c.epoch)
+        is_held = (_boards.c.id == _jobs.c.board, _boards.c.holder == sa.bindparam("me"))
+        sent = {"server": sa.bindparam("me"), "epoch": _boards.c.epoch}
+        self._claim_to_send = self.database.prepare(claim.where(*is_held).values(sent))
+        self._claim_queued = self.database.prepare(claim.values(server=sa.bindparam("me")))
+        self._select_server = self.database.compile(server.with_for_update(read=True))
         end_job = END_JOB.where(_IS_OWNER, _IS_SAME_EPOCH)
         self._end_job = self.database.compile(end_job.values(JOB_END_VALUES))
 
@@ -140,13 +152,17 @@ class SharedStore(NotifyingStore):
 
     def _is_registered(self) -> bool:
         """Return whether this server has a row, and lock it until the commit."""
-        row = sa.select(_servers.c.id).where(_servers.c.id == self.server_id)
-        return self._connection.execute(row.with_for_update(read=True)).first() is not None
+        return self.database.fetch_one(self._select_server, (self.server_id,)) is not None
 
-    def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
+    def _write_all(
+        self,
+        jobs: list[tuple[Any, ...]],
+        audit_row: AuditRow | None = None,
+        claims: Sequence[tuple[str, Any]] = (),
+    ) -> list[Any]:
         """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
-            super()._write_all(jobs, audit_row)
+            return super()._write_all(jobs, audit_row, claims)
         except (ServerError, DatabaseLocked):
             for number, *_ in jobs:
                 self._own_jobs.pop(number, None)
@@ -170,8 +186,13 @@ class SharedStore(NotifyingStore):
         ]
         if not own:
             return
-        changed = self.database.execute_many(self._end_job, own)
-        refused = len(own) - changed
+        self._ended_update = len(own), self.database.execute_many(self._end_job, own)
+
+    def _count_refused_results(self) -> None:
+        """Count the results that were not written, once the transaction is committed."""
+        count, cursor = self._ended_update
+        refused = count - cursor.rowcount if cursor is not None else 0
+        self._ended_update = 0, None
         if refused > 0:
             self.refused_writes += refused
             log.warning("%d results were not stored: other servers own the jobs", refused)
@@ -179,6 +200,7 @@ class SharedStore(NotifyingStore):
     def _on_written(self, ended_jobs: list[EndedJob]) -> None:
         """Note that results are in the database, and disown their jobs."""
         super()._on_written(ended_jobs)
+        self._count_refused_results()
         for ended in ended_jobs:
             self._own_jobs.pop(ended.job, None)
 
@@ -235,7 +257,9 @@ class SharedStore(NotifyingStore):
         """Return whether a job is stored as sent."""
         return self._own_jobs.get(job) is not None
 
-    def claim_jobs(self, server: str, sent_now: Iterable[int], queued: Iterable[int]) -> set[int]:
+    def claim_jobs(
+        self, server: str, sent_now: Collection[int], queued: Collection[int]
+    ) -> set[int]:
         """Become the owner of another server's jobs that were not sent.
 
         Args:
@@ -249,18 +273,13 @@ class SharedStore(NotifyingStore):
         Raises:
             ServerError: the store is unavailable.
         """
-        claim = sa.update(_jobs).where(*_unsent_jobs_of(server)).values(server=self.server_id)
-        held = claim.where(_jobs.c.id.in_(sorted(sent_now)), *self._is_holder(_jobs.c.board))
-        held = held.values(epoch=_boards.c.epoch)
-        claimed: dict[int, int | None] = {}
-        self._write_pending_first()
-        with self._rollback_on_error():
-            self._check_membership()
-            for statement in (held, claim.where(_jobs.c.id.in_(sorted(queued)))):
-                statement = statement.returning(_jobs.c.id, _jobs.c.epoch)
-                for job, epoch in self._connection.execute(statement).all():
-                    claimed[job] = epoch
-            self._connection.commit()
+        values = {"me": self.server_id, "owner": server}
+        claims = [
+            (statement.text, statement.values({**values, "ids": self.database.numbers(jobs)}))
+            for statement, jobs in ((self._claim_to_send, sent_now), (self._claim_queued, queued))
+            if jobs
+        ]
+        claimed = dict(map(tuple, self._write_all([], claims=claims)))
         self._own_jobs.update(claimed)
         return set(claimed)
 
@@ -510,7 +529,7 @@ class SharedStore(NotifyingStore):
         return bytes(self._fetch_value(sa.select(shared.c.value).where(shared.c.name == name)))
 
 
-def _unsent_jobs_of(server_id: str) -> tuple[Any, ...]:
+def _unsent_jobs_of(server_id: Any) -> tuple[Any, ...]:
     """Return the conditions for jobs that a server owns and has not sent."""
     return _jobs.c.server == server_id, _jobs.c.epoch.is_(None), _OPEN
 

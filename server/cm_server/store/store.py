@@ -391,7 +391,7 @@ class Store:
     def _amend_row(self, reported: EndedJob, _board_id: str) -> None:
         with contextlib.suppress(ServerError), self._rollback_on_error():
             self.database.execute_many(self._end_job, [reported])
-            self.database.driver.commit()
+            self.database.commit_driver()
 
     def mark_sent(self, job: int) -> bool:
         """Write the results of earlier jobs before a job is sent; return whether it may be sent.
@@ -418,28 +418,48 @@ class Store:
             with contextlib.suppress(ServerError):
                 self._write_all([])
 
-    def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
-        """Write pending changes, then new jobs and their audit row, in one transaction."""
+    def _write_all(
+        self,
+        jobs: list[tuple[Any, ...]],
+        audit_row: AuditRow | None = None,
+        claims: Sequence[tuple[str, Any]] = (),
+    ) -> list[Any]:
+        """Write pending changes, then new jobs and their audit row, in one transaction.
+
+        Args:
+            jobs: their rows.
+            audit_row: for the audit log.
+            claims: statements with their values, which change the owners of jobs.
+
+        Returns:
+            The rows that the claims return.
+        """
+        claimed: list[Any] = []
         execute_many = self.database.execute_many
         seen_boards, ended_jobs = self._take_pending()
         try:
-            with self._rollback_on_error():
+            with self._rollback_on_error(), self.database.pipeline():
                 if seen_boards:
                     execute_many(self._update_board_seen, seen_boards)
                 if ended_jobs:
                     self._write_ended_jobs(ended_jobs)
                 if jobs:
-                    self._check_membership()
                     execute_many(self._insert_job, jobs)
                 if audit_row is not None:
                     execute_many(self._insert_audit, [audit_row])
-                self.database.driver.commit()
+                cursors = [self.database.driver.execute(*claim) for claim in claims]
+                if jobs or claims:
+                    self._check_membership()  # last: it waits for the answers to all of these
+                for cursor in cursors:
+                    claimed += cursor.fetchall()
+                self.database.commit_driver()
         except BaseException:
             for row in seen_boards:
                 self._pending_seen_boards.setdefault(row[2], row)
             self._pending_ended_jobs.extendleft(reversed(ended_jobs))
             raise
         self._on_written(ended_jobs)
+        return claimed
 
     def _take_pending(self) -> tuple[list[tuple[str, float, str]], list[EndedJob]]:
         """Take the pending facts and results; another thread may add to them meanwhile."""
