@@ -114,9 +114,14 @@ class ServerOptions:
         config.parse_index,
     )
     #: 30 s are 333 pings a second for 10,000 boards.
-    beat: float = _option(30.0, "SECONDS", "time between two pings to a board", _seconds)
-    lost_after: float = _option(
-        10.0, "SECONDS", "time for a board to reconnect until its job is lost", _seconds
+    beat: float | None = _option(
+        None, "SECONDS", "time between two pings to a board (default: 30; 4 with --store)", _seconds
+    )
+    lost_after: float | None = _option(
+        None,
+        "SECONDS",
+        "time for a board to reconnect until its job is lost (default: 10; 20 with --store)",
+        _seconds,
     )
     #: At most ``Limits.total_samples``, which all boards share.
     samples: int = _option(
@@ -141,6 +146,20 @@ class ServerOptions:
     bus: str | None = _option(
         None, "URL", "message bus of several servers, nats://…", variable="CM_BUS"
     )
+
+    @property
+    def beat_seconds(self) -> float:
+        """The seconds between two pings to a board.
+
+        A board dials again after three beats without a ping. With several servers, that has to
+        happen before the others take the jobs of its server, which stands still, for lost.
+        """
+        return self.beat or (30.0 if self.store is None else 4.0)
+
+    @property
+    def lost_after_seconds(self) -> float:
+        """The seconds that a board has to reconnect until its job is lost."""
+        return self.lost_after or (10.0 if self.store is None else 20.0)
 
     def arguments(self) -> list[str]:
         """Return the options as arguments of ``python -m cm_server``, without defaults."""

@@ -9,10 +9,11 @@ from cloudmanager.client.files import Entry
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.packages import BoardPackages
 from cloudmanager.display.file_report import size_text, value_text
-from cloudmanager.display.text_tables import board_facts, format_time
+from cloudmanager.display.text_tables import board_facts
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.file_ops import is_undecodable
 from cloudmanager.protocol.text import one_line, sanitize_text
+from cloudmanager.results.rows import format_time
 
 _MAX_JOBS: Final = 12  # jobs that are listed
 _MAX_FILES: Final = 200  # files that are listed

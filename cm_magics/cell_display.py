@@ -24,9 +24,10 @@ from IPython.display import DisplayHandle, display
 from cloudmanager.client.jobs import Event, JobGroup
 from cloudmanager.display import following, progress, terminal
 from cloudmanager.display.cell_view import CellView, DisplayOptions, printable_output
-from cloudmanager.display.file_report import files_text
-from cloudmanager.display.folding import head_text
+from cloudmanager.display.file_report import files_html, files_text
+from cloudmanager.display.folding import head_text, plain_text
 from cloudmanager.display.following import REFRESH_SECONDS, CellOutput
+from cloudmanager.display.html_text import lines_html
 from cloudmanager.display.progress import VerbWithProgress
 from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names
@@ -103,11 +104,11 @@ def run_file_verb(
         with progress.LiveProgress(line.draw, preparation, waits=waits) as report:
             results = verb(report)
         handle = line.handle
-    text = files_text(results)
+    text, html = files_text(results), files_html(results)
     if handle is not None:
-        handle.update(_mime_bundle(text), raw=True)
+        handle.update(_mime_bundle(text, html), raw=True)
     elif text and (results.ok or len(results) > 1):
-        display_text(text)
+        display_text(text, html)
     return results
 
 
@@ -164,9 +165,9 @@ def run_locally(shell: Any, code: str) -> BaseException | None:
     return error
 
 
-def display_text(text: str) -> None:
-    """Display a text below the cell."""
-    display(_mime_bundle(text), raw=True)
+def display_text(text: str, html: str | None = None) -> None:
+    """Display a text below the cell; where a frontend shows HTML, ``html`` in its place."""
+    display(_mime_bundle(text, html), raw=True)
 
 
 def erase_prompt() -> None:
@@ -239,8 +240,9 @@ class CellDisplay:
             return None
 
     def close(self) -> None:
-        """Show the final state; values that differ are also shown as an HTML table."""
-        self._show(self._view.text(final=True), self._view.html())
+        """Show the final state: values that differ also as a table, failures also in colours."""
+        lines = self._view.lines(final=True)
+        self._show(plain_text(lines), self._view.html() or lines_html(lines))
 
     def _show(self, text: str, html: str | None = None) -> None:
         if text == self._shown_text and html is None:
@@ -253,7 +255,7 @@ class CellDisplay:
 
 
 def _mime_bundle(text: str, html: str | None = None) -> dict[str, Any]:
-    """Return a MIME bundle; ``html`` must come from ``results_html``, which escapes it."""
+    """Return a MIME bundle; in ``html``, all text of boards must be escaped."""
     return {"text/plain": text} | ({"text/html": html} if html is not None else {})
 
 

@@ -14,17 +14,12 @@ import traitlets
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update
-from cloudmanager.display.text_tables import (
-    FLEET_HEADINGS,
-    fleet_rows,
-    fleet_table,
-    format_time,
-    job_text,
-)
+from cloudmanager.display.text_tables import fleet_table, job_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.facts import FACT_NAMES, FACTS, Fact, fact_text
 from cloudmanager.protocol.targets import Target, parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
+from cloudmanager.results.rows import FLEET_HEADINGS, fleet_rows, format_time
 
 from .board_page import delete_file, file_text, make_section, make_sections, read_file
 from .dashboard_actions import (

@@ -176,7 +176,8 @@ class BoardMagics(Magics):
     def boards(self, line: str) -> None:
         """Show the fleet as a table: `%boards`, or part of it: `%boards TARGET`."""
         with _without_traceback():
-            cell_display.display_text(fleet_table(fleet().boards(_read_line(line) or None)))
+            boards = fleet().boards(_read_line(line) or None)
+            cell_display.display_text(fleet_table(boards), boards._repr_html_() if boards else None)
 
     @line_magic
     def board_use(self, line: str) -> None:

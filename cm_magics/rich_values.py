@@ -1,7 +1,8 @@
 """Convert a value from a board to a MIME bundle: a picture, a table or a tree.
 
-Whatever the board sends, the bundle contains sanitized text, a PNG or JSON only: never HTML, SVG or
-script, which a notebook would trust as the output of its own cell.
+Whatever the board sends, the bundle contains sanitized text, a PNG, JSON, or a table with escaped
+cells: never HTML, SVG or script of the board, which a notebook would trust as the output of its own
+cell.
 
     bytes of a PNG                                                       a picture
     {"framebuf": buf, "width": 128, "height": 64, "format": 0}           a picture of the buffer
@@ -22,6 +23,7 @@ from cloudmanager.display.cell_view import printable_output
 from cloudmanager.display.text_tables import format_table
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.board_values import read_value
+from cloudmanager.results.html_table import render_table
 from cloudmanager.results.results import Result
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -50,8 +52,10 @@ def mime_bundle(result: Result) -> dict[str, Any]:
         return _png_bundle(bytes(value))
     if isinstance(value, dict) and "framebuf" in value:
         return _png_bundle(png) if (png := _framebuf_png(value)) else plain
-    if isinstance(value, list) and (table := _table_text(value)):
-        return {"text/plain": table}
+    if isinstance(value, list) and (table := _read_table(value)):
+        heads, rows, note = table
+        html = render_table(heads, rows, [note] if note else [])
+        return {"text/plain": format_table(heads, rows, note), "text/html": html}
     if isinstance(value, (list, dict)) and _is_tree(value, result.text):
         return {**plain, "application/json": value}
     return plain
@@ -139,14 +143,18 @@ def _stretch_row(row: bytes, depth: int, scale: int) -> bytes:
     return b"".join(row[start : start + depth] * scale for start in range(0, len(row), depth))
 
 
-def _table_text(value: list[Any]) -> str:
-    """Return a list of dicts or sequences of one shape as a table; "" for any other list."""
+def _read_table(value: list[Any]) -> tuple[list[str], list[list[str]], str] | None:
+    """Return headings, rows and a note of a list of dicts or sequences of one shape.
+
+    Returns:
+        None for any other list.
+    """
     if len(value) < 2:
-        return ""
+        return None
     first = value[0]
     if isinstance(first, dict) and 0 < len(first) <= _MAX_COLUMNS:
         if not all(isinstance(row, dict) and row.keys() == first.keys() for row in value):
-            return ""
+            return None
         heads = [_cell_text(key) for key in first]
         rows = [[_cell_text(row[key]) for key in first] for row in value[:_MAX_ROWS]]
     elif isinstance(first, (list, tuple)) and 1 < len(first) <= _MAX_COLUMNS:
@@ -154,13 +162,13 @@ def _table_text(value: list[Any]) -> str:
         if not all(
             isinstance(row, (list, tuple)) and (type(row), len(row)) == shape for row in value
         ):
-            return ""
+            return None
         heads = [str(number) for number in range(len(first))]
         rows = [[_cell_text(each) for each in row] for row in value[:_MAX_ROWS]]
     else:
-        return ""
+        return None
     omitted = len(value) - len(rows)
-    return format_table(heads, rows) + (f"\n… and {omitted:,} more rows" if omitted else "")
+    return heads, rows, f"… and {omitted:,} more rows" if omitted else ""
 
 
 def _cell_text(value: Any) -> str:

@@ -22,6 +22,11 @@ QUIET_SECONDS: Final = 0.002  # without output, until what seems to be a prompt 
 #: Until a cell that caught its interrupt gets the next, as on boards.
 INTERRUPT_AGAIN_SECONDS: Final = 0.25
 UNRESPONSIVE_SECONDS: Final = 15.0  # until a cell must end after its first interrupt
+#: Without output, until the REPL is asked for its prompt: each time twice as long. Code that still
+#: runs leaves the question unread; a board that was reset answers, even if it prints nothing else.
+PROBE_SECONDS: Final = 1.0
+MAX_PROBES: Final = 10  # unread bytes: a full input buffer would keep Ctrl-C out
+_SYNC_SECONDS: Final = 2.0  # until the REPL has answered what it was asked
 MAX_OUTPUT_BYTES: Final = 16_384  # of output in one message
 _MARKER_BYTES: Final = 8  # random bytes of a marker
 
@@ -73,8 +78,10 @@ def execute_code(
         parser = OutputParser(marker)
         run = _Execution(repl.transport.serial, parser, monitor, time.monotonic() + grace)
         outcome = run.await_end(on_output)
-    if outcome.restarted:
-        raise BoardRestarted(repl.port)
+        if outcome.restarted:
+            raise BoardRestarted(repl.port)
+        if run.probes:
+            _discard_prompts(repl)
     return outcome
 
 
@@ -95,6 +102,14 @@ def discard_output(repl: BoardRepl) -> None:
         raise BoardRestarted(repl.port)
 
 
+def _discard_prompts(repl: BoardRepl) -> None:
+    """Discard the prompts that the REPL prints for probes, which it reads when code has ended."""
+    token = secrets.token_hex(_MARKER_BYTES).encode()
+    repl.transport.serial.write(b"\x01__cm_p__('%s',end='')\x04" % token)
+    repl.transport.read_until(1, token + b"\x04\x04>", timeout=_SYNC_SECONDS)
+    repl.transport.serial.write(b"\x01")  # Ctrl-A: print the prompt again
+
+
 class _Execution:
     """Code that is running on the board.
 
@@ -103,6 +118,9 @@ class _Execution:
         parser: finds the end of its output.
         monitor: is served meanwhile.
         first_interrupt_at: time of the earliest interrupt (``time.monotonic``).
+
+    Attributes:
+        probes: how often the REPL was asked for its prompt.
     """
 
     def __init__(
@@ -115,6 +133,8 @@ class _Execution:
         self._serial, self._parser, self._monitor = serial, parser, monitor
         self._next_interrupt_at = first_interrupt_at  # time of the next Ctrl-C
         self._first_interrupt_at = 0.0  # time of the first Ctrl-C; 0: none was sent
+        self.probes = 0
+        self._has_read, self._quiet_since = False, time.monotonic()
 
     def await_end(self, on_output: Callable[[bytes], object]) -> Outcome:
         """Read to the end of the code, byte by byte: mpremote's transport reads what follows it."""
@@ -124,6 +144,7 @@ class _Execution:
             if byte:
                 parser.feed(byte)
                 count += 1
+                self._has_read = True
             late = time.monotonic() - since > OUTPUT_FLUSH_SECONDS
             if late or not byte or count >= MAX_OUTPUT_BYTES:
                 count = 0
@@ -131,6 +152,8 @@ class _Execution:
                     on_output(output)
             if late or not byte:
                 since = time.monotonic()
+                if self._has_read:
+                    self._has_read, self._quiet_since = False, since
                 ended = parser.may_have_ended()
                 quiet = QUIET_SECONDS if ended else OUTPUT_FLUSH_SECONDS
                 self._wait_and_interrupt(0 if byte else quiet)
@@ -148,6 +171,9 @@ class _Execution:
         if timeout and not ready and self._parser.may_have_ended():
             self._serial.write(self._parser.make_question(secrets.token_hex(_MARKER_BYTES)))
         now = time.monotonic()
+        if self.probes < MAX_PROBES and now - self._quiet_since > PROBE_SECONDS * 2**self.probes:
+            self.probes += 1
+            self._serial.write(b"\x01")
         if self._monitor.should_stop() and now > self._next_interrupt_at:
             self._first_interrupt_at = self._first_interrupt_at or now
             if now - self._first_interrupt_at > UNRESPONSIVE_SECONDS:

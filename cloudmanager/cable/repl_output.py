@@ -169,7 +169,9 @@ class OutputParser:
             return
         answer = re.search(rb"OK%s (True|False)\r?\n\x04\x04$" % self._question, held)
         if answer:
-            before = held[: answer.start()].removesuffix(RAW_BANNER)
+            before = held[: answer.start()]
+            while before.endswith(RAW_BANNER):  # of the question, and of probes before it
+                before = before.removesuffix(RAW_BANNER)
             self.outcome = self._read_end(before, restarted=answer[1] == b"False")
 
     def _read_end(self, end: bytearray, *, restarted: bool) -> Outcome:

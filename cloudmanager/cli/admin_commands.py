@@ -16,9 +16,10 @@ from typing import Any
 
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.display.text_tables import audit_table, format_time, token_table
+from cloudmanager.display.text_tables import audit_table, token_table
 from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.rows import format_time
 
 from .commands import FAILED, OK, AddVerb, print_json, print_outcome
 

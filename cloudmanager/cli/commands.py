@@ -23,10 +23,11 @@ from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.terminal import print_text
-from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
+from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.text import fold_names, os_error_text
+from cloudmanager.results.rows import format_duration
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 #: Adds a verb to the parser of `mbm`: its name, its function and its help text.
@@ -164,6 +165,10 @@ def server_status(options: argparse.Namespace) -> int:
     print(
         f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
     )
+    if len(status["servers"]) > 1 or status["bus"] != "none":
+        print(f"store    {status['store']}")
+        print(f"bus      {status['bus']}")
+        print(f"servers  {', '.join(status['servers'])}")
     print(f"process  {status['pid']}")
     for problem in status.get("problems", []):
         print(f"problem  {problem}")

@@ -52,6 +52,23 @@ class AsyncFleet(Asynchronous, FleetVerbs):
     def __getitem__(self, target: str) -> AsyncBoards:
         return AsyncBoards(self, target)
 
+    def __repr__(self) -> str:
+        """Return the server's URL, without the token."""
+        return f"AsyncFleet({self.address.url!r})"
+
+    #: Without this, Python would iterate by ``fleet[0]``, ``fleet[1]``, … without end.
+    __iter__ = None
+
+    async def __aiter__(self) -> AsyncIterator[AsyncBoards]:
+        """Iterate over all boards, connected or not, one at a time."""
+        for board in await self.boards():
+            yield self[str(board["name"])]
+
+    @property
+    def address(self) -> config.ServerAddress:
+        """The address of the server that the next connection uses."""
+        return config.find_server(self._url, self._token)
+
     async def connect(self) -> None:
         """Connect to the server, unless connected; every verb does so itself.
 
@@ -60,8 +77,7 @@ class AsyncFleet(Asynchronous, FleetVerbs):
         """
         async with self._connect_lock:
             if self._holder.usable() is None:
-                address = config.find_server(self._url, self._token)
-                self._holder.hold(await asyncio.to_thread(ServerLink, address))
+                self._holder.hold(await asyncio.to_thread(ServerLink, self.address))
 
     async def close(self) -> None:
         """Disconnect. Running jobs continue on the boards."""
@@ -73,6 +89,11 @@ class AsyncFleet(Asynchronous, FleetVerbs):
         """Return the exchange with the server; ``connect`` must have been awaited."""
         assert self._holder.link is not None
         return self._holder.link.exchange
+
+    def queued_jobs(self) -> list[Job]:
+        """Return the jobs of this fleet that wait for their board; does not ask the server."""
+        link = self._holder.link
+        return [] if link is None else link.exchange.queued_jobs()
 
     def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
         """Follow boards with ``async for``; see ``Fleet.watch``."""
@@ -98,6 +119,11 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
 
     def __repr__(self) -> str:
         return f"AsyncBoards({self.target!r})"
+
+    async def __aiter__(self) -> AsyncIterator[AsyncBoards]:
+        """Iterate over these boards, one at a time."""
+        for name in await self.names():
+            yield self._fleet[name]
 
     async def connect(self) -> None:
         """Connect to the server, unless connected; see ``AsyncFleet.connect``."""
@@ -180,6 +206,9 @@ class AsyncJobGroup:
     def __repr__(self) -> str:
         """Return numbers, boards and states of the jobs, in one line."""
         return f"<Async{repr(self._group)[1:]}"
+
+    def _repr_html_(self) -> str | None:
+        return self._group._repr_html_()
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs have ended, at most ``timeout`` seconds; return whether they have."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions
+from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
+from cloudmanager.results.rows import BoardList
 
 from . import cells
 from .cells import Cell
@@ -31,6 +33,7 @@ class CellVerbs(HasTarget):
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
+        inputs_by_board: Mapping[str, Mapping[str, Any]] | None = None,
         progress: ProgressCallback | None = None,
         **options: Unpack[RunKeywords],
     ) -> Results:
@@ -43,17 +46,26 @@ class CellVerbs(HasTarget):
             code: Python; the value of a trailing expression is returned. It may ``await``.
             inputs: name -> value, assigned on the boards before the cell: Python literals, and
                 objects with a ``tolist()``.
+            inputs_by_board: board -> inputs for this board alone, in addition to ``inputs``; an
+                entry for each board on which the cell runs.
             progress: called with a board, 0 or 1 (whether the cell has ended there) and 1; see
                 ``ProgressCallback``.
             options: see ``RunOptions``.
 
         Raises:
             CellSyntaxError: it is not valid Python; nothing was sent.
-            TypeError, ValueError: a value of ``inputs`` cannot be sent; nothing was sent.
+            TypeError, ValueError: a value of the inputs cannot be sent, or the boards of
+                ``inputs_by_board`` are not those of the target; nothing was sent.
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
         run_options = RunOptions(**options) if options else DEFAULT_OPTIONS
+        if inputs_by_board is not None:
+            names = await _run_names(self)
+            _check_boards(inputs_by_board, names)
+            given = {name: {**(inputs or {}), **inputs_by_board[name]} for name in names}
+            prepared = {name: make_cell(code, each) for name, each in given.items()}
+            return await _run_cells(self, prepared, run_options, progress)
         return await _run_cell(self, make_cell(code, inputs), run_options, progress)
 
     @verb
@@ -91,13 +103,12 @@ class CellVerbs(HasTarget):
         Raises:
             TargetError, NoSuchBoard: the target selects no boards.
         """
-        body = {"target": self.target, "as_for_cells": True}
-        return [str(board["name"]) for board in await self.exchange().request("boards", body)]
+        return await _run_names(self)
 
     @verb
-    async def info(self) -> list[dict[str, Any]]:
-        """Return the server's information about each of the boards."""
-        return list(await self.exchange().request("boards", {"target": self.target}))
+    async def info(self) -> BoardList:
+        """Return the server's information about each of the boards, as a list of dicts."""
+        return BoardList(await self.exchange().request("boards", {"target": self.target}))
 
     @verb
     async def stop(self) -> list[str]:
@@ -111,14 +122,64 @@ class CellVerbs(HasTarget):
         return list(await self.exchange().request("label", body))
 
 
+async def _run_names(boards: HasTarget) -> list[str]:
+    body = {"target": boards.target, "as_for_cells": True}
+    return [str(board["name"]) for board in await boards.exchange().request("boards", body)]
+
+
+def _check_boards(inputs_by_board: Mapping[str, object], names: Sequence[str]) -> None:
+    """Check that there are inputs for all boards of a cell, and for no others.
+
+    Raises:
+        ValueError: there are not.
+    """
+    missing = fold_names(name for name in names if name not in inputs_by_board)
+    others = fold_names(name for name in inputs_by_board if name not in names)
+    if missing:
+        raise ValueError(f"inputs_by_board has nothing for {missing}; nothing was sent.")
+    if others:
+        raise ValueError(
+            f"inputs_by_board has inputs for {others}, where the cell would not run; "
+            "nothing was sent."
+        )
+
+
+async def _run_cells(
+    boards: HasTarget,
+    prepared: Mapping[str, Cell],
+    options: RunOptions,
+    progress: ProgressCallback | None,
+) -> Results:
+    """Run a cell of its own on each board and wait for the results."""
+    groups = {name: _make_group(cell, options, progress) for name, cell in prepared.items()}
+    parts = []
+    try:
+        for name, group in groups.items():
+            boards.exchange().submit(group, name)
+        for group in groups.values():
+            parts.append(await group.completed())
+    except BaseException:
+        for group in groups.values():
+            if not group.finished.done:
+                group.interrupt()
+        raise
+    results = {name: result for part in parts for name, result in part.items()}
+    return Results(results, tuple(name for part in parts for name in part.left_out))
+
+
 async def _run_cell(
     boards: HasTarget, cell: Cell, options: RunOptions, progress: ProgressCallback | None
 ) -> Results:
     """Run a cell on the boards and wait for the results."""
+    group = _make_group(cell, options, progress)
+    boards.exchange().submit(group, boards.target)
+    return await group.completed()
+
+
+def _make_group(cell: Cell, options: RunOptions, progress: ProgressCallback | None) -> JobGroup:
+    """Return the jobs of a cell, which report their progress once they are submitted."""
     if progress is None:
-        group = JobGroup(cell, options)
-        boards.exchange().submit(group, boards.target)
-        return await group.completed()
+        return JobGroup(cell, options)
 
     def on_event(event: Event) -> None:
         if event.kind == "ended":
@@ -130,8 +191,7 @@ async def _run_cell(
 
     group = JobGroup(cell, options, on_event=on_event)
     group.accepted.add_done_callback(on_accepted)
-    boards.exchange().submit(group, boards.target)
-    return await group.completed()
+    return group
 
 
 def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Unpack, overload
 
 from cloudmanager import config
+from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.run_options import RunKeywords, RunOptions
 from cloudmanager.protocol.spans import time_since
+from cloudmanager.results.rows import BoardList
 
 from .cell_verbs import CellVerbs, make_cell
 from .exchange import Exchange
@@ -48,9 +50,29 @@ class Fleet(Blocking, FleetVerbs):
     def __getitem__(self, target: str) -> Boards:
         return Boards(self, target)
 
+    def __iter__(self) -> Iterator[Boards]:
+        """Iterate over all boards, connected or not, one at a time."""
+        return (self[str(board["name"])] for board in self.boards())
+
+    def __len__(self) -> int:
+        """Return the number of all boards, connected or not."""
+        return len(self.boards())
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a board has this name."""
+        return any(board["name"] == name for board in self.boards())
+
+    def __bool__(self) -> bool:
+        """Return True, without asking the server."""
+        return True
+
     def __repr__(self) -> str:
         """Return the server's URL, without the token."""
         return f"Fleet({self.address.url!r})"
+
+    def _repr_html_(self) -> str | None:
+        """Return all boards as an HTML table; None, for the text, if the server does not answer."""
+        return _boards_html(self.boards)
 
     @property
     def address(self) -> config.ServerAddress:
@@ -79,7 +101,7 @@ class Fleet(Blocking, FleetVerbs):
 
     def queued_jobs(self) -> list[Job]:
         """Return the jobs of this Fleet that wait for their board; does not ask the server."""
-        link = self._link
+        link = self._holder.link
         return [] if link is None else link.exchange.queued_jobs()
 
     def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
@@ -95,6 +117,15 @@ class Fleet(Blocking, FleetVerbs):
         return Watch(self.exchange, target, samples=samples)
 
 
+def _boards_html(get_boards: Callable[[], BoardList]) -> str | None:
+    """Return boards as an HTML table; None if there are none, or the server does not answer."""
+    try:
+        boards = get_boards()
+    except CloudmanagerError:
+        return None
+    return boards._repr_html_() if boards else None
+
+
 class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
     """The boards of a target; the server resolves it again at each call."""
 
@@ -104,6 +135,10 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
 
     def __repr__(self) -> str:
         return f"Boards({self.target!r})"
+
+    def _repr_html_(self) -> str | None:
+        """Return these boards as an HTML table; None, for the text, if there are none."""
+        return _boards_html(self.info)
 
     def __iter__(self) -> Iterator[Boards]:
         """Iterate over these boards, one at a time."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cloudmanager.results.rows import BoardList, JobList
+
 from .future import sleep
 from .jobs import INTERRUPT_GRACE_SECONDS
 from .samples import Sample, Samples
@@ -27,13 +29,13 @@ class FleetVerbs(HasExchange):
         return await self.exchange().request(verb, body)
 
     @verb
-    async def boards(self, target: str | None = None) -> list[dict[str, Any]]:
-        """Return the server's information about each board, sorted by name.
+    async def boards(self, target: str | None = None) -> BoardList:
+        """Return the server's information about each board, a list of dicts sorted by name.
 
         Raises:
             TargetError, NoSuchBoard: ``target`` selects no boards.
         """
-        return list(await self.exchange().request("boards", {"target": target}))
+        return BoardList(await self.exchange().request("boards", {"target": target}))
 
     @verb
     async def status(self) -> dict[str, Any]:
@@ -94,9 +96,9 @@ class FleetVerbs(HasExchange):
         return dict(await self.exchange().request("rotate", {"target": target}))
 
     @verb
-    async def jobs(self, target: str | None = None) -> list[dict[str, Any]]:
+    async def jobs(self, target: str | None = None) -> JobList:
         """Return running and queued jobs of all users, then jobs that ended recently."""
-        return list(await self.exchange().request("jobs", {"target": target}))
+        return JobList(await self.exchange().request("jobs", {"target": target}))
 
     @verb
     async def job(self, number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, overload
 
 from cloudmanager.protocol import wire
@@ -20,6 +20,7 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
+from cloudmanager.results.rows import MAX_HTML_ROWS, html_rows
 
 from .cells import Cell, map_traceback
 from .future import Future
@@ -95,6 +96,17 @@ class Job:
         self._stdout: list[str] = []
         self._kept_chars = 0
         self.truncated = False
+
+    def __repr__(self) -> str:
+        """Return the number, the board and the state, in one line."""
+        return f"<Job {self.number} on {self.board}: {self._state_text()}>"
+
+    def _state_text(self) -> str:
+        return self.state if self.result is None else self.result.status
+
+    def _repr_html_(self) -> str:
+        """Return the job as an HTML table with one row."""
+        return _jobs_html([self])
 
     def handle_message(self, message: wire.Message) -> list[Event]:
         """Handle one message about this job; return the events that it causes.
@@ -263,9 +275,7 @@ class JobGroup:
 
     def __repr__(self) -> str:
         """Return numbers, boards and states of the jobs, in one line."""
-        states = collections.Counter(
-            job.state if job.result is None else job.result.status for job in self.jobs.values()
-        )
+        states = collections.Counter(job._state_text() for job in self.jobs.values())
         if len(self.jobs) == 1:
             summary = next(iter(states))
         else:
@@ -273,6 +283,11 @@ class JobGroup:
         numbers = fold_names(str(job.number) for job in self.jobs.values()).strip("[]")
         word = "job" if len(self.jobs) == 1 else "jobs"
         return f"<JobGroup: {word} {numbers} on {fold_names(self.jobs)}, {summary}>"
+
+    def _repr_html_(self) -> str | None:
+        """Return the jobs as an HTML table; None, for the text, before they are accepted."""
+        jobs = list(self.jobs.values())
+        return _jobs_html(jobs) if jobs else None
 
     # Called by user threads
 
@@ -435,6 +450,18 @@ class JobGroup:
     def _finish(self) -> None:
         ended = {name: job.result for name, job in self.jobs.items() if job.result is not None}
         self.finished.set_result(Results(ended, self.left_out))
+
+
+def _jobs_html(jobs: Sequence[Job]) -> str:
+    """Return jobs as an HTML table: where each runs, how far it is, and for how long."""
+    rows = []
+    for job in jobs[:MAX_HTML_ROWS]:
+        state = f"queued {job.wait.text}" if job.wait and job.state == "queued" else ""
+        seconds = job.elapsed() if job.result is None else job.result.elapsed
+        rows.append(
+            (str(job.number), job.board, state.strip() or job._state_text(), f"{seconds:.3f} s")
+        )
+    return html_rows(("job", "board", "state", "took"), rows, len(jobs))
 
 
 def _ignore_event(_: Event) -> None:

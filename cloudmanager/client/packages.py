@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cloudmanager.results.html_table import render_table
+
 
 class InstallResult(NamedTuple):
     """The outcome of an install, an uninstall or a dry run on one board.
@@ -28,6 +30,18 @@ class InstallResult(NamedTuple):
     origins: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
     dry_run: bool = False
+
+    def _repr_html_(self) -> str:
+        """Return the packages as an HTML table, with the number of files and notes below it."""
+        rows = [[name, each, self.origins.get(name, "")] for name, each in self.packages.items()]
+        done = ("to send", "to remove") if self.dry_run else ("sent", "removed")
+        counts = [
+            f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {word}"
+            for paths, word in zip((self.put, self.removed), done, strict=True)
+            if paths
+        ]
+        notes = [", ".join(counts) or "no files to change", *self.notes]
+        return render_table(["package", "version", "from"], rows, notes)
 
     @classmethod
     def from_op_results(cls, op_results: list[Any]) -> InstallResult:
@@ -80,6 +94,10 @@ class BoardPackages(dict[str, str]):
         self.as_of = as_of
         self.drift = tuple(drift)
         self.upgrade_info = dict(upgrade_info or {})
+
+    def _repr_html_(self) -> str:
+        """Return the packages as an HTML table, with their files that differ below it."""
+        return render_table(["package", "version"], [[*each] for each in self.items()], self.drift)
 
     @classmethod
     def from_op_results(cls, op_results: list[Any]) -> BoardPackages:

@@ -12,6 +12,7 @@ from cloudmanager.client.packages import BoardPackages, InstallResult
 from cloudmanager.client.syncing import SyncDryRun, SyncPlan
 from cloudmanager.protocol.errors import BoardError
 from cloudmanager.protocol.text import fold_names, one_line, os_error_text
+from cloudmanager.results.html_table import render_table
 from cloudmanager.results.results import Result, Results
 
 from .folding import head_text, printable_output
@@ -34,6 +35,24 @@ def files_text(results: Results) -> str:
     if results.left_out:
         blocks.append(f"not connected: {fold_names(results.left_out)}")
     return "\n".join(filter(None, blocks))
+
+
+def files_html(results: Results) -> str | None:
+    """Return the installed packages of boards as an HTML table; None for all other results."""
+    values = {name: result.value for name, result in results.items() if result.ok}
+    if len(values) < len(results) or not values:
+        return None
+    if not all(isinstance(value, BoardPackages) for value in values.values()):
+        return None
+    packages = sorted({package for value in values.values() for package in value})
+    boards_by_row: dict[tuple[str, ...], list[str]] = {}
+    notes = [f"not connected: {fold_names(results.left_out)}"] if results.left_out else []
+    for name, value in values.items():
+        row = tuple(value.get(each, "-") or "installed" for each in packages)
+        boards_by_row.setdefault(row, []).append(name)
+        notes += [f"{name}: {text}" for text in _package_notes(value)]
+    rows = [[fold_names(names), *row] for row, names in boards_by_row.items()]
+    return render_table(["board", *packages], rows, notes) if packages else None
 
 
 def single_failure_text(results: Results) -> str:
@@ -94,10 +113,15 @@ def _free_space_text(results: Results, names: Iterable[str]) -> str:
 def _packages_text(packages: BoardPackages) -> str:
     """Return the packages of a board; of an offline board, as of its last connection."""
     lines = [f"{name} {version}".rstrip() for name, version in packages.items()] or ["no packages"]
-    lines += [f"drift: {difference}" for difference in packages.drift]
+    return "\n".join([*lines, *_package_notes(packages)])
+
+
+def _package_notes(packages: BoardPackages) -> list[str]:
+    """Return which files differ from what was installed, and when the board reported that."""
+    notes = [f"drift: {difference}" for difference in packages.drift]
     if packages.as_of is not None:
-        lines.append(time.strftime("as of %Y-%m-%d %H:%M:%S", time.localtime(packages.as_of)))
-    return "\n".join(lines)
+        notes.append(time.strftime("as of %Y-%m-%d %H:%M:%S", time.localtime(packages.as_of)))
+    return notes
 
 
 def value_text(value: Any) -> str:

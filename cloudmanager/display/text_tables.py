@@ -11,52 +11,27 @@ from typing import Any, Final
 
 from cloudmanager.protocol.facts import FACTS, fact_text
 from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.results.rows import (
+    JOB_HEADINGS,
+    format_duration,
+    format_time,
+    job_rows,
+    labelled_rows,
+    labels_text,
+    shorten,
+)
 
 from .folding import head_text
 
-#: A wider cell is cut, so that one long text does not make the whole table unreadable.
-MAX_CELL_CHARS: Final = 40
 MAX_DETAIL_CHARS: Final = 120  # width of the column `detail` of the audit log
 MAX_JOBS: Final = 20  # rows of the table of jobs
-_LISTED_FACTS: Final = tuple(fact for fact in FACTS if fact.in_lists == "all")
-FLEET_HEADINGS: Final = (
-    "name",
-    "state",
-    *(fact.heading for fact in _LISTED_FACTS),
-    "connected since",
-)
-
-
-def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row for each board, with the columns of ``FLEET_HEADINGS``."""
-    rows = [
-        (
-            str(board["name"]),
-            _state_text(board),
-            *(fact_text(fact, board) or "-" for fact in _LISTED_FACTS),
-            _connected_text(board),
-        )
-        for board in boards
-    ]
-    return [tuple(_shorten(cell) for cell in row) for row in rows]
 
 
 def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
     """Return boards as a table; a sentence if there are none."""
     if not boards:
         return "No board is enrolled yet. `mbm simulate 3` starts three virtual boards."
-    headings, rows = FLEET_HEADINGS, fleet_rows(boards)
-    if any(board.get("labels") for board in boards):
-        headings = (*headings[:2], "labels", *headings[2:])
-        rows = [
-            (*row[:2], _shorten(_labels_text(board)) or "-", *row[2:])
-            for row, board in zip(rows, boards, strict=True)
-        ]
-    return format_table(headings, rows)
-
-
-def _labels_text(board: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in board.get("labels", {}).items())
+    return format_table(*labelled_rows(boards))
 
 
 def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -69,7 +44,7 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         "state": board["state"],
         **{fact.heading: fact_text(fact, board) for fact in FACTS},
         "id": board["id"],
-        "labels": _labels_text(board),
+        "labels": labels_text(board),
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
     }
@@ -80,7 +55,9 @@ def boards_text(boards: Sequence[Mapping[str, Any]]) -> str:
     """Return the facts of boards as text, a block for each board."""
     blocks = []
     for board in boards:
-        lines = [f"{name:<11}  {value}" for name, value in board_facts(board)]
+        facts = board_facts(board)
+        width = max(len(name) for name, _ in facts)
+        lines = [f"{name:<{width}}  {value}" for name, value in facts]
         blocks.append("\n".join([head_text(board["name"]), *lines]))
     return "\n".join(blocks)
 
@@ -89,21 +66,10 @@ def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
     """Return jobs as a table of at most ``MAX_JOBS`` rows; a sentence if there are none."""
     if not jobs:
         return "No jobs are running, and none ended recently."
-    rows = [
-        (
-            str(job["job"]),
-            str(job["board"]),
-            str(job["status"] or job["state"]),
-            format_time(job["started"]),
-            "-" if job["elapsed"] is None else f"{job['elapsed']:.3f} s",
-            str(job["caller"]),
-        )
-        for job in jobs[:MAX_JOBS]
-    ]
-    headings = ("job", "board", "state", "started", "took", "caller")
+    rows = job_rows(jobs[:MAX_JOBS])
     omitted = len(jobs) - len(rows)
     note = f"… and {omitted:,} more; `--json` shows all" if omitted else ""
-    return format_table(headings, [tuple(_shorten(cell) for cell in row) for row in rows], note)
+    return format_table(JOB_HEADINGS, rows, note)
 
 
 def job_text(job: Mapping[str, Any]) -> str:
@@ -133,7 +99,7 @@ def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:
         )
         for token in tokens
     ]
-    return format_table(headings, [tuple(_shorten(str(cell)) for cell in row) for row in rows])
+    return format_table(headings, [tuple(shorten(str(cell)) for cell in row) for row in rows])
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -153,8 +119,8 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
             _job_range(row),
             row["outcome"],
         )
-        detail = _shorten(row["detail"], MAX_DETAIL_CHARS)
-        lines.append([*(_shorten(str(cell)) for cell in cells), detail])
+        detail = shorten(row["detail"], MAX_DETAIL_CHARS)
+        lines.append([*(shorten(str(cell)) for cell in cells), detail])
     return format_table(headings, lines)
 
 
@@ -163,11 +129,6 @@ def _job_range(row: Mapping[str, Any]) -> str:
     if first is None:
         return "-"
     return str(first) if first == last else f"{first}-{last}"
-
-
-def format_time(seconds: float | None) -> str:
-    """Return a Unix time as local date and time; "-" for None."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
 class TextTable(str):
@@ -197,31 +158,3 @@ def format_table(
     table = TextTable("\n".join([*aligned, note] if note else aligned))
     table.headings, table.rows, table.note = headings, rows, note
     return table
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
-    for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
-    return f"{max(int(seconds), 0)} s"
-
-
-def _state_text(board: Mapping[str, Any]) -> str:
-    state, queued, program = board["state"], board.get("queued") or 0, board.get("program")
-    if program and board.get("connected_since"):
-        state = f"{state}: {program}" if not board.get("job") else f"{state}; {program}"
-    return f"{state}, {queued} queued" if queued else str(state)
-
-
-def _connected_text(board: Mapping[str, Any]) -> str:
-    since, seen = board.get("connected_since"), board.get("last_seen")
-    if since:
-        return f"{format_time(since)} ({format_duration(time.time() - since)})"
-    return f"last seen {format_duration(time.time() - seen)} ago" if seen else "never"
-
-
-def _shorten(cell: str, length: int = MAX_CELL_CHARS) -> str:
-    text = sanitize_text(cell).replace("\n", " ").replace("\t", " ")
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -16,11 +16,20 @@ _MAX_ROWS: Final = 100  # of the rest, the number of boards is shown
 _MAX_COLUMNS: Final = 12
 _MAX_CELL_CHARS: Final = 120  # characters of a cell
 _MAX_NAMES_CHARS: Final = 60  # of a folded list of boards
+_MAX_BLOCK_CHARS: Final = 8 * 1024  # characters of an output, a value or an error of one result
 _CELL_STYLE: Final = "text-align: left"
+#: Colours of JupyterLab's theme, and for other frontends one that is readable on black and white.
+FAILURE_COLOUR: Final = "var(--jp-error-color1, #d9534f)"
+WARNING_COLOUR: Final = "var(--jp-warn-color1, #b8860b)"
 
 
 class ResultView(Protocol):
     """The parts of a `Result` that a table shows."""
+
+    board: str
+    status: str
+    traceback: str
+    why: str
 
     @property
     def ok(self) -> bool:
@@ -63,7 +72,59 @@ def results_html(results: Mapping[str, ResultView], left_out: Sequence[str] = ()
     hidden_count = sum(len(boards) for boards in groups[_MAX_ROWS:])
     notes = [f"… and {hidden_count:,} more boards"] if hidden_count else []
     notes += [f"not connected: {_short_names(left_out)}"] if left_out else []
-    return _render_table(["board", *heads], lines[:_MAX_ROWS], notes)
+    return render_table(["board", *heads], lines[:_MAX_ROWS], notes)
+
+
+def outcomes_html(results: Mapping[str, ResultView], left_out: Sequence[str] = ()) -> str:
+    """Return how results ended as a table: status, output, and value or error of each board.
+
+    Boards with equal outcomes share a row; failures are coloured.
+
+    Args:
+        results: board -> its result.
+        left_out: boards that were not connected; they are listed below the table.
+    """
+    boards_by_outcome: dict[tuple[str, ...], list[str]] = {}
+    for board, result in results.items():
+        outcome = (result.status, result.stdout, result.text, result.traceback, result.why)
+        boards_by_outcome.setdefault(outcome, []).append(board)
+    groups = list(boards_by_outcome.values())
+    hidden_count = sum(len(boards) for boards in groups[_MAX_ROWS:])
+    notes = [f"… and {hidden_count:,} more boards"] if hidden_count else []
+    notes += [f"not connected: {_short_names(left_out)}"] if left_out else []
+    rows = [_outcome_row(boards, results[boards[0]]) for boards in groups[:_MAX_ROWS]]
+    head = "".join(_render_cell("th", text) for text in ("board", "status", "output", "value"))
+    return _join_table(head, "".join(rows), notes)
+
+
+def result_html(result: ResultView) -> str:
+    """Return how one result ended as a table; see ``outcomes_html``."""
+    return outcomes_html({result.board: result})
+
+
+def _outcome_row(boards: Sequence[str], result: ResultView) -> str:
+    style = _CELL_STYLE if result.ok else f"{_CELL_STYLE}; color: {FAILURE_COLOUR}"
+    if result.ok:
+        as_html = getattr(type(result.value), "_repr_html_", None)  # of a class of this library
+        value = as_html(result.value) if as_html else _render_block(result.text)
+    else:
+        value = _render_block(result.traceback or result.why)
+    return (
+        f"<tr>{_render_cell('th', _short_names(boards))}"
+        f'<td style="{style}">{_escape_text(result.status)}</td>'
+        f'<td style="{_CELL_STYLE}">{_render_block(result.stdout)}</td>'
+        f'<td style="{_CELL_STYLE}">{value}</td></tr>'
+    )
+
+
+def _render_block(text: str) -> str:
+    """Return a text in its lines; the end of a long one."""
+    if not text:
+        return ""
+    omitted = len(text) - _MAX_BLOCK_CHARS
+    shown = f"… {omitted:,} more characters\n{text[omitted:]}" if omitted > 0 else text
+    content = escape(sanitize_text(shown.replace("\r", "\n")).rstrip("\n"))
+    return f'<pre style="{_CELL_STYLE}">{content}</pre>'
 
 
 def _has_short_value(result: ResultView) -> bool:
@@ -105,7 +166,11 @@ def _short_names(boards: Sequence[str]) -> str:
     )
 
 
-def _render_table(heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
+def render_table(heads: list[str], rows: list[list[str]], notes: Sequence[str] = ()) -> str:
+    """Return a table as HTML, with notes below it; the first cell of a row is its head.
+
+    All text is sanitized, cut and escaped.
+    """
     head = "".join(_render_cell("th", text) for text in heads)
     body = "".join(
         "<tr>"
@@ -114,6 +179,11 @@ def _render_table(heads: list[str], rows: list[list[str]], notes: list[str]) -> 
         + "</tr>"
         for row in rows
     )
+    return _join_table(head, body, notes)
+
+
+def _join_table(head: str, body: str, notes: Sequence[str]) -> str:
+    """Return a table of HTML parts, with notes below it, which are escaped."""
     below = "".join(f"<div>{_escape_text(note)}</div>" for note in notes)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 

@@ -10,7 +10,7 @@ from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, L
 from cloudmanager.protocol.text import sanitize_text
 
 from .board_values import Repr, read_value
-from .html_table import results_html
+from .html_table import outcomes_html, result_html, results_html
 
 if TYPE_CHECKING:
     import pandas
@@ -109,6 +109,10 @@ class Result:
         space = " " if outcome else ""
         return _one_line(f"<Result {self.board}: {self.status}{space}{outcome}") + ">"
 
+    def _repr_html_(self) -> str:
+        """Return the outcome as an HTML table; text from boards is escaped."""
+        return result_html(self)
+
 
 class Results(Mapping[str, Result]):
     """The outcome of a cell: board -> Result, in the order of the target.
@@ -193,8 +197,10 @@ class Results(Mapping[str, Result]):
         return self
 
     def _repr_html_(self) -> str | None:
-        """Return the values as an HTML table, or None; text from boards is escaped."""
-        return results_html(self, self.left_out)
+        """Return the outcomes as an HTML table, None if there are none; all text is escaped."""
+        if not self:
+            return None
+        return results_html(self, self.left_out) or outcomes_html(self, self.left_out)
 
     def __repr__(self) -> str:
         """Return one line per board."""

@@ -25,11 +25,11 @@ from .auth.audit import AuditLog
 from .auth.caller_links import CallerLinks
 from .auth.enrolment import Enrolment, EnrolmentServices
 from .auth.permission import Permission
-from .auth.tokens import LOCAL_TOKEN_NAME, Tokens, read_local_token
+from .auth.tokens import LOCAL_TOKEN_NAME, Tokens
 from .board_logs import BoardLogs
 from .clock import CheckedClock
 from .cluster.membership import Cluster, local_token_name
-from .cluster.pubsub import InProcessBroker, NatsPubSub, PubSub
+from .cluster.pubsub import NatsPubSub, NoPubSub, PubSub
 from .cluster.services import ClusterServices
 from .cluster.single_server import SingleServer
 from .completion_words import CompletionWords
@@ -85,8 +85,8 @@ class Environment:
     Attributes:
         local: whether only this machine can connect: then links may be without TLS.
         clock: the wall clock, in seconds since 1970.
-        pubsub: for messages between servers that share a store; None: NATS or, without the option
-            ``bus``, one within this process.
+        pubsub: for messages between servers that share a store; None: NATS; without the
+            option ``bus``, nothing.
     """
 
     local: bool = True
@@ -133,7 +133,7 @@ class Server:
             self.store_queue, token_name if is_shared else "", wall=environment.clock
         )
         self.tokens = Tokens(self.store_queue, limits, self.clock.latest)
-        self.tokens.install_local_token(read_local_token(home), token_name)
+        self.tokens.install_local_token(home, token_name)
         self.audit_log = AuditLog(self.store_queue, limits)
         self.peer_log = PeerLog(limits)
         self.housekeeper = Housekeeper(
@@ -146,7 +146,7 @@ class Server:
         self.status = ServerStatus(self.store_queue, self.clock, self.housekeeper)
 
         # Boards and jobs
-        self.reconnects = Reconnects(self.registry, options.lost_after)
+        self.reconnects = Reconnects(self.registry, options.lost_after_seconds)
         self.dispatch = Dispatch(
             JobServices(
                 store_queue=self.store_queue,
@@ -192,6 +192,7 @@ class Server:
         # Other servers
         self.cluster = self._make_cluster(environment.pubsub)
         self.board_logs.listeners.append(self.subscriptions.on_log)
+        self.status.cluster_warnings = self.cluster.warnings
         self.sample_collector.listeners += [self.subscriptions.on_sample, self.cluster.on_sample]
 
         # Connections
@@ -207,7 +208,7 @@ class Server:
         backlogs = FairQueue(limits.slice_seconds)
         self._board_link_services = BoardLinkServices(
             limits=limits,
-            beat=options.beat,
+            beat=options.beat_seconds,
             backlogs=backlogs,
             unauthenticated=self.unauthenticated,
             peer_log=self.peer_log,
@@ -253,7 +254,7 @@ class Server:
             return SingleServer(self.store_queue, self.dispatch)
         if pubsub is None:
             bus = self.options.bus
-            pubsub = NatsPubSub(bus) if bus else InProcessBroker().new_client()
+            pubsub = NatsPubSub(bus) if bus else NoPubSub()
         services = ClusterServices(
             limits=self.limits,
             registry=self.registry,
@@ -266,7 +267,7 @@ class Server:
             peer_log=self.peer_log,
         )
         queue = cast("StoreQueue[SharedStore]", self.store_queue)
-        return Cluster(services, queue, pubsub, self.options.lost_after)
+        return Cluster(services, queue, pubsub, self.options.lost_after_seconds)
 
     def start(self, address: str) -> None:
         """Announce to other servers, if there are any, where this one listens."""

@@ -65,6 +65,7 @@ async def serve(home: Path, options: ServerOptions, limits: Limits, on_ready: An
         local_url = f"{scheme}://{_url_host(_LOCAL_ADDRESSES.get(host, host))}:{tcp_port}"
         listener = server.make_listener()
         server.start(address)
+        await server.cluster.wait_until_ready()
         listener.start_accepting(sockets)
         state = config.server_state_file(home)
         config.write_private(state, json.dumps({"url": local_url, "pid": server.status.pid}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import metadata
 
 from .clock import CheckedClock, steady_seconds
@@ -24,6 +25,7 @@ class ServerStatus:
         pid: the number of this process.
         started_at: seconds since 1970, by the wall clock.
         address: where it listens; "" before that.
+        cluster_warnings: returns a sentence for each fault between this server and others.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ServerStatus:
         self.started_at = clock.wall()
         self._started_steady = steady_seconds()
         self.address = ""
+        self.cluster_warnings: Callable[[], list[str]] = list
 
     @property
     def uptime(self) -> float:
@@ -56,4 +59,5 @@ class ServerStatus:
     def warnings(self) -> list[str]:
         """Return a sentence for each fault that needs attention although the server works."""
         self._clock.check()
-        return [self._housekeeper.problem] if self._housekeeper.problem else []
+        problem = self._housekeeper.problem
+        return [*([problem] if problem else []), *self.cluster_warnings()]

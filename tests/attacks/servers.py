@@ -19,6 +19,10 @@ CHANGES: Final = (
     "cm_server/cluster/test_membership.py::"
     "test_changes_at_one_server_apply_at_the_other[sqlite, one process]"
 )
+CONFORMANCE: Final = (
+    "cm_server/cluster/test_conformance.py::"
+    "test_what_crosses_the_bus_is_whole_or_known_to_be_missing"
+)
 
 SERVER_ATTACKS: Final = [
     attack(
@@ -29,6 +33,10 @@ SERVER_ATTACKS: Final = [
         "newest_epoch_wins_and_older_messages_are_ignored "
         "revoked_board_is_refused_by_a_server_that_missed_the_message "
         "revoked_board_is_disconnected_soon_while_the_bus_is_down",
+        "cm_server/cluster/test_conformance.py: "
+        "what_crosses_the_bus_is_whole_or_known_to_be_missing",
+        "cm_server/cluster/test_shared_rows.py: "
+        "labels_that_two_servers_change_at_a_time_are_merged",
         "cm_server/store/test_shared_store.py: queued_job_is_claimed_once claimed_job_is_not_withdrawn "
         "removed_server_sends_no_jobs result_is_corrected_by_the_holder_of_the_board "
         "last_use_of_a_token_goes_to_one_server",
@@ -97,6 +105,27 @@ SERVERS: Final = [
         SERVER + "cluster/membership.py",
         "Cluster._reload_interval = lambda self: RELOAD_SECONDS",
         PRESENCE + "revoked_board_is_disconnected_soon_while_the_bus_is_down",
+    ),
+    defence(
+        "bus: a lost message about a job is noticed",
+        SERVER + "cluster/remote_jobs.py",
+        "RemoteJobs._note_sent = lambda self, job, sent, arrived=None: None",
+        CONFORMANCE + "[output-dropped]",
+        CONFORMANCE + "[value-dropped]",
+        CONFORMANCE + "[put_progress-dropped]",
+    ),
+    defence(
+        "bus: a lost message about changed boards or tokens is noticed",
+        SERVER + "cluster/membership.py",
+        "Cluster._on_gap = lambda self: None",
+        CONFORMANCE + "[tokens-dropped]",
+    ),
+    defence(
+        "store: the labels that another server set are kept",
+        SERVER + "store/store.py",
+        "_merge_labels = lambda labels, changes: dict(changes)",
+        "cm_server/cluster/test_shared_rows.py::"
+        "test_labels_that_two_servers_change_at_a_time_are_merged",
     ),
     # The fence
     defence(

@@ -15,12 +15,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cloudmanager.client.cells import prepare_cell
+from cloudmanager.client.files import FileResult
 from cloudmanager.client.fleet import Boards, Fleet
 from cloudmanager.client.jobs import Job, JobGroup
+from cloudmanager.client.packages import BoardPackages, InstallResult
+from cloudmanager.client.wait import Wait
+from cloudmanager.display.file_report import files_html
+from cloudmanager.display.html_text import lines_html
 from cloudmanager.protocol import wire
 from cloudmanager.results.html_table import results_html
-from cloudmanager.results.results import Result
-from cm_magics import cell_display
+from cloudmanager.results.results import Result, Results
+from cloudmanager.results.rows import BoardList, JobList
+from cm_magics import cell_display, rich_values
 from tests.cm_server.peers import FakeBoard, Service
 
 #: Text that could do harm where it is shown, by kind.
@@ -154,11 +161,50 @@ async def test_hostile_text_cannot_add_log_lines(
 # In the notebook
 
 
-@pytest.mark.parametrize("kind", [Result, Job, JobGroup, Boards, Fleet])
-def test_results_have_no_rich_representation(kind: type):
+@pytest.mark.parametrize("kind", [Result, Results, Job, JobGroup, Boards, Fleet])
+def test_results_have_tables_and_no_other_rich_representation(kind: type):
     """IPython would show such a representation, also in a saved notebook."""
     rich = [name for name in dir(kind) if name.startswith("_repr_") or "mimebundle" in name]
-    assert rich == []
+    assert rich == ["_repr_html_"]
+
+
+def hostile_tables(text: str) -> list[str | None]:
+    """Return all tables that a notebook shows, with a text in all places."""
+    fields = {"stdout": text, "text": repr(text), "traceback": text, "why": text}
+    job = Job(1, text, prepare_cell("1"), 0.0)
+    queued = Job(2, text, prepare_cell("1"), 0.0)
+    queued.mark_queued(Wait(1, (text,), None, text))
+    board: dict[str, Any] = dict.fromkeys(("name", "state", "program", *FACTS), text)
+    board |= {"labels": {text: text}, "connected_since": None, "last_seen": None, "queued": 1}
+    row = {"job": text, "board": text, "status": text, "state": text, "caller": text}
+    packages = BoardPackages({text: text}, drift=[text])
+    installed = InstallResult({text: text}, (text,), (text,), 1, 1, {text: text}, (text,))
+    value = FileResult(text, 1, "ok", text="[]", make_value=lambda _: packages)
+    return [
+        Result(text, 1, "ok", **fields)._repr_html_(),
+        Results({text: Result(text, 1, "error", **fields)}, (text,))._repr_html_(),
+        Results({text: value}, (text,))._repr_html_(),
+        files_html(Results({text: value}, (text,))),
+        job._repr_html_(),
+        queued._repr_html_(),
+        BoardList([board])._repr_html_(),
+        JobList([{**row, "started": None, "elapsed": None}])._repr_html_(),
+        packages._repr_html_(),
+        installed._repr_html_(),
+        lines_html([[(text, ""), (text, "bad name")]]),
+        rich_values.mime_bundle(Result("a", 1, "ok", text=repr([{text: text}] * 2)))["text/html"],
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_tables_contain_no_hostile_tags(text: str):
+    for made in hostile_tables(text):
+        assert made is not None
+        shown = Tags()
+        shown.feed(made)
+        assert {tag.split()[0] for tag in shown.seen} <= TABLE_TAGS
+        assert not [tag for tag in shown.seen if " " in tag and not tag.endswith(" style")]
+        assert is_text(made), repr(made)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
@@ -167,6 +213,9 @@ def test_hostile_text_is_plain_text_in_the_notebook(text: str, monkeypatch):
     monkeypatch.setattr(cell_display, "display", lambda bundle, **how: shown.append((bundle, how)))
     cell_display.display_text(text)
     assert shown == [({"text/plain": text}, {"raw": True})]
+
+
+TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td", "div", "pre", "span"}
 
 
 class Tags(HTMLParser):
@@ -206,4 +255,4 @@ def test_html_is_produced_in_few_modules():
         for kind in ("application/javascript", "text/markdown", "text/latex"):
             assert kind not in source, path
     saved = {"dashboard_widget.py", "plot.py", "saved_output.py"}
-    assert makes == {"cell_display.py"} | saved
+    assert makes == {"cell_display.py", "rich_values.py"} | saved

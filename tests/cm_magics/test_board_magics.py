@@ -37,8 +37,11 @@ def test_info_shows_facts_of_the_chosen_boards(shell: Shell, boards):  # noqa: F
     shown = shell.run("%board_info")
     assert shown.startswith("── demo-1 ─")
     assert "── demo-2 ─" in shown
-    assert "platform     linux\n" in shown
-    assert "state        idle\n" in shown
+    lines = [line for line in shown.split("\n") if not line.startswith("──")]
+    columns = {len(line) - len(line[line.index("  ") :].lstrip()) for line in lines}
+    assert len(columns) == 1  # also with names that are longer than "MicroPython"
+    assert ["platform", "linux"] in [line.split() for line in lines]
+    assert ["state", "idle"] in [line.split() for line in lines]
 
 
 def test_rename_confirms_the_new_name_and_shows_its_usage(shell: Shell, fleet: Fleet):  # noqa: F811

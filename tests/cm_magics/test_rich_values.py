@@ -95,8 +95,10 @@ def test_invalid_framebuf_is_shown_as_text(value: str):
 
 
 def test_rows_are_shown_as_table():
-    text = bundle("[{'pin': 2, 'note': 'a\\nb'}, {'pin': 14, 'note': '<b>'}]")
-    assert text == {"text/plain": "pin  note\n───  ────\n2    a b\n14   <b>"}
+    shown = bundle("[{'pin': 2, 'note': 'a\\nb'}, {'pin': 14, 'note': '<b>'}]")
+    assert shown["text/plain"] == "pin  note\n───  ────\n2    a b\n14   <b>"
+    assert shown["text/html"].startswith("<table>")
+    assert "&lt;b&gt;" in shown["text/html"]
     assert bundle("[(1, 2), (3, 4)]")["text/plain"] == "0  1\n─  ─\n1  2\n3  4"
 
 

@@ -180,6 +180,9 @@ def _server_status(context: RequestContext) -> dict[str, Any]:
         "busy": sum(board.state == "busy" for board in boards),
         "callers": len(services.callers),
         "pid": services.status.pid,
+        "store": services.cluster.store_kind,
+        "bus": services.cluster.bus_state,
+        "servers": sorted(services.cluster.servers.values()),
         "problems": [*services.status.problems(), *services.status.warnings()],
     }
 
@@ -207,18 +210,17 @@ async def _set_labels(context: RequestContext) -> list[str]:
         check_label(str(key), str(value or "x"))  # an empty value, or null, removes the label
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
-    new_labels = {}
+    new_values = {str(key): str(value or "") for key, value in changes.items()}
     for board in boards:
-        merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
-        new_labels[board.id] = {key: value for key, value in merged.items() if value}
-        _check_label_count(new_labels[board.id], max_labels, board.name)
-    audit_row = context.audit_entry.to_row()
-    await context.services.store_queue.run(
-        lambda store: store.set_labels(new_labels, audit_row), refusable=True, durable=True
+        merged = {key: value for key, value in {**board.labels, **new_values}.items() if value}
+        _check_label_count(merged, max_labels, board.name)
+    ids, audit_row = [board.id for board in boards], context.audit_entry.to_row()
+    new_labels = await context.services.store_queue.run(
+        lambda store: store.set_labels(ids, new_values, audit_row), refusable=True, durable=True
     )
     context.audit_entry.written = True
     for board in boards:
-        board.labels = new_labels[board.id]
+        board.labels = new_labels.get(board.id, board.labels)
     return [board.name for board in boards]
 
 
@@ -417,8 +419,13 @@ def _list_tokens(context: RequestContext) -> list[dict[str, Any]]:
 
 async def _revoke_token(context: RequestContext) -> dict[str, Any]:
     """Revoke a token and close its links; running jobs continue."""
-    row = await context.services.tokens.revoke(context.body.get("name"), context.audit_entry)
-    return {"name": row.name, "closed": context.services.callers.close_revoked(row)}
+    services = context.services
+    used = services.tokens.find_unrevoked(str(context.body.get("name")))
+    elsewhere = sum([await services.cluster.count_links(row) for row in used])
+    row = await services.tokens.revoke(context.body.get("name"), context.audit_entry)
+    closed = services.callers.close_revoked(row) + elsewhere
+    await services.tokens.renew_local_token()
+    return {"name": row.name, "closed": closed}
 
 
 async def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:

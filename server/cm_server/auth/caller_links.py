@@ -73,6 +73,7 @@ class CallerLinks:
         operation = self._store_queue.run(lambda store: store.tokens())
         operation.when_done(self._apply_tokens)
         await operation
+        await self._tokens.renew_local_token()
 
     def _apply_tokens(self, operation: Operation[list[TokenRow]]) -> None:
         if operation.error is not None:

@@ -6,6 +6,8 @@ which is called ``local`` and kept in a file that only that user can read.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
+READ_SECONDS = 0.2  # between two reads of the tokens because a caller's one is unknown
 LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
 _MAX_NUMBER_CHARS = 10  # of the number in a name that the server chooses
 
@@ -70,6 +73,11 @@ class Tokens:
         self._limits = limits
         self._clock = clock
         self._rows: dict[str, TokenRow] = {}
+        self._home: Path | None = None  # where the local user's token is kept
+        self._local_name = LOCAL_TOKEN_NAME
+        self._renewing = asyncio.Lock()
+        self._read_at = 0.0  # by the monotonic clock: when ``read_new`` read them last
+        self._reading: asyncio.Future[None] | None = None
         self.apply_rows(store_queue.store.tokens())  # the server does not serve yet
 
     def apply_rows(self, rows: Sequence[TokenRow]) -> None:
@@ -83,6 +91,21 @@ class Tokens:
         # expired; they end last, so that they are still known when the clock is right again.
         invalid = sorted((row for row in rows if self._invalid_reason(row)), key=_end_time)
         self._rows = {row.hash: row for row in (*invalid[-self._limits.tokens :], *valid)}
+
+    async def read_new(self) -> None:
+        """Read the tokens again, since another server may have just created one.
+
+        Strangers can cause it: they share one read every ``READ_SECONDS``.
+        """
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read_later())
+        await asyncio.shield(self._reading)
+
+    async def _read_later(self) -> None:
+        await asyncio.sleep(max(self._read_at + READ_SECONDS - time.monotonic(), 0))
+        self._read_at = time.monotonic()
+        with contextlib.suppress(ServerError):  # the store is unavailable: nothing new is known
+            self.apply_rows(await self._store_queue.run(lambda store: store.tokens()))
 
     def find_caller_token(self, header: str | None) -> TokenRow | None:
         """Return the token in a caller's ``Authorization`` header; None if it is unknown.
@@ -130,21 +153,43 @@ class Tokens:
         """Return the seconds until a token expires, by the wall clock; None if it never does."""
         return None if row.expires is None else row.expires - self._clock()
 
-    def install_local_token(self, token: str, name: str = LOCAL_TOKEN_NAME) -> None:
+    def install_local_token(self, home: Path, name: str = LOCAL_TOKEN_NAME) -> None:
         """Store the local user's token, and revoke earlier ones of that name.
 
-        Call it before the server serves.
+        A token that another server's user revoked is replaced. Call it before the server serves.
+
+        Args:
+            home: the server's folder, where the token is kept.
+            name: of the token.
         """
-        if credentials.token_hash(token) in self._rows:
+        self._home, self._local_name = home, name
+        token = read_local_token(home)
+        known = self._rows.get(credentials.token_hash(token))
+        if known is not None and known.revoked is None:
             return
+        if known is not None:
+            token = _replace_local_token(home)
         store = self._store_queue.store
         entry = AuditEntry(name, "this machine", "token-create", name, self._limits.audit_chars)
-        for row in self._find_unrevoked(name):
+        for row in self.find_unrevoked(name):
             self._rows[row.hash] = row._replace(revoked=self._clock())
             store.revoke_token(row.hash, self._clock())
         row = TokenRow(credentials.token_hash(token), name, "admin", created=self._clock())
         store.add_token(row, entry.to_row())
         self._rows[row.hash] = row
+
+    async def renew_local_token(self) -> None:
+        """Replace the local user's token if it was revoked, at this server or another one."""
+        async with self._renewing:
+            if self._home is None or self.find_unrevoked(self._local_name):
+                return
+            name, token = self._local_name, credentials.new_token()
+            row = TokenRow(credentials.token_hash(token), name, "admin", created=self._clock())
+            entry = AuditEntry(name, "this machine", "token-create", name, self._limits.audit_chars)
+            audit_row = entry.to_row()
+            await self._store_queue.run(lambda store: store.add_token(row, audit_row), durable=True)
+            config.write_private(config.token_file(self._home), token + "\n")
+            self._rows[row.hash] = row
 
     async def create(self, request: NewToken, audit_entry: AuditEntry) -> str:
         """Create a token and return it; only its hash is stored.
@@ -194,7 +239,7 @@ class Tokens:
                 "a token needs a name and a target; the name may not look like a token"
             )
         check_name(name)
-        if self._find_unrevoked(name) or name == LOCAL_TOKEN_NAME:
+        if self.find_unrevoked(name) or name == LOCAL_TOKEN_NAME:
             raise ServerError(
                 f"there is a token called {name} already; revoke it, or choose another name"
             )
@@ -232,7 +277,7 @@ class Tokens:
                 "the local user's token is a file: delete it and restart the server, "
                 "which creates another"
             )
-        rows = self._find_unrevoked(str(name))
+        rows = self.find_unrevoked(str(name))
         if not rows:
             raise ServerError(f"there is no token called {str(name)[:64]!r}")
         revoked = rows[0]._replace(revoked=self._clock())
@@ -246,7 +291,7 @@ class Tokens:
         self._rows[revoked.hash] = revoked
         return revoked
 
-    def _find_unrevoked(self, name: str) -> list[TokenRow]:
+    def find_unrevoked(self, name: str) -> list[TokenRow]:
         """Return the tokens of that name that are not revoked: at most one."""
         return [row for row in self._rows.values() if row.name == name and row.revoked is None]
 
@@ -271,13 +316,15 @@ def read_local_token(home: Path) -> str:
     """Return the local user's token; create it, in a file that only the user can read."""
     path = config.token_file(home)
     token = config.read_token(path)
-    if token is None:
-        if path.exists():
-            log.warning(
-                "%s has no token that only this user can have written: it is replaced", path
-            )
-        token = credentials.new_token()
-        config.write_private(path, token + "\n")
+    if token is None and path.exists():
+        log.warning("%s has no token that only this user can have written: it is replaced", path)
+    return token or _replace_local_token(home)
+
+
+def _replace_local_token(home: Path) -> str:
+    """Return a new token of the local user, which replaces the one in the file."""
+    token = credentials.new_token()
+    config.write_private(config.token_file(home), token + "\n")
     return token
 
 

@@ -8,6 +8,7 @@ it resumes, it finds that it was removed, drops all its links and rejoins with a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -26,20 +27,23 @@ from .background import BackgroundTasks
 from .board_directory import BoardDirectory
 from .hosted_jobs import HostedJobs
 from .peer_messages import ALL, PeerMessages
-from .pubsub import PubSub
+from .pubsub import NoPubSub, PubSub
 from .remote_jobs import RemoteJobs
 from .services import ClusterContext, ClusterServices
 
 if TYPE_CHECKING:
     from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
-    from cm_server.store.rows import ClaimedBoard
+    from cm_server.store.rows import ClaimedBoard, TokenRow
 
 log = logging.getLogger("cm_server")
 
 HEARTBEATS_PER_TIMEOUT = 5  # in the time after which a server is considered dead
 OUTCOME_POLL_SECONDS = 1.0  # between two comparisons with the store, and with other servers
 SILENT_SECONDS = 2.0  # after which messages of a live server, which it sends each second, are lost
+READY_SECONDS = 2.0  # until a server that has heard nothing accepts connections
+#: What a server without bus says; more than one server would not notice each other's changes.
+NO_BUS = "it has a shared store but no bus (--bus): only one server may use that store"
 RELOAD_SECONDS = 60.0  # between two reloads of all boards and tokens
 RELOAD_DISCONNECTED_SECONDS = 3.0  # the same while messages do not arrive
 
@@ -108,11 +112,14 @@ class Cluster:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reloaded_at = 0.0
         self._reload_requested = False
+        self._ready = asyncio.Event()
+        self._announced = False  # whether others were asked to read the tokens since the start
         self._absent: set[str] = set()  # servers without a row at the last heartbeat
         self.peer_messages.on_gap = self._on_gap
         self.peer_messages.handlers |= {
             "stop": self._on_stop_program,
             "left": self._on_left,
+            "links": self._on_count_links,
             "lines": self._on_describe_jobs,
             "show": self._on_describe_job,
         }
@@ -120,6 +127,9 @@ class Cluster:
     def start(self, address: str) -> None:
         """Register this server under the address where it listens, and start its heartbeat."""
         self._address = address
+        if self.bus_state == "none":
+            log.warning("%s", NO_BUS)
+            self._ready.set()
         self._store_queue.store.register_server(self._address)
         self.peer_messages.start(self._on_pubsub_change)
         self._on_heartbeat_due()
@@ -133,8 +143,40 @@ class Cluster:
 
     def _on_pubsub_change(self, connected: bool) -> None:
         """Read and request everything again when the bus is back: messages were lost."""
-        if connected:
-            self._tasks.start(self._reload())
+        if not connected:
+            return
+        if not self._announced:  # the local user's token may be new, or replace another one
+            self._announced = True
+            self.board_directory.publish_row_changes(tokens=True)
+        self._tasks.start(self._reload()).add_done_callback(lambda _: self._ready.set())
+
+    async def wait_until_ready(self) -> None:
+        """Wait until this server knows where all boards are, for a short time at most."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), READY_SECONDS)
+
+    @property
+    def store_kind(self) -> str:
+        """The kind of the shared database."""
+        return "SQLite" if self._store_queue.store.database.answers_at_once else "PostgreSQL"
+
+    @property
+    def bus_state(self) -> str:
+        """Return "up", "down", or "none" without one."""
+        pubsub = self.peer_messages.pubsub
+        return "none" if isinstance(pubsub, NoPubSub) else "up" if pubsub.connected else "down"
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each fault between this server and others, without addresses."""
+        others, unheard = len(self.servers) - 1, len(self.unheard_servers)
+        if self.bus_state == "none":
+            use = f"; {others} others use it" if others > 0 else ""
+            return [f"{NO_BUS}{use}"]
+        if self.bus_state == "down":
+            return ["its bus is down: boards of other servers cannot be given new cells"]
+        if unheard:
+            return [f"no messages of {unheard} of {others} other servers arrive"]
+        return []
 
     def _on_gap(self) -> None:
         """Read and request everything again soon: messages were lost."""
@@ -242,6 +284,15 @@ class Cluster:
         """The number of writes that were refused because another server owned the job or board."""
         return self._store_queue.store.refused_writes
 
+    async def count_links(self, token: TokenRow) -> int:
+        """Return how many links of other servers were opened with a token."""
+        replies = await self._request_all("links", {"token": token.hash})
+        return sum(reply["links"] for reply in replies)
+
+    def _on_count_links(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
+        links = sum(link.token.hash == head["token"] for link in self._services.callers)
+        return {"links": links}, b""
+
     # Boards
 
     def claim_board(self, board: Board, facts: dict[str, Any]) -> Operation[ClaimedBoard | None]:
@@ -311,8 +362,10 @@ class Cluster:
             if number not in best or reliability > best[number][2]:
                 best[number] = (board_id, job, reliability)
 
-        def open_first(number: int) -> tuple[bool, int]:
-            return best[number][1]["state"] == "ended", -number
+        def open_first(number: int) -> tuple[bool, float, int]:
+            # Servers reserve numbers by the thousand: their order is not the order of time.
+            job = best[number][1]
+            return job["state"] == "ended", -job["created"], -number
 
         return [
             best[number][:2]

@@ -193,7 +193,7 @@ class PeerMessages:
             self.dropped += 1
             return
         self.heard_at[route[0]] = time.monotonic()
-        if last and number != last + 1:
+        if number != last + 1:
             self.on_gap()
         self._last_numbers[route] = number
         self._last_numbers.move_to_end(route)

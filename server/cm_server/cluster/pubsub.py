@@ -53,6 +53,28 @@ class PubSub(Protocol):
         """Close the connection."""
 
 
+class NoPubSub:
+    """No bus: this server can be the only one that uses its store."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.pending_bytes = 0
+
+    def start(
+        self, _on_message: Callable[[bytes], None], _on_connection_change: Callable[[bool], None]
+    ) -> None:
+        """Do nothing."""
+
+    def subscribe(self, _subject: str) -> None:
+        """Do nothing: no message arrives."""
+
+    def publish(self, _subject: str, _data: bytes) -> None:
+        """Drop a message."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
 class InProcessBroker:
     """A bus for servers in one process and one event loop."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server.jobs.model import BoardChannel, Cell, Job
+from cm_server.jobs.model import BoardChannel, Cell, Job, RemoteBoardState
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
@@ -80,6 +80,8 @@ class RemoteJobs:
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
         self._streams: dict[int, RemoteStream] = {}  # by the job's id
+        self._lookups: list[Job] = []  # jobs whose boards the store is asked for next
+        self._looked_up: set[int] = set()  # ids of jobs for which the store was asked
         self._seen_ended: set[int] = set()  # ids that the last poll of the store found
         self._peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
@@ -188,6 +190,40 @@ class RemoteJobs:
             self._peer_messages.send(owner, "requests", {"jobs": jobs})
         for number in self._streams.keys() - self._dispatch.jobs.keys():
             del self._streams[number]
+
+    def find_board(self, job: Job) -> bool:
+        """Launch a job whose board seems to be offline, if the store knows its server.
+
+        Returns:
+            Whether the store is asked; otherwise that has been done.
+        """
+        if job.id in self._tries or job.id in self._looked_up:
+            return False
+        if not self._lookups:
+            self._call_later(0, self._start_lookups)
+        self._lookups.append(job)
+        self._looked_up.add(job.id)
+        job.board.queue.append(job)
+        return True
+
+    def _start_lookups(self) -> None:
+        jobs, self._lookups = self._lookups, []
+        self._tasks.start(self._look_up(jobs))
+
+    async def _look_up(self, jobs: Sequence[Job]) -> None:
+        holders = await self._read_holders()
+        own_id = self._store_queue.store.server_id
+        for job in jobs:
+            board = job.board
+            if job in board.queue and board.link is None:  # else it was started, or ended
+                board.queue.remove(job)
+                holder, epoch = holders.get(board.id, ("", 0))
+                if holder not in ("", own_id) and epoch >= board.epoch:
+                    board.remote_state = RemoteBoardState(holder, epoch, "idle", time.time())
+                self._dispatch.scheduler.launch([job])
+                if job.owner:
+                    job.state = "queued"  # as its caller knows it, until its start is confirmed
+            self._looked_up.discard(job.id)
 
     # Messages of other servers
 
@@ -386,10 +422,12 @@ class RemoteJobs:
         job.awaiting_input = False
         job.transfer = None
         self._streams.pop(job.id, None)  # a new owner counts from 0
+        # Where a server has claimed it and does not confirm that, it may have started at once.
+        started = job.started_monotonic or self._first_asked_at.get(job.id)
         self._stop_tracking(job.id)
-        if job.cell.options.timeout is not None and job.started_monotonic is not None:
+        if job.cell.options.timeout is not None and started is not None:
             seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
-            left = max(job.started_monotonic + seconds - time.monotonic(), 0.0)
+            left = max(started + seconds - time.monotonic(), 0.0)
             job.timer = self._call_later(left, lambda: self._on_result_timeout(job))
 
     def owners(self) -> set[str]:

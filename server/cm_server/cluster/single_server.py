@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
-    from cm_server.store.rows import ClaimedBoard
+    from cm_server.store.rows import ClaimedBoard, TokenRow
     from cm_server.store.store import Store
     from cm_server.store.store_queue import StoreQueue
 
@@ -26,14 +26,29 @@ class SingleServer:
     Attributes:
         is_shared: whether there may be other servers.
         servers: the addresses of the live servers by id, if there are several.
+        store_kind: the kind of its database.
+        bus_state: "up", "down" or "none".
     """
 
     is_shared = False
     servers: Mapping[str, str] = {}
+    store_kind = "SQLite"
+    bus_state = "none"
 
     def __init__(self, store_queue: StoreQueue[Store], dispatch: Dispatch) -> None:
         self._store_queue = store_queue
         self._dispatch = dispatch
+
+    def warnings(self) -> list[str]:
+        """Return nothing: there are no faults between servers."""
+        return []
+
+    async def wait_until_ready(self) -> None:
+        """Do nothing: there is nothing to hear from others."""
+
+    async def count_links(self, _token: TokenRow) -> int:
+        """Return 0: no caller is connected to another server."""
+        return 0
 
     def start(self, _address: str) -> None:
         """Do nothing: there is no server to announce this one to."""

@@ -27,6 +27,7 @@ def describe_row(row: JobRow, board: str) -> dict[str, Any]:
         "caller": row.caller,
         "state": "ended" if row.status else "running",
         "status": row.status,
+        "created": row.created,
         "started": row.created,
         "elapsed": row.ended - row.created if row.ended else None,
         "stdout": "",

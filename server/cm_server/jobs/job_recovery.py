@@ -118,7 +118,8 @@ class JobRecovery:
                 )
                 continue
             job = self._job_results.new_job(row.id, board, EMPTY_CELL, Requester(row.caller))
-            job.state, job.started = "adrift", row.created
+            job.state = "adrift"
+            job.started = job.created = row.created
             board.current_job = self._job_results.jobs[job.id] = job
             self._scheduler.start_grace_period(board)
         store.flush()
@@ -143,6 +144,7 @@ class JobRecovery:
             job.owner = ""
             job.state = "adrift"
             job.started = job.started or row.created
+            job.created = row.created
             self._job_results.jobs[job.id] = job
             if board.current_job is None and board.link is None:
                 board.current_job = job

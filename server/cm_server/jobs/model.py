@@ -210,6 +210,7 @@ class Job:
         owner: the id of the other server that owns it; "" if this one does, "?" if only the store
             knows.
         started_monotonic: when it was sent, by the monotonic clock.
+        created: when it was submitted, or became known here, in seconds since 1970.
         ended: when it ended, in seconds since 1970.
         output_tail: the end of its output.
         value: the end of the text of its value.
@@ -225,6 +226,7 @@ class Job:
         "board",
         "caller",
         "cell",
+        "created",
         "ended",
         "error",
         "id",
@@ -260,6 +262,7 @@ class Job:
         self.resends = 0
         self.observer = requester.observer
         self.state = "queued"
+        self.created = time.time()
         self.status: str | None = None
         self.error = ""
         self.started_monotonic: float | None = None
@@ -307,6 +310,7 @@ class Job:
             "caller": self.caller,
             "state": "ended" if self.status else self.state,
             "status": self.status,
+            "created": self.created,
             "started": self.started,
             "elapsed": max(until - self.started, 0.0) if self.started else None,
         }

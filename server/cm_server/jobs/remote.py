@@ -14,6 +14,13 @@ class Remote(Protocol):
     def epoch_for(self, board: Board) -> int | None:
         """Return a board's epoch if a job would be sent to it immediately, else None."""
 
+    def find_board(self, job: Job) -> bool:
+        """Look for the server of a job's board, which seems to be offline; launch the job later.
+
+        Returns:
+            False if that is known, and the job ends here.
+        """
+
     def launch(self, job: Job) -> None:
         """Let the server that has the job's board run it."""
 
@@ -33,12 +40,16 @@ class Remote(Protocol):
 class NoRemote:
     """There is one server: no board has another one, and no job another owner.
 
-    So only ``epoch_for`` is ever called.
+    So only ``epoch_for`` and ``find_board`` are ever called.
     """
 
     def epoch_for(self, _board: Board) -> int | None:
         """Return None: boards have epochs only where servers share them."""
         return None
+
+    def find_board(self, _job: Job) -> bool:
+        """Return False: no other server can have it."""
+        return False
 
     def launch(self, job: Job) -> None:
         """Never called: a board that is not connected here is offline."""

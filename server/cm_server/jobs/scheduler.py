@@ -93,6 +93,8 @@ class Scheduler:
     def _await_board(self, job: Job) -> None:
         """Queue the job of an offline board for the time that its caller allows (``wait``)."""
         if job.cell.options.wait <= 0:
+            if self.remote.find_board(job):
+                return
             self._job_results.end_job(job, "offline", job.board.last_seen_text)
             return
         job.board.queue.append(job)

@@ -112,7 +112,11 @@ class CallerSocket(BaseHandler):
 
     async def get(self) -> None:
         """Check token and protocol version, then upgrade; the link outlives this handler."""
-        caller = self._services.tokens.find_caller_token(self.request.headers.get("Authorization"))
+        tokens, header = self._services.tokens, self.request.headers.get("Authorization")
+        caller = tokens.find_caller_token(header)
+        if caller is None and self._services.cluster.is_shared:
+            await tokens.read_new()
+            caller = tokens.find_caller_token(header)
         if caller is None:
             self._refuse_unknown_token()
             return

@@ -49,11 +49,15 @@ class NotifyingStore(Store):
         self.on_change(board_ids)
 
     def set_labels(
-        self, labels: Mapping[str, dict[str, str]], audit_row: AuditRow | None = None
-    ) -> None:
-        """Replace the labels of boards."""
-        super().set_labels(labels, audit_row)
+        self,
+        board_ids: Sequence[str],
+        changes: Mapping[str, str],
+        audit_row: AuditRow | None = None,
+    ) -> dict[str, dict[str, str]]:
+        """Change labels of boards."""
+        labels = super().set_labels(board_ids, changes, audit_row)
         self.on_change(list(labels))
+        return labels
 
     def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
         """Insert a token."""

@@ -31,6 +31,7 @@ IDLE_SECONDS = 3  # then PostgreSQL rolls back a transaction of a stalled server
 RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable PostgreSQL
 PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
+UNAVAILABLE = "it is unavailable; the server tries every second"
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
@@ -107,6 +108,10 @@ class Sqlite:
         cause = getattr(error, "orig", error)
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         return not self._waits_for_locks and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def describe_error(self, error: BaseException) -> str:
+        """Return why a statement failed, in SQLite's words."""
+        return str(getattr(error, "orig", error)).strip()
 
     @property
     def changed_rows(self) -> int:
@@ -241,7 +246,7 @@ class Postgres:
         import psycopg
 
         if time.monotonic() < self._retry_at:
-            raise psycopg.OperationalError("it is unavailable; the server tries every second")
+            raise psycopg.OperationalError(UNAVAILABLE)
         try:
             connection = _bounded_connection_class().connect(
                 self._url,
@@ -261,6 +266,24 @@ class Postgres:
     def is_locked(self, _error: BaseException) -> bool:
         """Return False: a statement that waited for a lock in vain is not repeated."""
         return False
+
+    def describe_error(self, error: BaseException) -> str:
+        """Return why a statement failed; without the address and the names in libpq's words.
+
+        Its readers need no credentials (``/healthz``).
+        """
+        cause = getattr(error, "orig", error)
+        message = cause.diag.message_primary if hasattr(cause, "diag") else None
+        if message and getattr(cause, "sqlstate", None):
+            return str(message)
+        text = str(cause)
+        if text == UNAVAILABLE:
+            return text
+        if "refused" in text:
+            return "the connection was refused"
+        if "timeout" in text:
+            return "it does not answer"
+        return "the connection to it broke or cannot be opened"
 
     def checkpoint(self, *, restart: bool = False) -> int:
         """Return 0: PostgreSQL makes its checkpoints itself."""

@@ -61,6 +61,8 @@ JOB_COLUMNS = [tables.jobs.c[name] for name in JobRow._fields]
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
+#: Why a name cannot be given; a server checks before, so that another one must have been faster.
+NAME_TAKEN = "the name was given meanwhile, at another server; choose another one"
 #: Condition for using an enrolment token: of several servers, one gets the last use.
 _HAS_USES_LEFT = tables.tokens.c.uses > 0
 
@@ -138,13 +140,15 @@ class Store:
         except self.database.errors as error:
             self.database.rollback()
             cause = getattr(error, "orig", error)
-            reason = str(cause).strip()
+            reason = self.database.describe_error(error)
             if self.database.is_locked(error):
                 raise DatabaseLocked(reason) from error
+            if _is_name_taken(cause):
+                raise ServerError(NAME_TAKEN) from error
             why = f"its store cannot be written: {reason}"
             if type(cause).__name__ not in _DATA_ERRORS:
                 self.write_error = why
-            log.error("the store cannot be written: %s", reason)
+            log.error("the store cannot be written: %s", str(cause).strip())
             raise ServerError(why) from error
         self.write_error = ""
 
@@ -166,7 +170,7 @@ class Store:
             self._connection.commit()
         except self.database.errors as error:
             self.database.rollback()
-            reason = str(getattr(error, "orig", error)).strip()
+            reason = self.database.describe_error(error)
             if self.database.is_locked(error):
                 raise DatabaseLocked(reason) from error
             raise ServerError(f"its store cannot be read: {reason}") from error
@@ -233,15 +237,32 @@ class Store:
                 self.log_rows.delete_board(board_id)
 
     def set_labels(
-        self, labels: Mapping[str, dict[str, str]], audit_row: AuditRow | None = None
-    ) -> None:
-        """Replace the labels of the boards with these ids."""
-        statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
-        rows = [{"board": board_id, "new": new} for board_id, new in labels.items()]
+        self,
+        board_ids: Sequence[str],
+        changes: Mapping[str, str],
+        audit_row: AuditRow | None = None,
+    ) -> dict[str, dict[str, str]]:
+        """Change labels of boards, whatever other servers changed meanwhile.
+
+        Args:
+            board_ids: the boards.
+            changes: new values of labels; an empty one removes the label.
+            audit_row: for the audit log.
+
+        Returns:
+            All labels of each board, by its id.
+        """
+        board = tables.boards.c
+        query = sa.select(board.id, board.labels).where(board.id.in_(board_ids)).order_by(board.id)
+        statement = sa.update(tables.boards).where(board.id == sa.bindparam("board"))
+        statement = statement.values(labels=sa.bindparam("new", type_=sa.JSON))
         with self._durable_transaction(audit_row):
-            self._connection.execute(
-                statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows
-            )
+            found = self._connection.execute(query.with_for_update()).all()
+            labels = {row.id: _merge_labels(row.labels, changes) for row in found}
+            rows = [{"board": board_id, "new": new} for board_id, new in labels.items()]
+            if rows:
+                self._connection.execute(statement, rows)
+        return labels
 
     def mark_board_seen(self, board_id: str, facts: dict[str, Any]) -> None:
         """Record that a board is connected now, and its facts.
@@ -677,6 +698,16 @@ class Store:
             sa.select(*JOB_COLUMNS).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
         )
         return [JobRow(*row) for row in self._fetch_rows(query)]
+
+
+def _is_name_taken(error: BaseException) -> bool:
+    """Return whether a row was not written because there is another one of its name."""
+    return type(error).__name__ in _DATA_ERRORS and "unique" in str(error).lower()
+
+
+def _merge_labels(labels: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Return changed labels; an empty value removes a label."""
+    return {key: value for key, value in {**labels, **changes}.items() if value}
 
 
 def _is_job_of(row: JobRow, board_id: str) -> bool:

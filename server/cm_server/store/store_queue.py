@@ -74,7 +74,7 @@ class Operation(Generic[T]):
             raise
         except store.database.errors as error:
             store.database.rollback()
-            reason = str(getattr(error, "orig", error)).strip()
+            reason = store.database.describe_error(error)
             self._error = ServerError(f"its store cannot be used: {reason}")
         except Exception as error:
             self._error = error

@@ -58,6 +58,18 @@ def test_cell_that_seems_to_have_ended_goes_on(bridged_unix):
     assert (only.stdout, result.value) == ("\x04\x04>on\n", 1)
 
 
+def test_cell_that_is_silent_for_long_ends_as_any_other(bridged_unix):
+    """The bridge asks a silent REPL for its prompt: the answers come when the cell has ended."""
+    silent = "import time\ntime.sleep(1.3)\n"
+    result = bridged_unix.run(silent + "print('on')\n1")
+    (only,) = result.values()
+    assert (only.stdout, result.value) == ("on\n", 1)
+    assert bridged_unix.run("6 * 7").value == 42
+    (only,) = bridged_unix.run(silent + "raise ValueError('x')").values()
+    assert (only.stdout, only.error.ename, only.error.evalue) == ("", "ValueError", "x")
+    assert bridged_unix.run("6 * 7").value == 42
+
+
 def test_replaced_builtins_and_names_do_not_change_values_and_files(bridged_unix):
     code = "import builtins\nkept = print, repr, open\ndef wrong(*a, **k): return '!'\n"
     code += "builtins.print = builtins.repr = builtins.open = wrong\nprint = open = range = wrong"

@@ -135,3 +135,23 @@ async def test_a_cancelled_watch_leaves_no_thread_behind(async_fleet):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert [update async for update in watch] == []
+
+
+async def test_async_fleet_shows_its_server_and_is_iterated_by_board(async_fleet):
+    assert repr(async_fleet) == f"AsyncFleet({async_fleet.address.url!r})"
+    assert "demo-1" in [boards.target async for boards in async_fleet]
+    assert [boards.target async for boards in async_fleet["demo-[1-2]"]] == ["demo-1", "demo-2"]
+    with pytest.raises(TypeError):
+        iter(async_fleet)
+
+
+async def test_async_boards_have_their_own_inputs(async_fleet):
+    own = {"demo-1": {"n": 1}, "demo-2": {"n": 2}}
+    results = await async_fleet["demo-[1-2]"].run("n * n", inputs_by_board=own)
+    assert results.to_dict() == {"demo-1": 1, "demo-2": 4}
+
+
+async def test_async_jobs_are_shown_as_a_table(async_fleet):
+    group = await async_fleet["demo-1"].submit("1")
+    assert "demo-1" in group._repr_html_()
+    await group.results(WAIT)

@@ -382,3 +382,85 @@ def test_at_most_four_functions_from_submit_to_the_socket(fleet: Fleet):
     link._outgoing._write = write
     (chain,) = [chain[chain.index("submit") :] for chain in chains if "submit" in chain]
     assert chain == ["submit", "submit", "send", "_write_now"]
+
+
+# What a notebook shows, and iteration
+
+
+def test_fleet_and_its_boards_are_shown_as_tables(fleet: Fleet):
+    for html in (fleet._repr_html_(), fleet["demo-*"]._repr_html_(), fleet.boards()._repr_html_()):
+        assert html is not None
+        assert ">demo-2</th>" in html
+    assert fleet["demo-2"].info()._repr_html_().count("<tr>") == 2
+    fleet["demo-1"].run("1")
+    assert ">demo-1</td>" in fleet.jobs("demo-1")._repr_html_()
+    group = fleet["demo-[1-2]"].submit("1")
+    group.wait(WAIT)
+    assert (group._repr_html_() or "").count("<tr>") == 3
+    assert repr(group.jobs["demo-1"]) == f"<Job {group.jobs['demo-1'].number} on demo-1: ok>"
+
+
+def test_fleet_without_a_server_is_shown_as_text(monkeypatch):
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    with Fleet() as fleet:
+        assert fleet._repr_html_() is None
+        assert fleet["demo-1"]._repr_html_() is None
+        assert bool(fleet)
+
+
+def test_fleet_is_iterated_by_board(fleet: Fleet):
+    targets = [boards.target for boards in fleet]
+    assert {"demo-1", "demo-2", "demo-3"} <= set(targets)
+    assert len(fleet) == len(targets)
+    assert "demo-1" in fleet
+    assert "nosuch" not in fleet
+    assert 1 not in fleet
+
+
+# Inputs of each board
+
+
+def test_each_board_has_its_own_inputs(fleet: Fleet):
+    boards = fleet["demo-[1-3]"]
+    chunks = {name: {"part": [n, n + 1]} for n, name in enumerate(boards.names())}
+    seen: dict[str, int] = {}
+    results = boards.run(
+        "sum(part) * factor",
+        inputs={"factor": 10},
+        inputs_by_board=chunks,
+        progress=lambda board, done, _total: seen.update({board: done}),
+    )
+    assert results.to_dict() == {"demo-1": 10, "demo-2": 30, "demo-3": 50}
+    assert seen == {"demo-1": 1, "demo-2": 1, "demo-3": 1}
+
+
+def test_input_of_a_board_replaces_the_common_one(fleet: Fleet):
+    own = {"demo-1": {"n": 2}, "demo-2": {}}
+    results = fleet["demo-[1-2]"].run("n", inputs={"n": 1}, inputs_by_board=own)
+    assert results.to_dict() == {"demo-1": 2, "demo-2": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"demo-1": {}}, "has nothing for demo-2"),
+        ({"demo-1": {}, "demo-2": {}, "demo-9": {}}, "has inputs for demo-9"),
+        ({"demo-1": {"1x": 1}, "demo-2": {}}, "not the name of a variable"),
+    ],
+)
+def test_inputs_of_other_boards_are_refused(fleet: Fleet, given, why):
+    before = fleet.jobs()[0]["job"]
+    with pytest.raises(ValueError, match=why):
+        fleet["demo-[1-2]"].run("1", inputs_by_board=given)
+    assert fleet.jobs()[0]["job"] == before
+
+
+def test_interrupted_wait_interrupts_the_cells_of_all_boards(fleet: Fleet):
+    own: dict[str, dict[str, object]] = {name: {} for name in ("demo-1", "demo-2")}
+
+    def stop_when_started(_board: str, _done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet["demo-[1-2]"].run("while True: pass", inputs_by_board=own, progress=stop_when_started)
+    assert fleet["demo-[1-2]"].run("1").ok

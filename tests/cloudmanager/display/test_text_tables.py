@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from cloudmanager.display.text_tables import (
-    FLEET_HEADINGS,
-    MAX_CELL_CHARS,
     MAX_JOBS,
     audit_table,
-    fleet_rows,
     fleet_table,
-    format_duration,
     format_table,
-    format_time,
     job_table,
     job_text,
     token_table,
+)
+from cloudmanager.results.rows import (
+    FLEET_HEADINGS,
+    MAX_CELL_CHARS,
+    fleet_rows,
+    format_duration,
+    format_time,
 )
 
 BOARD = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.results.html_table import results_html
+from cloudmanager.results.html_table import FAILURE_COLOUR, results_html
 from cloudmanager.results.results import Result, Results
 
 EVIL = "<script>alert(1)</script>\x1b[2J\u202e</td><img src=x onerror=alert(1)>"
@@ -82,8 +82,39 @@ def test_dicts_and_tuples_of_equal_shape_have_columns(one, two, table):
         Results({}),
     ],
 )
-def test_no_table_where_text_suffices(none):
-    assert none._repr_html_() is None
+def test_no_table_of_values_where_text_suffices(none):
+    assert html_of(none) is None
+
+
+# Outcomes, which a notebook shows for a variable
+
+
+def test_outcomes_of_equal_results_share_a_row():
+    found = Results(
+        {
+            "a-1": Result("a-1", 1, "ok", stdout="hi\n", text="1"),
+            "a-2": Result("a-2", 2, "ok", stdout="hi\n", text="1"),
+            "a-3": Result("a-3", 3, "error", traceback="Traceback:\nOSError: x\n"),
+            "a-4": Result("a-4", 4, "offline", why="it was last seen 3 s ago"),
+        },
+        left_out=("a-9",),
+    )
+    html = found._repr_html_() or ""
+    plain = re.sub("<[^>]+>", "|", html)
+    for text in ("a-[1-2]", "hi", "OSError: x", "last seen 3 s ago", "not connected: a-9"):
+        assert text in plain
+    assert html.count("<tr>") == 4  # with the headings
+    assert html.count(f"color: {FAILURE_COLOUR}") == 2
+
+
+def test_one_result_is_a_table():
+    html = Result("a-1", 1, "ok", stdout="hi\n" * 9000, text="7")._repr_html_()
+    assert "… 18,808 more characters" in html
+    assert html.count("<tr>") == 2
+
+
+def test_no_results_are_no_table():
+    assert Results({})._repr_html_() is None
 
 
 @pytest.mark.parametrize("template", ["{0!r}", "{0}", "{{{0!r}: 1}}", "({0!r}, 1)"])

@@ -217,12 +217,14 @@ def test_token_can_be_revoked_only_once(desk):
 # The local user's token
 
 
-def test_new_local_token_replaces_the_old_one(desk):
+def test_new_local_token_replaces_the_old_one(desk, tmp_path):
     first, second = credentials.new_token(), credentials.new_token()
-    desk.tokens.install_local_token(first)
-    desk.tokens.install_local_token(first)
+    (tmp_path / "token").write_text(first)
+    desk.tokens.install_local_token(tmp_path)
+    desk.tokens.install_local_token(tmp_path)
     assert desk.refusal(first) == ""
-    desk.tokens.install_local_token(second)
+    (tmp_path / "token").write_text(second)
+    desk.tokens.install_local_token(tmp_path)
     assert (desk.refusal(first) or "").startswith("the token 'local' was revoked")
     assert desk.refusal(second) == ""
     assert [(row["name"], row["role"], row["target"]) for row in desk.tokens.describe()] == [
@@ -230,9 +232,25 @@ def test_new_local_token_replaces_the_old_one(desk):
     ] * 2
 
 
-def test_local_token_cannot_be_revoked(desk):
+def test_revoked_local_token_is_replaced_in_its_file(desk, tmp_path):
+    desk.tokens.install_local_token(tmp_path, "local-1f3a")
+    first = (tmp_path / "token").read_text().strip()
+    desk.revoke("local-1f3a")  # at any server
+    finish(desk.tokens._store_queue, desk.tokens.renew_local_token())
+    second = (tmp_path / "token").read_text().strip()
+    assert (desk.refusal(first) or "").startswith("the token 'local-1f3a' was revoked")
+    assert desk.refusal(second) == ""
+    desk.revoke("local-1f3a")  # while its server is stopped
+    desk.tokens.install_local_token(tmp_path, "local-1f3a")
+    third = (tmp_path / "token").read_text().strip()
+    assert third not in (first, second)
+    assert desk.refusal(third) == ""
+
+
+def test_local_token_cannot_be_revoked(desk, tmp_path):
     token = credentials.new_token()
-    desk.tokens.install_local_token(token)
+    (tmp_path / "token").write_text(token)
+    desk.tokens.install_local_token(tmp_path)
     with pytest.raises(ServerError, match="delete it and restart the server"):
         desk.revoke("local")
     assert desk.refusal(token) == ""

@@ -85,7 +85,7 @@ class Faults:
 
 
 async def end_of(caller: FakeCaller, job: int) -> tuple[list[tuple[int, int, bytes]], wire.Message]:
-    """Return what a caller is told of a job besides its end, and its end."""
+    """Return what a caller receives about a job before its end, and its end."""
     events: list[tuple[int, int, bytes]] = []
     while True:
         message = await caller.event()
@@ -120,8 +120,10 @@ async def cell(pair: Two, faults: Faults, arm: Callable[[], None], pieces: list[
                 await asyncio.sleep(max(AWAY, DELAY) + 0.1)
         await board.end(job, rest=b"9")
         events, end = await end_of(caller, job)
-        told = ["cut" if op == wire.TRUNCATED else payload.decode() for op, _, payload in events]
-        return f"{' '.join(told)} {outcome(end)}".strip()
+        received = [
+            "cut" if op == wire.TRUNCATED else payload.decode() for op, _, payload in events
+        ]
+        return f"{' '.join(received)} {outcome(end)}".strip()
 
 
 async def output_row(pair: Two, faults: Faults) -> str:

@@ -207,7 +207,7 @@ def write() -> None:
         store.enrol_boards(BOARDS, NOTE)
         for token in TOKENS:
             store.add_token(token)
-        store.set_labels({"id1": {"room": "lab"}})
+        store.set_labels(["id1"], {"room": "lab"})
         store.mark_board_seen("id2", {"platform": "esp32"})
         store.insert_jobs(["id1", "id2"], "ann")
         store.end_job(1, "error", "ValueError: \u00e4")

@@ -66,11 +66,11 @@ def result_of(view: SharedStore, job: int) -> tuple[str | None, str | None]:
 
 def test_boards_tokens_and_audit_rows_are_shared(server: Make):
     a, b = server("A"), server("B")
-    a.set_labels({"id1": {"room": "lab"}}, NOTE)
+    a.set_labels(["id1"], {"room": "lab"}, NOTE)
     a.add_token(TokenRow("abc", "ann", "viewer"), NOTE)
-    with pytest.raises(ServerError, match="cannot be written"):
+    with pytest.raises(ServerError, match="the name was given meanwhile"):
         b.enrol_boards([new_board_row("id9", "lab-1", KEY)], NOTE)
-    with pytest.raises(ServerError, match="cannot be written"):
+    with pytest.raises(ServerError, match="the name was given meanwhile"):
         b.add_token(TokenRow("def", "ann", "viewer"))
     assert b.boards()[0].labels == {"room": "lab"} or b.boards()[1].labels == {"room": "lab"}
     assert [row.name for row in b.tokens()] == ["ann"]

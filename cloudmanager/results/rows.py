@@ -1,0 +1,130 @@
+"""Boards and jobs as rows of tables, for terminals and notebooks; no I/O.
+
+Boards and callers are not trusted: all cells pass ``sanitize_text``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cloudmanager.protocol.facts import FACTS, fact_text
+from cloudmanager.protocol.text import sanitize_text
+
+from .html_table import render_table
+
+#: A wider cell is cut, so that one long text does not make the whole table unreadable.
+MAX_CELL_CHARS: Final = 40
+MAX_HTML_ROWS: Final = 200  # rows of a table in a notebook
+_LISTED_FACTS: Final = tuple(fact for fact in FACTS if fact.in_lists == "all")
+FLEET_HEADINGS: Final = (
+    "name",
+    "state",
+    *(fact.heading for fact in _LISTED_FACTS),
+    "connected since",
+)
+JOB_HEADINGS: Final = ("job", "board", "state", "started", "took", "caller")
+
+
+class BoardList(list[dict[str, Any]]):
+    """What the server knows about boards; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_rows(*labelled_rows(self[:MAX_HTML_ROWS]), len(self))
+
+
+class JobList(list[dict[str, Any]]):
+    """What the server knows about jobs; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_rows(JOB_HEADINGS, job_rows(self[:MAX_HTML_ROWS]), len(self))
+
+
+def html_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> str:
+    """Return the first rows of ``total`` ones as an HTML table; all cells are escaped."""
+    omitted = total - len(rows)
+    notes = [f"… and {omitted:,} more"] if omitted else []
+    return render_table(list(headings), [list(row) for row in rows], notes)
+
+
+def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each board, with the columns of ``FLEET_HEADINGS``."""
+    rows = [
+        (
+            str(board["name"]),
+            _state_text(board),
+            *(fact_text(fact, board) or "-" for fact in _LISTED_FACTS),
+            _connected_text(board),
+        )
+        for board in boards
+    ]
+    return [tuple(shorten(cell) for cell in row) for row in rows]
+
+
+def labelled_rows(
+    boards: Sequence[Mapping[str, Any]],
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """Return headings and rows of boards, with a column for labels if a board has one."""
+    headings, rows = FLEET_HEADINGS, fleet_rows(boards)
+    if not any(board.get("labels") for board in boards):
+        return headings, rows
+    labels = [shorten(labels_text(board)) or "-" for board in boards]
+    return (*headings[:2], "labels", *headings[2:]), [
+        (*row[:2], text, *row[2:]) for row, text in zip(rows, labels, strict=True)
+    ]
+
+
+def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each job, with the columns of ``JOB_HEADINGS``."""
+    rows = [
+        (
+            str(job["job"]),
+            str(job["board"]),
+            str(job["status"] or job["state"]),
+            format_time(job["started"]),
+            "-" if job["elapsed"] is None else f"{job['elapsed']:.3f} s",
+            str(job["caller"]),
+        )
+        for job in jobs
+    ]
+    return [tuple(shorten(cell) for cell in row) for row in rows]
+
+
+def labels_text(board: Mapping[str, Any]) -> str:
+    """Return the labels of a board as text: "room=lab, row=3"."""
+    return ", ".join(f"{key}={value}" for key, value in board.get("labels", {}).items())
+
+
+def format_time(seconds: float | None) -> str:
+    """Return a Unix time as local date and time; "-" for None."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"
+
+
+def _state_text(board: Mapping[str, Any]) -> str:
+    state, queued, program = board["state"], board.get("queued") or 0, board.get("program")
+    if program and board.get("connected_since"):
+        state = f"{state}: {program}" if not board.get("job") else f"{state}; {program}"
+    return f"{state}, {queued} queued" if queued else str(state)
+
+
+def _connected_text(board: Mapping[str, Any]) -> str:
+    since, seen = board.get("connected_since"), board.get("last_seen")
+    if since:
+        return f"{format_time(since)} ({format_duration(time.time() - since)})"
+    return f"last seen {format_duration(time.time() - seen)} ago" if seen else "never"
+
+
+def shorten(cell: str, length: int = MAX_CELL_CHARS) -> str:
+    """Return a text as one line of at most ``length`` characters that is safe to show."""
+    text = sanitize_text(cell).replace("\n", " ").replace("\t", " ")
+    return text if len(text) <= length else text[: length - 1] + "…"
