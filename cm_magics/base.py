@@ -17,6 +17,7 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Results
 
 from . import cell_display
+from .cell_display import VerbDisplay
 from .magic_completion import LineWords, MagicMatcher
 from .magic_line import split_words
 from .magic_options import MagicParser
@@ -80,16 +81,18 @@ class TargetMagics(Magics):
             raise UsageError(NO_TARGET_ERROR)
         return fleet()[target], words, parsed.options
 
-    def _run_verb(self, verb: VerbWithProgress, *, preparation: str = "") -> Results:
+    def _run_verb(
+        self, verb: VerbWithProgress, style: VerbDisplay = cell_display.FILE_DISPLAY
+    ) -> Results:
         """Run a verb, show its progress and outcome, and raise the errors of boards.
 
         Args:
             verb: called with a function that reports progress.
-            preparation: text to show until the first byte is transferred.
+            style: how it is shown.
         """
         with without_traceback():
             waits = new_waits(fleet().queued_jobs)
-            results = cell_display.run_file_verb(verb, preparation, waits)
+            results = cell_display.run_verb(verb, style, waits)
             self._boards.mark_shown(results)
             cell_display.raise_failures(results)
             return results

@@ -24,6 +24,17 @@ _INFO_PARSER: Final = make_parser(
 _RENAME_PARSER: Final = make_parser("board_rename", "Rename a board: %board_rename lab-1 roof")
 
 
+def _reset_text(results: Results) -> str:
+    """Return which boards were reset; "" if none was."""
+    succeeded = fold_names(name for name, result in results.items() if result.ok)
+    return f"{succeeded}: soft reset done." if succeeded else ""
+
+
+_RESET_DISPLAY: Final = cell_display.VerbDisplay(
+    "resetting", unit="boards", text=_reset_text, html=lambda _: None
+)
+
+
 @magics_class
 class ManagementMagics(TargetMagics):
     """``%board_reset``, ``%board_info``, ``%board_rename``."""
@@ -40,13 +51,7 @@ class ManagementMagics(TargetMagics):
         boards, words, _ = self._parse_line(_RESET_PARSER, line)
         if words:
             raise UsageError("Usage: %board_reset TARGET")
-        with without_traceback():
-            results = boards.reset()
-            self._boards.mark_shown(results)
-            if succeeded := [name for name, result in results.items() if result.ok]:
-                cell_display.display_text(f"{fold_names(succeeded)}: soft reset done.")
-            cell_display.raise_failures(results)
-            return results
+        return self._run_verb(lambda progress: boards.reset(progress=progress), _RESET_DISPLAY)
 
     board_reset.__doc__ = _RESET_PARSER.format_help()
 

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.getipython import get_ipython
@@ -82,29 +82,49 @@ def _make_output(group: JobGroup, view: CellView, background: bool) -> CellOutpu
     return CellDisplay(view, live=is_live())
 
 
-def run_file_verb(
-    verb: VerbWithProgress, preparation: str = "", waits: Callable[[], list[str]] = list
+class VerbDisplay(NamedTuple):
+    """How a verb is shown while it runs, and at its end.
+
+    Attributes:
+        preparation: what it does before it reports progress.
+        unit: what its progress counts: "bytes" or "boards".
+        text: returns the outcome as text.
+        html: returns the same as HTML; None: there is only the text.
+    """
+
+    preparation: str = progress.WORKING
+    unit: str = "bytes"
+    text: Callable[[Results], str] = files_text
+    html: Callable[[Results], str | None] = files_html
+
+
+FILE_DISPLAY: Final = VerbDisplay()
+
+
+def run_verb(
+    verb: VerbWithProgress, style: VerbDisplay, waits: Callable[[], list[str]] = list
 ) -> Results:
-    """Run a verb that transfers files, and show its progress and its outcome.
+    """Run a verb, and show its progress and its outcome.
 
     Args:
         verb: called with a function that reports progress.
-        preparation: text to show until the first byte is transferred.
+        style: how it is shown.
         waits: returns what its jobs wait for; see ``progress.ProgressMeter``.
 
     Raises:
         CloudmanagerError, OSError: the verb did not start, or could not start on all boards.
     """
+    preparation, unit = style.preparation, style.unit
     if getattr(get_ipython(), "kernel", None) is None:
-        with progress.ProgressBar(preparation, waits=waits) as report:
+        with progress.ProgressBar(preparation, unit=unit, waits=waits) as report:
             results = verb(report)
         handle = None
     else:
         line = _ProgressLine(live=can_answer() and not os.environ.get("CM_PLAIN"))
-        with progress.LiveProgress(line.draw, preparation, waits=waits) as report:
+        with progress.LiveProgress(line.draw, preparation, unit=unit, waits=waits) as report:
             results = verb(report)
         handle = line.handle
-    text, html = files_text(results), files_html(results)
+    text, html = style.text(results), style.html(results)
     if handle is not None:
         handle.update(_mime_bundle(text, html), raw=True)
     elif text and (results.ok or len(results) > 1):

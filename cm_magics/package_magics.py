@@ -18,6 +18,7 @@ from cloudmanager.client.install_options import (
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
+from .cell_display import VerbDisplay
 
 _INSTALL_HELP: Final = """Install packages and their dependencies on boards.
 
@@ -72,7 +73,7 @@ class PackageMagics(TargetMagics):
         arguments = install_keywords(options)
         return self._run_verb(
             lambda progress: boards.install(*words, progress=progress, **arguments),
-            preparation=PLANNING_TEXT,
+            VerbDisplay(PLANNING_TEXT),
         )
 
     board_install.__doc__ = _INSTALL_PARSER.format_help()
@@ -105,7 +106,7 @@ class PackageMagics(TargetMagics):
         flags = {"force": options.force, "dry_run": options.dry_run}
         return self._run_verb(
             lambda progress: boards.upgrade(*words, progress=progress, **flags),
-            preparation=PLANNING_TEXT,
+            VerbDisplay(PLANNING_TEXT),
         )
 
     board_upgrade.__doc__ = _UPGRADE_PARSER.format_help()

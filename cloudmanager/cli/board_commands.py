@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
+from cloudmanager.client.progress import ProgressCallback
 from cloudmanager.protocol.errors import BoardOffline, CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
@@ -35,6 +36,8 @@ class Macro(NamedTuple):
         action: called with the boards, the arguments, and True for each of its options.
         options: its options, as mpremote and shells have them -> the names of the arguments.
         words: returns the result of a board as text for people; None: as it is.
+        progress_unit: what its progress counts, "boards" or "bytes"; "" if the action does not take
+            ``progress=``.
     """
 
     arguments: tuple[str, ...]
@@ -42,6 +45,7 @@ class Macro(NamedTuple):
     action: Callable[..., Results]
     options: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     words: Callable[[Result], str] | None = None
+    progress_unit: str = ""
 
     def usage(self, name: str) -> str:
         """Return its name, its options of one letter and its arguments."""
@@ -49,23 +53,48 @@ class Macro(NamedTuple):
         return " ".join((name, *(f"[{each}]" for each in letters), *self.arguments))
 
 
-def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
-    """Run a macro on boards.
+def find_macro(name: str) -> Macro:
+    """Return a macro.
 
     Raises:
-        ValueError: no macro has this name, or the number of arguments is wrong.
+        ValueError: none has this name.
     """
     macro = MACROS.get(name)
     if macro is None:
         nearest = nearest_name(name, MACROS)
         guess = f" Did you mean {nearest}?" if nearest else ""
         raise ValueError(f"No macro is called {name}.{guess} The macros are {', '.join(MACROS)}.")
+    return macro
+
+
+def run_macro(
+    boards: Boards,
+    name: str,
+    arguments: Sequence[str],
+    progress: ProgressCallback | None = None,
+) -> Results:
+    """Run a macro on boards.
+
+    Args:
+        boards: the boards.
+        name: the macro.
+        arguments: its options and arguments.
+        progress: see ``Macro.progress_unit``.
+
+    Raises:
+        ValueError: no macro has this name, or the number of arguments is wrong.
+    """
+    macro = find_macro(name)
     given = [each for each in arguments if each in macro.options]
     words = [each for each in arguments if each not in macro.options]
     required = sum(not argument.startswith("[") for argument in macro.arguments)
     if not required <= len(words) <= len(macro.arguments):
         raise ValueError(f"Wrong number of arguments. Usage: mbm board TARGET {macro.usage(name)}")
-    options = dict.fromkeys((name for each in given for name in macro.options[each]), True)
+    options: dict[str, Any] = {}
+    for each in given:
+        options |= dict.fromkeys(macro.options[each], True)
+    if macro.progress_unit:
+        options["progress"] = progress
     return macro.action(boards, *words, **options)
 
 
@@ -257,9 +286,17 @@ blink()
 MACROS: Final[dict[str, Macro]] = {
     "echo": Macro(("TEXT",), "print TEXT on the boards", _echo),
     "identify": Macro(
-        (), "blink the boards' LED for five seconds", lambda boards: boards.run(_IDENTIFY_CODE)
+        (),
+        "blink the boards' LED for five seconds",
+        lambda boards, progress: boards.run(_IDENTIFY_CODE, progress=progress),
+        progress_unit="boards",
     ),
-    "reset": Macro((), "soft-reset the boards", lambda boards: boards.reset()),
+    "reset": Macro(
+        (),
+        "soft-reset the boards",
+        lambda boards, progress: boards.reset(progress=progress),
+        progress_unit="boards",
+    ),
     "ls": Macro(
         ("[PATH]",),
         "list a folder, or what matches a pattern; with -r, subfolders too",
@@ -269,7 +306,8 @@ MACROS: Final[dict[str, Macro]] = {
     "cat": Macro(
         ("PATH",),
         "show a file",
-        lambda boards, path: boards.read(_board_path(path), glob=True),
+        lambda boards, path, progress: boards.read(_board_path(path), glob=True, progress=progress),
+        progress_unit="bytes",
     ),
     "stat": Macro(
         ("PATH",),

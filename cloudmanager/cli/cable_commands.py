@@ -291,7 +291,13 @@ def board_scan(options: argparse.Namespace) -> int:
     """List the boards on cables."""
     found = [SerialPort(port, "") for port in options.port] or serial_ports.find_serial_ports()
     known = _names_by_id()
-    rows = [_scan_port(port, known) for port in found]
+    with ProgressBar(unit="boards", quiet=options.json) as progress:
+        for port in found:
+            progress(port.device, 0, 1)
+        rows = []
+        for port in found:
+            rows.append(_scan_port(port, known))
+            progress(port.device, 1, 1)
     if options.json:
         print(json.dumps(rows, indent=2))
         return OK
@@ -360,7 +366,8 @@ def board_config(options: argparse.Namespace) -> int:
 
 
 def _configure_by_cable(options: argparse.Namespace, changes: dict[str, Any]) -> int:
-    board_id = reconfigure.configure_by_cable(options.board, changes)
+    with ProgressBar("writing the settings", quiet=options.json):
+        board_id = reconfigure.configure_by_cable(options.board, changes)
     if options.name:
         with Fleet() as fleet:
             names = {board["id"]: board["name"] for board in fleet.boards()}
@@ -375,7 +382,8 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
     with open_fleet(options) as fleet:
         results = Results({})
         if changes:
-            results = reconfigure.configure_by_link(fleet[options.board], changes)
+            with ProgressBar("writing the settings", quiet=options.json):
+                results = reconfigure.configure_by_link(fleet[options.board], changes)
         for name, result in results.items():
             if not result.ok:
                 print(f"mbm: {name}: {sanitize_text(error_text(result.error))}", file=sys.stderr)

@@ -22,6 +22,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.client.text_files import decode_text
+from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import print_text
 from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
@@ -128,7 +129,9 @@ def add_virtual_verbs(add_verb: AddVerb) -> None:
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
     # The server itself reads its environment variables: a URL in one may contain a password.
-    started = local_server.start(server_options.read_options(options, environment={}))
+    given = server_options.read_options(options, environment={})
+    with ProgressBar("starting the server", quiet=options.json):
+        started = local_server.start(given)
     _print_notes(started.notes)
     if options.json:
         url, already, listens, _ = started
@@ -142,7 +145,8 @@ def server_start(options: argparse.Namespace) -> int:
 
 def server_stop(options: argparse.Namespace) -> int:
     """Stop the local server."""
-    url = local_server.stop()
+    with ProgressBar("stopping the server", quiet=options.json):
+        url = local_server.stop()
     if options.json:
         print_json({"url": url})
     elif url is None:
@@ -177,7 +181,8 @@ def server_status(options: argparse.Namespace) -> int:
 
 def server_backup(options: argparse.Namespace) -> int:
     """Save the local server's data and keys to a file."""
-    saved = local_server.back_up(Path(options.file))
+    with ProgressBar("saving", quiet=options.json):
+        saved = local_server.back_up(Path(options.file))
     _print_notes(saved.notes)
     text = f"Saved {', '.join(saved.files)} to {options.file}."
     return print_outcome(options, saved.files, f"{text} {_BACKUP_WARNING}")
@@ -185,7 +190,8 @@ def server_backup(options: argparse.Namespace) -> int:
 
 def server_restore(options: argparse.Namespace) -> int:
     """Replace the local server's data and keys by those of a backup."""
-    saved = local_server.restore(Path(options.file))
+    with ProgressBar("restoring", quiet=options.json):
+        saved = local_server.restore(Path(options.file))
     _print_notes(saved.notes)
     text = f"Restored {', '.join(saved.files)} from {options.file}."
     return print_outcome(options, saved.files, f"{text} {_BACKUP_WARNING}")
@@ -282,8 +288,9 @@ def job_show(options: argparse.Namespace) -> int:
 def job_interrupt(options: argparse.Namespace) -> int:
     """Interrupt jobs."""
     with Fleet() as fleet:
-        count = fleet.interrupt(options.jobs)
-        left = fleet.unfinished_jobs(options.jobs) if count else []
+        with ProgressBar("waiting for the boards", quiet=options.json):
+            count = fleet.interrupt(options.jobs)
+            left = fleet.unfinished_jobs(options.jobs) if count else []
         text = _interrupt_text(fleet, count, options.jobs)
     if not left:
         return print_outcome(options, {"interrupted": count}, text)
@@ -328,7 +335,8 @@ def simulate(options: argparse.Namespace) -> int:
     from cloudmanager.virtual.virtual_boards import stop_detached
 
     if options.stop:
-        stopped = stop_detached(virtual_boards.boards_folder())
+        with ProgressBar("stopping the boards", quiet=options.json):
+            stopped = stop_detached(virtual_boards.boards_folder())
         print(
             "Stopped the detached virtual boards."
             if stopped
@@ -339,9 +347,10 @@ def simulate(options: argparse.Namespace) -> int:
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
-        boards = virtual_boards.simulate(
-            fleet, names, detach=options.detach, allow_remote=options.allow_remote, **given
-        )
+        with ProgressBar("starting the boards", quiet=options.json):
+            boards = virtual_boards.simulate(
+                fleet, names, detach=options.detach, allow_remote=options.allow_remote, **given
+            )
         if options.json:
             print_json(boards.pids)
         else:

@@ -143,8 +143,11 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
 
 def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
-    with open_fleet(options) as fleet:
-        results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
+    unit = board_commands.find_macro(options.macro).progress_unit
+    bar = ProgressBar(options.macro, unit=unit, quiet=options.json)
+    with open_fleet(options) as fleet, bar as progress:
+        boards = fleet[options.target]
+        results = board_commands.run_macro(boards, options.macro, options.words, progress)
     if options.macro == "cat" and not options.json and write_content(results):
         return OK
     return print_results(

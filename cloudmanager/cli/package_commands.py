@@ -56,8 +56,9 @@ def uninstall(options: argparse.Namespace) -> int:
 
 def packages(options: argparse.Namespace) -> int:
     """List the installed packages."""
-    with open_fleet(options) as fleet:
-        return print_results(fleet[options.target].packages(), options)
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json):
+        results = fleet[options.target].packages()
+    return print_results(results, options)
 
 
 def upgrade(options: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
 """The progress of a verb: a line of text, or a bar in a terminal.
 
-with LiveProgress(ProgressBar()) as progress:
-results = boards.put("main.py", ":", progress=progress)
+Nothing that lasts over two seconds is silent::
+
+    with ProgressBar() as progress:
+        results = boards.put("main.py", ":", progress=progress)
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 REFRESH_SECONDS: Final = 0.12  # between two updates of the display
 SHOW_AFTER_SECONDS: Final = 1.0  # a shorter transfer shows no progress
 SHOW_PREPARATION_AFTER_SECONDS: Final = 2.0  # the same for the work before the first byte
+WORKING: Final = "working"  # what a verb does that says nothing else
 _MB: Final = 1_000_000
 
 #: Runs a verb that reports its progress to the given callback.
@@ -37,7 +40,7 @@ class ProgressMeter:
 
     Args:
         clock: returns seconds since any fixed time.
-        preparation: what the verb does before it reports progress; "" if that takes no time.
+        preparation: what the verb does before it reports progress, or without doing so.
         unit: what is counted: "bytes" or "boards".
         waits: returns what the verb's jobs wait for, as sentences; see ``wait_sentences``.
     """
@@ -45,7 +48,7 @@ class ProgressMeter:
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
-        preparation: str = "",
+        preparation: str = WORKING,
         unit: str = "bytes",
         waits: Callable[[], list[str]] = list,
     ) -> None:
@@ -76,16 +79,11 @@ class ProgressMeter:
         seconds = self._clock() - self._started_at
         if self.total:
             return seconds >= SHOW_AFTER_SECONDS
-        return seconds >= SHOW_PREPARATION_AFTER_SECONDS and bool(
-            self._preparation or self._waits()
-        )
+        return seconds >= SHOW_PREPARATION_AFTER_SECONDS
 
     def text(self) -> str:
         """Return the progress as one line, and what its jobs wait for, a line for each reason."""
-        waits = self._waits()
-        if not (self.total or self._preparation):
-            return "\n".join(waits)
-        return "\n".join([self._done_text(), *waits])
+        return "\n".join([self._done_text(), *self._waits()])
 
     def _done_text(self) -> str:
         seconds = max(self._clock() - self._started_at, 0.001)
@@ -105,7 +103,7 @@ class LiveProgress:
     Args:
         show: called again and again in a thread of its own, once the progress is worth showing;
             not after the end of the block.
-        preparation: what the verb does before it reports progress; "" if that takes no time.
+        preparation: what the verb does before it reports progress, or without doing so.
         unit: what is counted: "bytes" or "boards".
         waits: see ``ProgressMeter``.
     """
@@ -113,7 +111,7 @@ class LiveProgress:
     def __init__(
         self,
         show: Callable[[ProgressMeter], object],
-        preparation: str = "",
+        preparation: str = WORKING,
         *,
         unit: str = "bytes",
         waits: Callable[[], list[str]] = list,
@@ -146,7 +144,7 @@ class ProgressBar(LiveProgress):
     """A progress bar on standard error, if that is a terminal; it disappears at the end.
 
     Args:
-        preparation: what the verb does before it reports progress; "" if that takes no time.
+        preparation: what the verb does before it reports progress, or without doing so.
         unit: what is counted: "bytes" or "boards".
         quiet: whether to show nothing, for ``--json``.
         waits: see ``ProgressMeter``.
@@ -154,7 +152,7 @@ class ProgressBar(LiveProgress):
 
     def __init__(
         self,
-        preparation: str = "",
+        preparation: str = WORKING,
         *,
         unit: str = "bytes",
         quiet: bool = False,
@@ -175,25 +173,36 @@ class ProgressBar(LiveProgress):
 
     def _draw(self, meter: ProgressMeter) -> None:
         if self._bar is None:
-            self._bar = _start_rich_bar(meter.unit)
+            self._bar = _start_rich_bar()
             self._task = self._bar.add_task("", total=None)
+        self._bar.columns = _columns(meter)
         description = "" if meter.total else meter.text()
         self._bar.update(
             self._task, completed=meter.done, total=meter.total or None, description=description
         )
 
 
-def _start_rich_bar(unit: str) -> RichProgress:
+def _columns(meter: ProgressMeter) -> tuple[ProgressColumn, ...]:
+    """Return what a bar shows: before there is progress, only what the verb does."""
     from rich import progress  # importing rich takes 60 ms
-    from rich.console import Console
 
     columns: list[ProgressColumn] = [progress.TextColumn("{task.description}")]
-    columns += [progress.BarColumn(), progress.TaskProgressColumn()]
-    if unit == "bytes":
+    columns.append(progress.BarColumn())
+    if not meter.total:
+        return tuple(columns)
+    columns.append(progress.TaskProgressColumn())
+    if meter.unit == "bytes":
         columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
     else:
-        columns += [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+        columns += [progress.MofNCompleteColumn(), progress.TextColumn(meter.unit)]
     columns.append(progress.TimeRemainingColumn())
-    bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+    return tuple(columns)
+
+
+def _start_rich_bar() -> RichProgress:
+    from rich import progress
+    from rich.console import Console
+
+    bar = progress.Progress(console=Console(stderr=True), transient=True)
     bar.start()
     return bar

@@ -107,7 +107,10 @@ def test_macros_about_the_board_itself(two: Boards):
     assert re.fullmatch(r"MicroPython 1\.\d+\.\d+ on linux; build .+ on \d{4}-\d\d-\d\d", words)
     assert run(two, "df")["demo-1"].value.free > 0
     two.run("variable = 1")
-    assert run(two, "reset").ok
+    states = []
+    reset = board_commands.run_macro(two, "reset", (), lambda *state: states.append(state))
+    assert reset.ok
+    assert states[-1][1:] == (1, 1)
     assert not two.run("variable").ok
 
 

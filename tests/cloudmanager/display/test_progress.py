@@ -23,11 +23,13 @@ def test_meter_sums_boards_and_is_shown_after_a_delay():
     assert meter.text() == "25 % of 2.0 MB on 2 boards, 250 KB/s"
 
 
-def test_meter_without_bytes_is_never_shown():
+def test_verb_without_progress_is_not_silent():
     now = [0.0]
     meter = ProgressMeter(lambda: now[0])
-    now[0] = 99.0
-    assert not meter.should_show
+    now[0] = 1.9
+    early = meter.should_show
+    now[0] = 2.1
+    assert (early, meter.should_show, meter.text()) == (False, True, "working · 2 s")
 
 
 def test_preparation_is_shown_after_two_seconds():
