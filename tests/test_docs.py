@@ -15,6 +15,7 @@ from cloudmanager.cli import command_line
 from .wheel import ROOT
 
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = ["cloudmanager", "server", "cm_magics", "mpy_client"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 100  # characters; tables and pictures may be wider
 
@@ -50,6 +51,16 @@ def test_links_of_tutorials_lead_to_files_in_their_folder(notebook: Path):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     names = {path.name for path in notebook.parent.iterdir()}
     assert [link for link in links if link.partition("#")[0] not in names] == []
+
+
+def test_table_of_changes_counts_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| an? .+? \| [\d–]+ \| (\d+) \| (.+) \|$", text, flags=re.M)
+    assert len(rows) == 9
+    for count, files in rows:
+        assert len(files.split(", ")) == int(count), files
+        for name in re.findall(r"`([^`]+\.py)`", files):
+            assert any(list((ROOT / folder).rglob(name)) for folder in SOURCES), name
 
 
 def test_readme_lists_all_tutorials():
