@@ -103,7 +103,7 @@ class Chip:
             if self._wake in ready and self._obey():
                 return
             if self._cable in ready:
-                self._take(os.read(self._cable, 65536))
+                self._receive(os.read(self._cable, 65536))
             if self._uart in ready:
                 data = os.read(self._uart, 65536)
                 with self._heard:
@@ -122,7 +122,7 @@ class Chip:
         self._done.set()
         return order == "end"
 
-    def _take(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         """Pass bytes from the cable to the loader or to MicroPython."""
         if self.loader is not None:
             self._answer(self.loader.feed(data))

@@ -102,7 +102,7 @@ class Loader:
             return self._reply(op, status=FAILED)
         if op in (FLASH_DATA, MEM_DATA, DEFL_DATA) and check != checksum(body[16:]):
             return self._reply(op, status=b"\x01\x07")
-        answer = self._act(op, body)
+        answer = self._run_command(op, body)
         if fault == "corrupt":
             self.flash[self._at - 1] ^= 0x10
         return answer
@@ -116,7 +116,7 @@ class Loader:
         data += status.ljust(width, b"\0")
         return slip(struct.pack("<BBHI", 1, op, len(data), value) + data)
 
-    def _act(self, op: int, body: bytes) -> bytes:
+    def _run_command(self, op: int, body: bytes) -> bytes:
         words = struct.unpack_from(f"<{min(len(body) // 4, 4)}I", body)
         if op == SYNC:  # the stub answers with a value of zero: so esptool tells them apart
             return self._reply(op, 0 if self.stub else 0x20120707) * 8
@@ -125,7 +125,7 @@ class Loader:
         if op == WRITE_REG:
             self._write_register(words[0], words[1])
         elif op in (FLASH_BEGIN, DEFL_BEGIN):
-            self._begin(op, words)
+            self._start_writing(op, words)
         elif op == FLASH_DATA:
             self._program(body[16:])
         elif op == DEFL_DATA:
@@ -158,7 +158,7 @@ class Loader:
         self.stub = True
         return slip(b"OHAI")
 
-    def _begin(self, op: int, words: tuple[int, ...]) -> None:
+    def _start_writing(self, op: int, words: tuple[int, ...]) -> None:
         """Erase and set the address. (A real ESP8266 erases more; esptool allows for that.)"""
         size, blocks, block, self._at = words
         self._inflate = zlib.decompressobj()

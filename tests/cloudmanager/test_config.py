@@ -195,11 +195,11 @@ def test_private_file_is_never_partial(home):
     over = threading.Event()
     seen = set()
 
-    def look():
+    def read_repeatedly():
         while not over.is_set():
             seen.add(path.read_text())
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=read_repeatedly)
     thread.start()
     for number in range(200):
         config.write_private(path, texts[number % 2])

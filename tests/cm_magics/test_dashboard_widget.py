@@ -272,18 +272,18 @@ def test_files_are_written_opened_downloaded_and_deleted(page: Page, dashboard, 
     assert {"path": "/up", "line": "/up", "size": "folder", "is_folder": True} in files
     assert "/up/note.txt" in [file["path"] for file in files]
 
-    def act(verb: str, path: str = "/up/note.txt") -> Any:
+    def run_action(verb: str, path: str = "/up/note.txt") -> Any:
         page.send(dashboard, do="file", board="demo-1", path=path, verb=verb)
         return page.until("file")
 
-    assert act("open")["text"] == "täglich"
-    download = act("download")
+    assert run_action("open")["text"] == "täglich"
+    download = run_action("download")
     assert (download["file_name"], download["buffers"]) == ("note.txt", ["täglich".encode()])
-    assert act("open", "/up")["failed"]
-    assert act("delete")["text"] == "/up/note.txt was deleted."
+    assert run_action("open", "/up")["failed"]
+    assert run_action("delete")["text"] == "/up/note.txt was deleted."
     files = page.until("section")["section"]["files"]
     assert "/up/note.txt" not in [file["path"] for file in files]
-    assert "No such file" in act("download")["text"]
+    assert "No such file" in run_action("download")["text"]
     fleet["demo-1"].rm(":/up", recursive=True).raise_for_error()
     page.send(dashboard, b"x", do="upload", boards=["nobody-9"], path="/x")
     assert page.until("action", lambda m: m["state"] == "failed")["title"].endswith("nobody-9")

@@ -50,7 +50,7 @@ class Bench:
     def __init__(self, fleet: Fleet, boards: VirtualBoards, names: list[str]) -> None:
         self.fleet, self.boards, self.names = fleet, boards, names
 
-    def begin(self, programs: dict[str, str]) -> None:
+    def restart_with(self, programs: dict[str, str]) -> None:
         """Restart boards, each with its program."""
         placed = [
             self.fleet[name].submit(PLACE.format(PROGRAMS[kind]), wait=WAIT)
@@ -65,7 +65,7 @@ class Bench:
         """Start all boards, send cells and resets meanwhile; return the number of resets."""
         chance = random.Random(seed)
         kinds = list(PROGRAMS)
-        self.begin({name: chance.choice(kinds) for name in self.names})
+        self.restart_with({name: chance.choice(kinds) for name in self.names})
         plan = sorted(
             (
                 chance.random() * SPAN,
@@ -75,16 +75,17 @@ class Bench:
             for name in self.names
         )
         began, groups = time.monotonic(), []
-        for at, name, acts in plan:
+        for at, name, jobs in plan:
             time.sleep(max(0.0, began + at - time.monotonic()))
-            groups += [self.act(name, act) for act in acts]
+            groups += [self.start_job(name, kind) for kind in jobs]
         time.sleep(max(0.0, began + SPAN - time.monotonic()))
-        groups += [self.act(name, "reset") for name in self.names]  # ends the programs that run
+        # Resets end the programs that run.
+        groups += [self.start_job(name, "reset") for name in self.names]
         check(groups)
         return sum(group.options.fresh for group in groups)
 
-    def act(self, name: str, act: str) -> JobGroup:
-        if act == "cell":
+    def start_job(self, name: str, kind: str) -> JobGroup:
+        if kind == "cell":
             return self.fleet[name].submit("6 * 7", wait=WAIT)
         return self.fleet[name].submit("", fresh=True, wait=WAIT)
 
@@ -124,7 +125,7 @@ def test_repeated_reset_of_boards_with_a_new_program(bench: Bench):
 
 def test_stop_and_interrupt_report_what_is_still_running(bench: Bench):
     deaf, well = bench.names[:2]
-    bench.begin({deaf: "swallows its interrupt", well: "blocks"})
+    bench.restart_with({deaf: "swallows its interrupt", well: "blocks"})
     boards = bench.fleet[f"{deaf},{well}"]
     until(lambda: {b["state"] for b in boards.info()} == {"busy"}, "the programs do not run")
     stopped = board_commands.run_macro(boards, "stop", ())
@@ -137,7 +138,7 @@ def test_stop_and_interrupt_report_what_is_still_running(bench: Bench):
     assert bench.fleet.unfinished_jobs([number], 0.3) == [number]
     bench.boards.restart(well)
     assert cell.results(WAIT)[well].status == "lost"
-    check([bench.act(deaf, "reset"), bench.act(well, "reset")])
+    check([bench.start_job(deaf, "reset"), bench.start_job(well, "reset")])
 
 
 @pytest.mark.soak

@@ -72,13 +72,13 @@ def test_a_server_killed_in_mid_install_leaves_what_the_next_install_completes(t
     tcp_port, names, part = free_port(), ["in-1", "in-2", "in-3"], threading.Event()
     wish = package(tmp_path / "zzz")
 
-    def look(_: str, moved: int, __: int) -> None:
+    def on_progress(_: str, moved: int, __: int) -> None:
         if moved > HALF:
             part.set()
 
     def install(fleet: Fleet) -> None:
         with contextlib.suppress(CloudmanagerError):  # its own link ends, too
-            fleet["in-*"].install(wish, progress=look)
+            fleet["in-*"].install(wish, progress=on_progress)
 
     with (
         running_server(tmp_path, tcp_port=tcp_port) as first,

@@ -56,16 +56,16 @@ class Conversation:
     def messages(self):
         return [wire.unpack(frame.payload) for frame in self.frames()]
 
-    def say(self, *messages):
+    def receive(self, *messages):
         return self.exchange.handle_data(
             b"".join(frames.encode_frame(message) for message in messages)
         )
 
     def reply(self, ref, **body):
-        return self.say(wire.pack_json(wire.REPLY, body, job=ref))
+        return self.receive(wire.pack_json(wire.REPLY, body, job=ref))
 
     def events(self, *messages):
-        return self.say(wire.pack_events(messages))
+        return self.receive(wire.pack_events(messages))
 
     def submit(self, code="1 + 1", target="lab-*", **options):
         group = JobGroup(prepare_cell(code), RunOptions(**options))
@@ -535,14 +535,14 @@ def watched(conversation, target="lab-*"):
 def test_changes_are_passed_to_their_watch():
     conversation = Conversation()
     (_, first), (two, second) = watched(conversation, "a"), watched(conversation, "b")
-    conversation.say(wire.pack(wire.CHANGES, b"{}", job=two))
-    conversation.say(wire.pack(wire.CHANGES, b"{}", job=999))
+    conversation.receive(wire.pack(wire.CHANGES, b"{}", job=two))
+    conversation.receive(wire.pack(wire.CHANGES, b"{}", job=999))
     assert ([message.job for message in second], first) == ([two], [])
     conversation.exchange.unwatch(two)
     conversation.exchange.unwatch(two)
     (message,) = conversation.messages()
     assert (message.op, message.job) == (wire.UNWATCH, two)
-    assert conversation.say(wire.pack(wire.CHANGES, b"{}", job=two)), "it crossed the UNWATCH"
+    assert conversation.receive(wire.pack(wire.CHANGES, b"{}", job=two)), "it crossed the UNWATCH"
     assert len(second) == 1
 
 
@@ -577,7 +577,7 @@ def test_parts_of_a_long_reply_are_joined(parts, whole):
     reply, other = talk.exchange.request("boards", {}), talk.exchange.request("status", {})
     ref, other_ref = (message.job for message in talk.messages())
     for part in parts[:-1]:
-        talk.say(wire.pack_json(wire.REPLY, {"reply": part}, job=ref, flags=wire.MORE_PARTS))
+        talk.receive(wire.pack_json(wire.REPLY, {"reply": part}, job=ref, flags=wire.MORE_PARTS))
         assert not reply.done
     talk.reply(other_ref, reply="between the parts")
     talk.reply(ref, reply=parts[-1])
@@ -589,7 +589,7 @@ def test_error_ends_a_reply_of_several_parts():
     talk = Conversation()
     reply = talk.exchange.request("boards", {})
     (message,) = talk.messages()
-    talk.say(wire.pack_json(wire.REPLY, {"reply": [1]}, job=message.job, flags=wire.MORE_PARTS))
+    talk.receive(wire.pack_json(wire.REPLY, {"reply": [1]}, job=message.job, flags=wire.MORE_PARTS))
     talk.reply(message.job, error="ServerError", args=["the store failed"])
     with pytest.raises(ServerError, match="the store failed"):
         reply.result()
@@ -603,4 +603,4 @@ def test_parts_of_different_kinds_close_the_link(parts):
     flags = wire.MORE_PARTS
     for part, is_open in zip(parts, (True, False), strict=True):
         data = wire.pack_json(wire.REPLY, {"reply": part}, job=message.job, flags=flags)
-        assert talk.say(data) is is_open
+        assert talk.receive(data) is is_open

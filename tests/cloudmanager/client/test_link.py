@@ -21,8 +21,8 @@ WAIT = 20.0  # seconds that anything here may take on a busy machine
 class FakeServer:
     """A TCP server that calls a function of the test for each connection."""
 
-    def __init__(self, act):
-        self._act = act
+    def __init__(self, serve):
+        self._on_connection = serve
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._listening.settimeout(WAIT)
         self.over = threading.Event()  # the test is over: whoever waits for nothing may go
@@ -36,7 +36,7 @@ class FakeServer:
     def _serve(self):
         with contextlib.suppress(OSError), self._listening.accept()[0] as sock:
             sock.settimeout(WAIT)
-            self._act(self, sock)
+            self._on_connection(self, sock)
 
     def close(self):
         self.over.set()
@@ -49,8 +49,8 @@ def fake_server():
     """Return a function that starts such a server; it is stopped after the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(act):
-            made = FakeServer(act)
+        def start(serve):
+            made = FakeServer(serve)
             stack.callback(made.close)
             return made
 
@@ -75,11 +75,11 @@ def accept(sock):
 
 
 def answering(text):
-    def act(_, sock):
+    def serve(_, sock):
         read_head(sock)
         sock.sendall(text)
 
-    return act
+    return serve
 
 
 @pytest.fixture
@@ -258,11 +258,11 @@ def test_server_of_another_version(fake_server):
 
 
 def test_closed_connection_ends_all_waits(fake_server):
-    def act(_, sock):
+    def serve(_, sock):
         accept(sock)
         sock.recv(1)
 
-    made = ServerLink(fake_server(act).address)
+    made = ServerLink(fake_server(serve).address)
     with pytest.raises(ServerUnreachable, match="closed the connection|reset"):
         made.exchange.request("status", {}).result()
     made._reader.join(WAIT)
@@ -271,12 +271,12 @@ def test_closed_connection_ends_all_waits(fake_server):
 
 
 def test_reset_connection_ends_all_waits(fake_server):
-    def act(_, sock):
+    def serve(_, sock):
         accept(sock)
         sock.recv(1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
 
-    made = ServerLink(fake_server(act).address)
+    made = ServerLink(fake_server(serve).address)
     with pytest.raises(ServerUnreachable, match="Connection reset by peer"):
         made.exchange.request("status", {}).result()
     made.close()
@@ -285,12 +285,12 @@ def test_reset_connection_ends_all_waits(fake_server):
 def test_protocol_violation_is_answered_with_a_close_code(fake_server):
     received = []
 
-    def act(_, sock):
+    def serve(_, sock):
         accept(sock)
         sock.sendall(b"\x81\x02hi")  # text
         received.append(sock.recv(100))
 
-    other = fake_server(act)
+    other = fake_server(serve)
     made = ServerLink(other.address)
     made._reader.join(WAIT)
     made.close()
@@ -302,12 +302,12 @@ def test_silent_server_gets_a_ping_and_is_disconnected(fake_server, monkeypatch)
     monkeypatch.setattr(link, "HEARTBEAT_SECONDS", 0.2)
     heard = []
 
-    def act(_, sock):
+    def serve(_, sock):
         accept(sock)
         while data := sock.recv(1000):
             heard.append(data)
 
-    other = fake_server(act)
+    other = fake_server(serve)
     made = ServerLink(other.address)
     with pytest.raises(ServerUnreachable, match="no answer in time"):
         made.exchange.request("status", {}).result()
@@ -323,11 +323,11 @@ def test_silent_server_gets_a_ping_and_is_disconnected(fake_server, monkeypatch)
 def test_https_address_uses_tls(fake_server):
     received = []
 
-    def act(_, sock):
+    def serve(_, sock):
         received.append(sock.recv(1))
         sock.sendall(b"HTTP/1.1 400 this port speaks plain HTTP\r\n\r\n")
 
-    address = fake_server(act).address
+    address = fake_server(serve).address
     secure = address._replace(url=address.url.replace("http://", "https://"))
     assert "the server does not use TLS" in refused(secure)
     assert received == [b"\x16"]  # a TLS handshake (RFC 8446, 5.1): the token was not sent

@@ -21,7 +21,7 @@ STARTER_SHA = hashlib.sha256(STARTER).hexdigest()
 PARTS = ["run", "files"]
 
 
-async def give(caller: FakeCaller, data: bytes) -> None:
+async def upload_content(caller: FakeCaller, data: bytes) -> None:
     """Upload a content."""
     digest = hashlib.sha256(data).hexdigest()
     upload = (await caller.ask("offer", sha256=digest, size=len(data)))["reply"]
@@ -52,7 +52,7 @@ async def lab(service: Service):
 
 async def test_content_is_uploaded_once_and_sent_with_its_size(lab):
     service, board, caller = lab
-    await give(caller, DATA)
+    await upload_content(caller, DATA)
     (job,) = await caller.submit(
         "lab-1", b"", acts=[["makedirs", "/lib"], ["put", "/lib/a.py", SHA]]
     )
@@ -73,7 +73,7 @@ async def test_content_is_uploaded_once_and_sent_with_its_size(lab):
 async def test_content_of_another_token_is_not_sent(lab):
     """Knowing the SHA-256 of a content is not having it."""
     service, board, caller = lab
-    await give(caller, DATA)
+    await upload_content(caller, DATA)
     token = service.add_token("operator")
     async with await FakeCaller.join(service, token) as other:
         assert "was not uploaded" in await refusal(other, [["put", "/stolen", SHA]])
@@ -81,7 +81,7 @@ async def test_content_of_another_token_is_not_sent(lab):
         reply = await other.ask("plan", target="lab-1", wanted=["./x.py"], sent=sent)
         assert "was not sent to the server" in reply["args"][0]
     async with await FakeCaller.join(service, token) as other:
-        await give(other, DATA)  # every token has to send it itself
+        await upload_content(other, DATA)  # every token has to send it itself
         (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
         assert (await board.next()).job == job
         await board.end(job, rest=b"[8]")
@@ -90,7 +90,7 @@ async def test_content_of_another_token_is_not_sent(lab):
 
 async def test_content_may_be_used_by_other_links_of_its_token(lab):
     service, board, caller = lab
-    await give(caller, DATA)
+    await upload_content(caller, DATA)
     async with await FakeCaller.join(service) as again:
         assert (await again.ask("offer", sha256=SHA, size=len(DATA)))["reply"] == 0
         (job,) = await again.submit("lab-1", b"", acts=[["put", "/a", SHA]])
@@ -141,7 +141,7 @@ async def test_audit_row_of_very_long_paths_is_short(lab):
 
 async def test_put_and_get_in_one_job_are_refused(lab):
     _, _, caller = lab
-    await give(caller, DATA)
+    await upload_content(caller, DATA)
     assert "either put or get" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
 
 
@@ -189,7 +189,7 @@ async def test_files_that_start_the_client_cannot_be_replaced(service: Service, 
         await FakeCaller.join(service) as caller,
     ):
         for data in (DATA, STARTER):
-            await give(caller, data)
+            await upload_content(caller, data)
         (job,) = await caller.submit("lab-1", b"", acts=[act])
         if well:
             assert (await board.next()).op == wire.FILE
@@ -228,7 +228,7 @@ async def test_get_is_interrupted_when_its_caller_disconnects(lab):
 async def test_put_continues_when_its_caller_disconnects(lab):
     service, board, _ = lab
     async with await FakeCaller.join(service) as other:
-        await give(other, DATA)
+        await upload_content(other, DATA)
         (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
         await board.next()
     await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.RESUME_STATE)
