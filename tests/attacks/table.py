@@ -261,7 +261,7 @@ ATTACKS: Final = [
         20,
         "HTML, script, Markdown and MIME from a board",
         "attacks/test_hostile_output.py: hostile_text_is_plain_text_in_the_notebook "
-        "results_have_no_rich_representation html_is_produced_in_few_modules "
+        "results_have_tables_and_no_other_rich_representation html_is_produced_in_few_modules "
         "table_of_values_contains_no_hostile_tags",
         "cm_magics/test_kernel.py: board_output_is_never_html",
         "cm_magics/test_dashboard_widget.py: text_from_boards_is_sanitized",
