@@ -50,6 +50,20 @@ def test_file_names_are_data(unix, name):
     assert unix.read(f":/w/{name}").value == b"x"
 
 
+def test_names_that_are_not_utf8_are_listed_read_and_removed(unix):
+    unix.mkdir(":/w").raise_for_error()
+    unix.run("with open(b'/w/a\\xff', 'wb') as f: f.write(b'odd')").raise_for_error()
+    unix.put(b"x", ":/w/é").raise_for_error()
+    assert {entry.name for entry in unix.ls(":/w").value} == {"a\udcff", "é"}
+    assert unix.read(":/w/a\udcff").value == b"odd"
+    (missing,) = unix.stat(":/w/b\udcff").values()
+    assert isinstance(missing.error, FileNotFoundError)
+    assert missing.error.filename.endswith(":/w/b\udcff")
+    assert unix.mv(":/w/a\udcff", ":/w/b").ok
+    unix.run("open(b'/w/a\\xff', 'wb').close()").raise_for_error()
+    assert unix.rm(":/w", recursive=True).ok
+
+
 def test_folders_are_made_listed_renamed_and_removed(unix):
     assert unix.mkdir(":/w").ok
     assert unix.mkdir(":/w/a/b/c", parents=True).ok
