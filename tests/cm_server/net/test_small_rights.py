@@ -309,7 +309,7 @@ async def test_long_reply_is_sent_in_parts_to_those_who_can_read_them(service: S
 async def test_caller_that_does_not_read_a_long_reply_costs_one_part(service: Service):
     (identity,) = service.enrol("lab-1")
     buffer = service.server.registry.by_name["lab-1"].sample_buffer
-    buffer.samples.extend(Sample(n, n, 0, '{"t":"%s"}' % ("x" * 500)) for n in range(20_000))
+    buffer.samples.extend(Sample(n, n, 0, '{"t":"%s"}' % ("x" * 500)) for n in range(8_000))
     request = wire.pack(wire.REQUEST, b'{"verb":"samples"}', job=5, flags=wire.ACCEPTS_PARTS)
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (connection,) = service.callers
@@ -349,7 +349,7 @@ async def test_long_request_leaves_time_for_others(service: Service, monkeypatch
     ):
         for peer, verb in ((busy, b"slow"), (busy_too, b"slow-later")):
             requests = [
-                wire.pack(wire.REQUEST, b'{"verb":"%s"}' % verb, job=number) for number in range(40)
+                wire.pack(wire.REQUEST, b'{"verb":"%s"}' % verb, job=number) for number in range(20)
             ]
             peer.say(b"".join(frames.encode_frame(request, mask=True) for request in requests))
         longest = 0.0
@@ -360,7 +360,7 @@ async def test_long_request_leaves_time_for_others(service: Service, monkeypatch
             longest = max(longest, time.perf_counter() - asked)
         assert longest < 0.3
         for peer in (busy, busy_too):
-            for number in range(40):
+            for number in range(20):
                 frame = await peer.frame()
                 assert frame is not None
                 assert wire.unpack(frame.payload).job == number
