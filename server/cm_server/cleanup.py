@@ -11,6 +11,8 @@ from .rate_limits import RateLimiter
 
 log = logging.getLogger("cm_server")
 
+#: What peers read of an unexpected exception: it is the server's own, and nothing of theirs.
+FAILED = "the server failed to carry this out, and its log has the reason"
 #: A peer may be able to cause a failure at any rate, so repeated failures are logged rarely. The
 #: limit is the default one, since all parts of a process share this module and its log.
 _failures = RateLimiter(Limits.failure_lines_per_minute)

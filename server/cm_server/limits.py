@@ -44,6 +44,8 @@ class Limits:
     #: Of all such connections, from the third read of each on.
     unauthenticated_reads_per_second: int = 500
     accept_retry_seconds: float = 1.0  # until the next attempt when no file descriptors are left
+    #: File descriptors that connections leave to the server's own files; a quarter at most.
+    reserved_descriptors: int = 32
     #: Of one address; then wrong tokens get 429; valid ones are accepted.
     bad_logins_per_minute: int = 20
     rate_limit_keys: int = 1024  # whose events are counted at the same time

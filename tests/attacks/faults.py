@@ -7,6 +7,7 @@ from typing import Final
 from .defence import LIBRARY, SERVER, Defence, defence
 
 _FORKS: Final = "cloudmanager/client/test_forks.py::test_"
+_OWN: Final = "cm_server/test_own_failures.py::test_"
 _CLOCK: Final = "cm_server/test_loop_clock.py::test_"
 
 FAULTS: Final[list[Defence]] = [
@@ -70,5 +71,42 @@ FAULTS: Final[list[Defence]] = [
         "_PRIVATE_MODE = 0o666",
         "cloudmanager/test_config.py::test_umask_does_not_widen_what_is_private",
         "cloudmanager/test_local_server.py::test_server_files_are_private_with_any_umask",
+    ),
+    defence(
+        "a failure of the server at a board's message leaves its link open",
+        SERVER + "net/board_socket.py",
+        "BoardConnection._handle = lambda self, board, data: "
+        "self._services.dispatch.board_messages.on_message(board, data)",
+        _OWN + "failure_at_a_boards_message_leaves_its_link_open[sample-plain]",
+        _OWN + "failure_at_a_boards_message_leaves_its_link_open[file-tls]",
+        _OWN + "failure_at_a_boards_message_leaves_its_link_open[output-mac]",
+    ),
+    defence(
+        "a failure of the server at a caller's message is the reply",
+        SERVER + "net/caller_socket.py",
+        "CallerConnection._report_failure = lambda self, message, error: (_ for _ in ()).throw(error)",
+        _OWN + "failure_at_a_callers_message_is_the_reply",
+    ),
+    defence(
+        "a job that the server cannot send ends",
+        SERVER + "jobs/scheduler.py",
+        "Scheduler._send = Scheduler._send_to_board",
+        _OWN + "job_that_the_server_cannot_send_ends_and_the_others_run",
+    ),
+    defence(
+        "errors of the server's disk are distinguished from those of boards",
+        SERVER + "installs/content_store.py",
+        """
+def _storage_error(error):
+    raise error
+""",
+        _OWN + "disk_that_is_full_in_the_middle_of_a_write_is_an_error",
+        _OWN + "content_without_a_folder_is_an_error_of_the_server",
+    ),
+    defence(
+        "connections leave file descriptors to the server itself",
+        SERVER + "net/listener.py",
+        "_DescriptorLimit.allows = lambda self, sock: True",
+        _OWN + "connections_leave_descriptors_to_the_server_itself",
     ),
 ]

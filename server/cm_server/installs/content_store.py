@@ -38,6 +38,9 @@ class Content:
         size: the number of bytes.
         folder: where the temporary file is created.
         read_bytes: the most that is read at a time.
+
+    Raises:
+        ServerError: the disk is full, or the server has no file descriptor left.
     """
 
     def __init__(
@@ -50,8 +53,7 @@ class Content:
         self.owners: set[str] = set()  # the tokens that sent it; empty if the server made it
         self.charged_to = ""  # the token whose share of the disk it uses
         self._hash = hashlib.sha256()
-        self._file, path = tempfile.mkstemp(dir=folder)
-        os.unlink(path)  # noqa: PTH108  # freed when the last reader or the process ends
+        self._file = _create_unnamed_file(folder)  # freed when the last reader or the process ends
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
@@ -73,17 +75,30 @@ class Content:
         if self.written + len(piece) > self.size:
             raise ServerError("the file is longer than announced: it changed during the upload")
         try:
-            os.write(self._file, piece)
+            rest = memoryview(piece)
+            while rest:  # a disk that becomes full takes a part first
+                rest = rest[os.write(self._file, rest) :]
         except OSError as error:
-            raise ServerError(f"the server cannot store the file: {error.strerror}") from error
+            raise _storage_error(error) from error
         self._hash.update(piece)
         self.written += len(piece)
         if self.written == self.size and self._hash.hexdigest() != self.digest:
             raise ServerError("the file differs from its SHA-256: it changed during the upload")
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return at most ``size`` bytes, starting at ``offset``."""
-        return os.pread(self._file, size, offset)
+        """Return ``size`` bytes, starting at ``offset``; fewer at the end.
+
+        Raises:
+            ServerError: the disk has lost them.
+        """
+        expected = min(size, self.size - offset)
+        try:
+            data = os.pread(self._file, expected, offset)
+        except OSError as error:
+            raise _storage_error(error) from error
+        if len(data) < expected:
+            raise ServerError("the server cannot read the file back from its disk")
+        return data
 
     def starts_with(self, prefix_size: int, prefix_digest: bytes) -> bool:
         """Return whether the first ``prefix_size`` bytes have this SHA-256."""
@@ -94,6 +109,25 @@ class Content:
             size = min(self._read_bytes, prefix_size - offset)
             prefix_hash.update(self.read(offset, size))
         return prefix_hash.digest() == prefix_digest
+
+
+def _create_unnamed_file(folder: Path) -> int:
+    """Return the descriptor of a new file without a name.
+
+    Raises:
+        ServerError: the disk is full, or the server has no file descriptor left.
+    """
+    try:
+        handle, path = tempfile.mkstemp(dir=folder)
+        os.unlink(path)  # noqa: PTH108
+    except OSError as error:
+        raise _storage_error(error) from error
+    return handle
+
+
+def _storage_error(error: OSError) -> ServerError:
+    """Return the error of a file that the server could not store, without the server's paths."""
+    return ServerError(f"the server cannot store the file: {error.strerror}")
 
 
 class _Upload(NamedTuple):

@@ -6,10 +6,12 @@ the event loop only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.errors import PeerWireError
+from cloudmanager.protocol.errors import PeerWireError, ServerError
+from cm_server import cleanup
 
 from .job_history import ReportedResult
 from .job_results import JobResults
@@ -65,6 +67,29 @@ class BoardMessages:
             self.on_stray(board, message.job)
         else:
             self.on_job_message(job, message, data)
+
+    def on_failure(self, board: Board, data: bytes, error: Exception) -> None:
+        """End the job that a message is about whose handler failed; the link stays open.
+
+        Args:
+            board: it has done nothing wrong.
+            data: its message.
+            error: the unexpected exception of the server.
+        """
+        cleanup.log_failure(f"a message of {board.name}", error)
+        message, job = wire.unpack(data), board.current_job
+        if job is None or not _is_job_number(job, message.job):
+            return
+        if job.state != "ended":
+            cleanup.run_all("a job", functools.partial(self._fail_job, job, cleanup.FAILED))
+        if message.op == wire.RESULT:
+            cleanup.run_all("a job", functools.partial(self._scheduler.on_job_finished, board))
+
+    def _fail_job(self, job: Job, error: str) -> None:
+        """End a job with an error of the server, and interrupt it on its board."""
+        self._scheduler.refuse_transfer(job, error)
+        if job.board.link is not None:
+            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
 
     def on_job_message(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Handle a board's message about one of its jobs, wherever the board is connected.
@@ -134,6 +159,8 @@ class BoardMessages:
             if not job.owner:  # else another server has its link, and is asked to end the job
                 raise
             self._scheduler.refuse_transfer(job, f"the board broke the protocol: {error.detail}")
+        except ServerError as error:  # the file cannot be read from the server's disk
+            self._fail_job(job, JobRefused(error).error_text)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server import cleanup
 from cm_server.limits import MIB
 from cm_server.store.store_queue import Operation
 
@@ -57,17 +58,25 @@ class Scheduler:
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
         for job in jobs:
-            board = job.board
-            if self._registry.by_id.get(board.id) is not board:
-                self._job_results.end_job(job, "offline", "it was removed from the fleet")
-            elif board.queue and (why := self._queue_full_reason(board.queue, job)):
-                self._job_results.end_job(job, "error", why)
-            elif board.link is None and not board.is_restarting:
-                self._launch_not_connected(job)
-            else:
-                board.queue.append(job)
-                self.start_queued_jobs(board, submitted=job)
-            board.notify_changed()
+            try:
+                self._launch_one(job)
+            except Exception as error:  # the other jobs of the cell are not affected
+                cleanup.log_failure("starting a job", error)
+                if job.state != "ended":
+                    self._job_results.end_job(job, "error", cleanup.FAILED)
+
+    def _launch_one(self, job: Job) -> None:
+        board = job.board
+        if self._registry.by_id.get(board.id) is not board:
+            self._job_results.end_job(job, "offline", "it was removed from the fleet")
+        elif board.queue and (why := self._queue_full_reason(board.queue, job)):
+            self._job_results.end_job(job, "error", why)
+        elif board.link is None and not board.is_restarting:
+            self._launch_not_connected(job)
+        else:
+            board.queue.append(job)
+            self.start_queued_jobs(board, submitted=job)
+        board.notify_changed()
 
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""
@@ -202,6 +211,22 @@ class Scheduler:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
 
     def _send(self, job: Job) -> None:
+        """Send a job to its board; if the server itself fails, the job ends.
+
+        The board's link is closed then, since the board may have received a part of the job. It
+        connects again, and runs the next one.
+        """
+        link = job.board.link
+        try:
+            self._send_to_board(job)
+        except Exception as error:
+            cleanup.log_failure("sending a job", error)
+            if job.state != "ended":
+                self._job_results.end_job(job, "error", cleanup.FAILED)
+            if link is not None:
+                link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
+
+    def _send_to_board(self, job: Job) -> None:
         """Send a job to its board, which restarts first for a fresh job; start its timeout."""
         board, cell = job.board, job.cell
         assert board.link is not None

@@ -216,6 +216,9 @@ class BoardConnection:
             row = await self._services.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
+        except Exception as error:
+            cleanup.log_failure("enrolling a board", error)
+            self._link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
         else:
             self._link.send(wire.pack_json(wire.ENROLLED, {"id": row.id, "name": row.name}))
 
@@ -261,7 +264,21 @@ class BoardConnection:
         facts |= {"boot": boot, "booted": booted}
         self._link.on_message = _refuse_early_message
         claim = self._services.cluster.claim_board(board, facts)
-        claim.when_done(lambda _: self._attach_board(board, body, facts, claim))
+        claim.when_done(lambda _: self._attach_claimed(board, body, facts, claim))
+
+    def _attach_claimed(
+        self,
+        board: Board,
+        body: dict[str, Any],
+        facts: dict[str, Any],
+        claim: Operation[ClaimedBoard | None],
+    ) -> None:
+        """Attach a board; if the server itself fails, close the link: the board connects again."""
+        try:
+            self._attach_board(board, body, facts, claim)
+        except Exception as error:
+            cleanup.log_failure(f"accepting {board.name}", error)
+            self._link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
 
     def _attach_board(
         self,
@@ -351,7 +368,17 @@ class BoardConnection:
             proof = wire.unpack(data).payload
             self._services.enrolment.on_rekeyed(self._board, proof)
         else:
-            self._services.dispatch.board_messages.on_message(self._board, data)
+            self._handle(self._board, data)
+
+    def _handle(self, board: Board, data: bytes) -> None:
+        """Handle a message; if the server itself fails, its job ends, and the link stays open."""
+        messages = self._services.dispatch.board_messages
+        try:
+            messages.on_message(board, data)
+        except PeerWireError:
+            raise
+        except Exception as error:
+            messages.on_failure(board, data, error)
 
     def _note_activity(self) -> None:
         self._heard = True

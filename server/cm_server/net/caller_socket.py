@@ -52,6 +52,8 @@ REQUEST_MESSAGES = 5
 _URGENT = ("interrupt", "stop")
 #: How many of a link's newest cells are remembered, so that a repeated one is refused.
 REMEMBERED_REFS = 64
+#: Messages that are always answered, by a REPLY if the server fails.
+_REPLIED_OPS = frozenset((wire.SUBMIT, wire.REQUEST, wire.CONTENT, wire.WATCH))
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,14 @@ class CallerConnection:
         except CloudmanagerError as error:
             self._link.charge(self._services.limits.rare_messages)
             self._send_error(message.job, error)
+        except Exception as error:
+            self._report_failure(message, error)
+
+    def _report_failure(self, message: wire.Message, error: Exception) -> None:
+        """Reply that the server itself has failed; the link stays open for everything else."""
+        cleanup.log_failure(f"a message 0x{message.op:02x} of a caller", error)
+        if message.op in _REPLIED_OPS:
+            self._send_error(message.job, ServerError(cleanup.FAILED))
 
     def _is_valid_now(self) -> bool:
         """Return whether the token is valid at this message: timers may be late."""
@@ -369,7 +379,7 @@ class CallerConnection:
             body = verbs.pack_error(error)
         except Exception as error:
             cleanup.log_failure("a request", error)
-            body = verbs.pack_error(ServerError("the request failed; server.log has the reason"))
+            body = verbs.pack_error(ServerError(cleanup.FAILED))
         if self._is_valid():
             self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
 
@@ -511,6 +521,9 @@ class CallerConnection:
             self._launch(cell)
         except CloudmanagerError as error:
             self._send_error(cell.ref, error)
+        except Exception as error:
+            cleanup.log_failure("starting a cell", error)
+            self._send_error(cell.ref, ServerError(cleanup.FAILED))
 
     def _launch(self, cell: _SubmittedCell) -> None:
         """Start a cell's jobs, which are committed; reply before any message about them.

@@ -7,10 +7,12 @@ HTTP request. Until its request has been handled, a connection counts as unauthe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import ipaddress
 import logging
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -24,15 +26,28 @@ from tornado.web import Application
 from cloudmanager.protocol.errors import ServerError
 from cm_server import cleanup
 from cm_server.limits import Limits
-from cm_server.rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
+from cm_server.rate_limits import (
+    RateLimiter,
+    TokenBucket,
+    UnauthenticatedConnections,
+    UnauthenticatedEntry,
+)
 
 from .certificates import Certificates
+from .handlers import REFUSAL_HEADER
 
 log = logging.getLogger("cm_server")
 
 _TLS_HANDSHAKE_BYTE = b"\x16"
 #: Cost of a connection that is closed before its request, relative to one with a request.
 _ACCEPT_COST = 0.1
+_DISCARDED_BYTES = 64 * 1024  # of the request of a connection that is refused
+_TOO_MANY = "the server has too many connections for its number of file descriptors; try later"
+_TOO_MANY_CONNECTIONS = (
+    f"HTTP/1.1 503 Service Unavailable\r\n{REFUSAL_HEADER}: {_TOO_MANY}\r\n"
+    f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(_TOO_MANY) + 2}\r\n"
+    f"Connection: close\r\n\r\n{_TOO_MANY[0].upper()}{_TOO_MANY[1:]}.\n"
+).encode()
 
 
 class _ConnectionParts(NamedTuple):
@@ -61,6 +76,7 @@ class Listener(HTTPServer):
         self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
         self._listening_sockets: list[socket.socket] = []
         self._accepts = TokenBucket(limits.accepted_per_second, limits.accepted_at_once)
+        self._descriptors = _DescriptorLimit(limits)
         super().initialize(
             app,
             no_keep_alive=True,
@@ -98,7 +114,10 @@ class Listener(HTTPServer):
                 log.error(text, self._parts.limits.accept_retry_seconds, error.strerror)
                 self._pause_accepting(sock, self._parts.limits.accept_retry_seconds)
                 return
-            self._on_accepted(accepted, address)
+            if self._descriptors.allows(accepted):
+                self._on_accepted(accepted, address)
+            else:
+                self._descriptors.refuse(accepted)
             ahead = self._accepts.spend(0) - self._parts.limits.accepted_ahead_seconds
             if ahead > 0:
                 self._pause_accepting(sock, ahead)
@@ -170,6 +189,56 @@ class Listener(HTTPServer):
         entry = self._unauthenticated_entries.pop(stream, None)
         if entry is not None:
             self._parts.unauthenticated.remove(entry)
+
+
+class _DescriptorLimit:
+    """Keeps file descriptors free for the server's own files, and says so to those it refuses.
+
+    Args:
+        limits: how many, how long a refused connection may stay open, and how often it is logged.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        total, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._is_limited = total != resource.RLIM_INFINITY
+        self._reserved = min(limits.reserved_descriptors, total // 4)
+        self._max_descriptor = total - self._reserved
+        self._seconds = limits.close_seconds
+        self._rate = RateLimiter(limits.failure_lines_per_minute)
+        self._refused: set[socket.socket] = set()  # they use reserved descriptors
+
+    def allows(self, sock: socket.socket) -> bool:
+        """Return whether a connection leaves enough descriptors: the system gives the lowest."""
+        return not self._is_limited or sock.fileno() < self._max_descriptor
+
+    def refuse(self, sock: socket.socket) -> None:
+        """Answer a connection's request with 503 and the reason, and close it."""
+        if self._rate.allow("") is not None:
+            text = "connections are refused: %d file descriptors are in use, of %d (ulimit -n)"
+            log.error(text, sock.fileno(), self._max_descriptor + self._reserved)
+        if len(self._refused) >= self._reserved // 2:
+            sock.close()
+            return
+        self._refused.add(sock)
+        _set_non_blocking(sock)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._seconds, self._close, sock)
+        loop.add_reader(sock.fileno(), self._answer, sock, timer)
+
+    def _answer(self, sock: socket.socket, timer: asyncio.TimerHandle) -> None:
+        """Answer a request; a TLS handshake is not answered."""
+        timer.cancel()
+        with contextlib.suppress(OSError):
+            if sock.recv(_DISCARDED_BYTES)[:1] != _TLS_HANDSHAKE_BYTE:
+                sock.send(_TOO_MANY_CONNECTIONS)
+                sock.shutdown(socket.SHUT_WR)
+        self._close(sock)
+
+    def _close(self, sock: socket.socket) -> None:
+        if sock in self._refused:
+            self._refused.remove(sock)
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+            sock.close()
 
 
 def _head_timeout(limits: Limits) -> float:

@@ -296,7 +296,7 @@ class WebSocketLink(asyncio.Protocol):
                 self.close(code, error.detail)
         except Exception as error:
             cleanup.log_failure("handling a message", error)
-            self.close(frames.CLOSE_INTERNAL_ERROR, "the server failed to handle this message")
+            self.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
         else:
             self._schedule_next_slice(seconds)
         finally:
@@ -429,7 +429,12 @@ class WebSocketLink(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that the peer has read everything."""
         self.write_blocked = False
-        self.on_drained()
+        try:
+            self.on_drained()
+        except Exception as error:
+            cleanup.log_failure("sending what waited for a link", error)
+            self.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
+            return
         if self._awaits_reader and not self._must_wait_for_reader():
             self._awaits_reader = False
             self._queue.add(self._continue_backlog)
