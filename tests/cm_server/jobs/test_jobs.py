@@ -100,6 +100,7 @@ def test_describe_returns_state_and_time():
         "caller": "ann",
         "state": "queued",
         "status": None,
+        "created": known.created,
         "started": None,
         "elapsed": None,
     }
