@@ -19,10 +19,10 @@ OPTIONS = ("--lost-after", "3", "--beat", "2")
 
 
 class Several:
-    """Servers that share a store and a bus; each has a folder of its own."""
+    """Servers that share a store (a URL) and a bus; each has a folder of its own."""
 
     def __init__(self, home: Path, store: str, bus: str, *options: str) -> None:
-        self.home = home
+        self.home, self.store = home, store
         self._options = ("--store", store, "--bus", bus, *(options or OPTIONS))
         self._stack = contextlib.ExitStack()
         self.servers: list[RunningServer] = []
