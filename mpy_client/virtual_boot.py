@@ -6,7 +6,9 @@ import os
 import sys
 import uctypes
 from json import dumps, loads
-from struct import pack_into
+from struct import calcsize, pack_into
+
+import virtual_thread
 
 _BLOCK = 4096
 
@@ -90,6 +92,11 @@ def _merged_settings(config):
     return config
 
 
+# Returns the memory of the file descriptor in a stream (extmod/vfs_posix_file.c).
+def _descriptor(stream):
+    return uctypes.bytearray_at(id(stream) + calcsize("P"), 4)
+
+
 # Boots. sys.argv: "-c", then the address and length of the settings in the process's memory.
 def start():
     spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
@@ -98,6 +105,8 @@ def start():
     for name in os.listdir(spec["client"] + "/cm"):
         parts[name] = _read(spec["client"] + "/cm/" + name)
     pipe = open(spec["pipe"], "wb")
+    output = open(spec["output"], "rb")
+    log = open(spec["log"], "ab")
     flash = _Flash(spec["flash"], spec["blocks"])
     _mount(flash)
     sys.path[:] = ["/lib"]
@@ -109,12 +118,19 @@ def start():
     mailbox = uctypes.bytearray_at(spec["box"], 32)
     del spec, parts
     del sys.modules["virtual_boot"]
+    del sys.modules["virtual_thread"]
     from cm import firmware, link, unix
 
     firmware.path = ["", "/lib", ".frozen"]
     unix.mailbox = mailbox
     unix.pipe = pipe
+    unix.output = output
+    unix.log = log
+    unix.stdout_fd = _descriptor(sys.stdout)
+    unix.stderr_fd = _descriptor(sys.stderr)
+    unix.threads = virtual_thread
     unix.flash = flash
+    virtual_thread._prepare = unix.prepare_threads
     pack_into("<q", mailbox, 8, id(unix.callback))  # a global of its module
     gc.collect()
     link.start(unix)

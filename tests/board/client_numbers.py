@@ -84,6 +84,10 @@ _MAILBOX: Final = {
         "_CALLBACK_ADDRESS",
         "_DEADLINE",
         "_LINK_FD",
+        "_CAPTURES",
+        "_COPYING",
+        "_OUTPUT_FULL",
+        "_OUTPUT_CLOSED",
     )
 }
 #: Name -> value, in the order of the blocks.

@@ -7,13 +7,15 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloudmanager.virtual.interrupt_thread import InterruptThread
+from cloudmanager.virtual.interrupt_thread import BoardOutput, InterruptThread
 
 USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
+CAPTURES, FULL = 28, 30
 
 
 class Call:
@@ -37,12 +39,21 @@ class Library:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InterruptThread, Library]]:
+def printed() -> tuple[int, int]:
+    """The pipe into which a board prints: the end for reading, and the one for writing."""
+    return os.pipe()
+
+
+@pytest.fixture
+def board(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: tuple[int, int]
+) -> Iterator[tuple[InterruptThread, Library]]:
     """An interrupt thread and its stand-in for MicroPython."""
     library = Library()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
-    made = InterruptThread(library)  # type: ignore[arg-type]
+    output = BoardOutput(printed[0], tmp_path / "board.log")
+    made = InterruptThread(library, output)  # type: ignore[arg-type]
     struct.pack_into("<i", made.mailbox, 24, -1)
     yield made, library
     made.mailbox[RUN] = 0
@@ -112,3 +123,37 @@ def test_interrupt_waits_for_user_code_and_is_repeated(
     made.mailbox[FIRE] = made.mailbox[USER] = 1
     until(lambda: len(shots) == 2)
     assert 0.2 < shots[1] - shots[0] < 0.4
+
+
+def test_output_between_jobs_is_copied_to_the_log(
+    board: tuple[InterruptThread, Library], printed: tuple[int, int], tmp_path: Path
+) -> None:
+    made, library = board
+    log = tmp_path / "board.log"
+    until(lambda: made.mailbox[ASLEEP])
+    os.write(printed[1], b"hello")
+    until(lambda: log.read_bytes() == b"hello")
+    assert library.mp_sched_schedule.times == []
+    log.write_bytes(bytes(300 * 1024))
+    os.write(printed[1], b"again")
+    until(lambda: log.read_bytes() == b"again")
+
+
+def test_output_of_a_job_is_left_to_the_board(
+    board: tuple[InterruptThread, Library], printed: tuple[int, int], tmp_path: Path
+) -> None:
+    made, library = board
+
+    def note() -> None:
+        made.mailbox[NOTED] = 0
+
+    library.note = note
+    made.mailbox[CAPTURES] = 1
+    begin(made, fd=made.wake_writer)
+    os.write(printed[1], b"hello")
+    until(lambda: library.mp_sched_schedule.times)
+    assert made.mailbox[FULL] == 0
+    os.write(printed[1], bytes(40_000))
+    until(lambda: made.mailbox[FULL])
+    assert len(os.read(printed[0], 65536)) == 40_005
+    assert (tmp_path / "board.log").read_bytes() == b""

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import time
 
 import pytest
 
@@ -142,6 +143,8 @@ def test_demo_boards_are_connected_until_they_are_stopped(server: RunningServer,
         playing.power_off("play-1")
         assert playing.boards is not None
         assert list(playing.boards.pids) == ["play-2"]
+        while fleet.boards("play-1")[0]["connected_since"]:
+            time.sleep(0.01)  # a cell that is sent before the server notices it is lost
         playing.power_on("play-1")
         assert fleet["play-1"].run("1", wait=20).ok
     finally:

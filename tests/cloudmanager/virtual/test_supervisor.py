@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,16 @@ from cloudmanager.virtual.supervisor import RESTART, Supervisor
 
 
 @pytest.fixture
-def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Replace boards by processes that end immediately with this status."""
     ends: list[int] = []
-    monkeypatch.setattr(supervisor, "run_board", lambda spec, library: spec["code"])
+
+    def end(spec: dict[str, Any], *_: object) -> int:
+        os.write(1, b"the last words")
+        return int(spec["code"])
+
+    monkeypatch.setattr(supervisor, "run_board", end)
+    monkeypatch.chdir(tmp_path)
     return ends
 
 
@@ -32,11 +39,13 @@ def test_only_a_board_that_asks_for_it_is_restarted(
     codes: list[int], code: int, again: bool
 ) -> None:
     boards = Supervisor()
-    boards.handle_command({"do": "start", "spec": {"name": "lab-1", "code": code}})
+    spec = {"name": "lab-1", "code": code, "folder": "."}
+    boards.handle_command({"do": "start", "spec": spec})
     wait(boards, "lab-1")
     boards.specs["lab-1"]["code"] = 0  # once is enough
     boards.reap_boards()
     assert ("lab-1" in boards.pids) is again
+    assert Path("board.log").read_text().startswith("the last words")
     boards.handle_command({"do": "kill", "name": "lab-1", "signal": int(signal.SIGKILL)})
     assert boards.pids == {}
 
