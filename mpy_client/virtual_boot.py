@@ -115,7 +115,7 @@ def start():
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
     _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
-    mailbox = uctypes.bytearray_at(spec["box"], 32)
+    mailbox = uctypes.bytearray_at(spec["box"], 40)
     del spec, parts
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]

@@ -6,7 +6,7 @@ CPython in the same process does what a timer interrupt does on a chip: while a 
 the link's socket, calls the board's `callback` (cm/unix.py) through `mp_sched_schedule`, and
 interrupts through `mp_sched_keyboard_interrupt`; MicroPython performs both at its next safe point.
 A signal without effect ends a system call in which the board may be sleeping. Thread and board
-share a mailbox of 32 bytes.
+share a mailbox of 40 bytes.
 
 Whatever the process prints goes into a pipe. While a job runs on the board, the client reads it and
 sends it to the caller; otherwise this thread copies it to the board's log.
@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import json
 import os
+import platform
 import select
 import signal
 import struct
@@ -26,6 +27,7 @@ import sys
 import termios
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,12 @@ _CAPTURES = 28  # 1 while output belongs to a job: only the board reads the pipe
 _COPYING = 29  # 1 while the thread copies output to the log: the board waits until it is 0
 _OUTPUT_FULL = 30  # 1 if the pipe is so full that the board must read it at once
 _OUTPUT_CLOSED = 31  # 1 if stdout or stderr was closed: the thread opens them again
-_MAILBOX_BYTES = 32
+_THREADS = 32  # 1 once the user's code has started a thread
+_MAILBOX_BYTES = 40
 
 _TICK_SECONDS = 0.02  # between two polls: the maximum age of output
 _INTERRUPT_AGAIN_SECONDS = 0.25  # until a cell that caught its interrupt gets the next
+_STUCK_SECONDS = 0.005  # in a system call that a signal has restarted
 _NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is lost
 _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
 _WATCHDOG_SECONDS = 60.0  # until a board whose callback is not called is restarted
@@ -62,6 +66,7 @@ _PIPE_BYTES = 64 * 1024  # of output that is moved to the log at once, at most
 _READ_BYTES = 4096
 _MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
+_SYS_FUTEX = {"x86_64": 202, "i686": 240, "armv6l": 240, "armv7l": 240}.get(platform.machine(), 98)
 RESTART = 77  # the exit status of a board that must be restarted
 _CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of callback
 
@@ -90,16 +95,30 @@ class InterruptThread:
         self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
         self.wake_reader, self.wake_writer = os.pipe()
         self._main = threading.main_thread().ident or 0
+        self._main_id = threading.main_thread().native_id
         self._schedule_call = library.mp_sched_schedule
         self._schedule_call.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._schedule_call.restype = ctypes.c_bool
         self._raise_keyboard_interrupt = library.mp_sched_keyboard_interrupt
         self._interrupted_at = self._scheduled_at = 0.0
         self._fast_ticks = 0
-        signal.signal(signal.SIGUSR1, lambda *_: None)  # without SA_RESTART: it ends system calls
+        self._call_seen: str | None = None  # the last look; "" after a signal
+        self._sleeps_since = 0.0
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda *_: None)
+        signal.siginterrupt(signal.SIGUSR1, True)  # it ends system calls
+        signal.siginterrupt(signal.SIGUSR2, False)  # it ends those that are never restarted
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
+        """Serve the board; restart it if this thread fails: nothing could interrupt it any more."""
+        try:
+            self._serve()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(RESTART)
+
+    def _serve(self) -> None:
         quiet = 0
         while True:
             needed = self._check_output()
@@ -223,13 +242,50 @@ class InterruptThread:
                 return
         pause = 0.001
         if self.mailbox[_OUTPUT_FULL]:  # the board may be waiting for room in the pipe
-            signal.pthread_kill(self._main, signal.SIGUSR1)
+            self._end_system_call()
             pause = 0.0002
         for _ in range(3):
             time.sleep(pause)
             if not self.mailbox[_CALLBACK_SCHEDULED]:
                 return
+            self._end_system_call()
+
+    def _end_system_call(self) -> None:
+        """End a system call in which the board may be sleeping, or writing to a full pipe.
+
+        Once there are threads, MicroPython's collector waits for them by sem_wait, and if a signal
+        ends that, it frees what they use (ports/unix/mpthreadport.c). SIGUSR2 ends every sleep, but
+        never sem_wait; SIGUSR1 is for other calls, if the board stays in one.
+        """
+        if not self.mailbox[_THREADS]:
             signal.pthread_kill(self._main, signal.SIGUSR1)
+            return
+        sleep, now = self._look_at_sleep(), time.monotonic()
+        if self._call_seen is None or sleep not in (self._call_seen, None) and self._call_seen:
+            signal.pthread_kill(self._main, signal.SIGUSR2)
+            self._call_seen = ""
+        elif sleep != self._call_seen:
+            self._call_seen, self._sleeps_since = sleep, now
+        elif now - self._sleeps_since > _STUCK_SECONDS:
+            signal.pthread_kill(self._main, signal.SIGUSR1)
+            self._call_seen = None
+
+    def _look_at_sleep(self) -> str | None:
+        """Return a text that is the same while the board does not leave one system call.
+
+        Returns:
+            None if it is not sleeping, or waits for another thread.
+        """
+        if sys.platform != "linux":
+            return "unknown"
+        folder = Path(f"/proc/self/task/{self._main_id}")
+        try:
+            call, status = (folder / "syscall").read_text(), (folder / "status").read_text()
+        except OSError:
+            return "unknown"
+        if call.startswith(("running", f"{_SYS_FUTEX} ")):
+            return None
+        return call + status[status.index("voluntary_ctxt_switches") :]
 
     def _interrupt_cell(self) -> None:
         """Raise KeyboardInterrupt, in user code only."""
@@ -248,12 +304,13 @@ class InterruptThread:
             # Write _INTERRUPTING, then read _USER_CODE_RUNS; the board does it in reversed order.
             self.mailbox[_INTERRUPTING] = 1
             user_code_runs = self.mailbox[_USER_CODE_RUNS]
-            if user_code_runs:
+            # Read after it: a new cell clears the state first, and must not get the interrupt.
+            if user_code_runs and self.mailbox[_INTERRUPT_STATE]:
                 self._raise_keyboard_interrupt()
                 self.mailbox[_INTERRUPT_STATE] = 2
                 self._interrupted_at = now
             self.mailbox[_INTERRUPTING] = 0
-            signal.pthread_kill(self._main, signal.SIGUSR1)
+            self._end_system_call()
             if user_code_runs or self.mailbox[_INTERRUPT_STATE] != 1:
                 break
             time.sleep(0.0005)

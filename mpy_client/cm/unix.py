@@ -33,6 +33,7 @@ _CAPTURES = const(28)
 _COPYING = const(29)
 _OUTPUT_FULL = const(30)
 _OUTPUT_CLOSED = const(31)
+_THREADS = const(32)
 _RESTART = const(77)
 
 _FLUSH_MS = const(20)  # ms until output is sent
@@ -186,6 +187,7 @@ def print_whole(*args, **kw):
 def prepare_threads():
     global print_now
     print_now = builtins.print = print_whole
+    mailbox[_THREADS] = 1
 
 
 # Marks the start or the end of input().

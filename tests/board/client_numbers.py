@@ -88,6 +88,7 @@ _MAILBOX: Final = {
         "_COPYING",
         "_OUTPUT_FULL",
         "_OUTPUT_CLOSED",
+        "_THREADS",
     )
 }
 #: Name -> value, in the order of the blocks.

@@ -81,13 +81,13 @@ def test_lines_of_threads_arrive_whole_and_completely(board, turn):
 
 def test_thread_that_prints_endlessly_keeps_no_cell_from_ending(lab, board):
     job = board.run(ENDLESS, timeout=20)
-    assert (job.status, job.output[:14]) == (OK, b"endlessendless")
+    assert job.status == OK
+    assert b"endlessendless" in job.output
     job = board.submit("while True: pass")
     time.sleep(0.1)
     board.interrupt(job)
     assert job.wait().status == INTERRUPTED
     assert board.run("while True: pass", timeout_ms=200).status == TIMEOUT
-    assert board.run("import gc\nfor n in range(100): gc.collect()").status == OK
     assert board.run("stop = True\nimport time\ntime.sleep_ms(50)").status == OK
     assert board.run("print('next')").output == b"next\n"
     assert "endless" in lab.log()

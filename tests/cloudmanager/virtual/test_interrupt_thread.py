@@ -52,6 +52,7 @@ def board(
     library = Library()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
+    monkeypatch.setattr(signal, "siginterrupt", lambda *_: None)
     output = BoardOutput(printed[0], tmp_path / "board.log")
     made = InterruptThread(library, output)  # type: ignore[arg-type]
     struct.pack_into("<i", made.mailbox, 24, -1)
@@ -157,3 +158,12 @@ def test_output_of_a_job_is_left_to_the_board(
     until(lambda: made.mailbox[FULL])
     assert len(os.read(printed[0], 65536)) == 40_005
     assert (tmp_path / "board.log").read_bytes() == b""
+
+
+def test_interrupt_does_not_reach_the_next_cell(board: tuple[InterruptThread, Library]) -> None:
+    """The thread may be delayed after it saw that it has to interrupt the previous cell."""
+    made, library = board
+    begin(made, fd=made.wake_writer)
+    made.mailbox[FIRE] = 0
+    made._interrupt_cell()
+    assert library.mp_sched_keyboard_interrupt.times == []
