@@ -24,6 +24,7 @@ from cloudmanager.cable.flash import FlashOptions, FlashOutcome, flash_and_join
 from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.progress import ProgressBar
+from cloudmanager.display.terminal import print_error
 from cloudmanager.protocol.errors import CableError, CloudmanagerError, TargetError
 from cloudmanager.protocol.names import expand_range
 from cloudmanager.protocol.targets import parse_target
@@ -168,7 +169,7 @@ def _print_outcomes(outcomes: Sequence[FlashOutcome], dry_run: bool) -> None:
     for outcome in outcomes:
         port = sanitize_text(outcome.port)
         if outcome.error:
-            print(f"mbm: {port}: {sanitize_text(outcome.error)}", file=sys.stderr)
+            print_error(f"{port}: {sanitize_text(outcome.error)}")
         elif dry_run:
             print(f"{port} would join the fleet.")
         else:
@@ -386,7 +387,7 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
                 results = reconfigure.configure_by_link(fleet[options.board], changes)
         for name, result in results.items():
             if not result.ok:
-                print(f"mbm: {name}: {sanitize_text(error_text(result.error))}", file=sys.stderr)
+                print_error(f"{name}: {sanitize_text(error_text(result.error))}")
         if results.ok and options.name:
             fleet.rename(options.board, options.name)
     return OK if results.ok else FAILED
@@ -406,7 +407,7 @@ def upgrade_client(options: argparse.Namespace) -> int:
     elif upgraded := [name for name, result in results.items() if result.ok]:
         print(f"{fold_names(upgraded)}: the new client is running")
     for name, error in errors.items():
-        print(f"mbm: {name}: {sanitize_text(error)}.", file=sys.stderr)
+        print_error(f"{name}: {sanitize_text(error)}.")
     return OK if results.ok else FAILED
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
+from cloudmanager.display.terminal import print_error
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -86,7 +87,7 @@ def flash_main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _print_error(error: Exception | str, status: int) -> int:
-    print(f"mbm: {error}", file=sys.stderr)
+    print_error(str(error))
     return status
 
 

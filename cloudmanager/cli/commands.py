@@ -23,7 +23,7 @@ from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.progress import ProgressBar
-from cloudmanager.display.terminal import print_text
+from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
 from cloudmanager.protocol.errors import ServerError, TargetError
@@ -199,7 +199,7 @@ def server_restore(options: argparse.Namespace) -> int:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"mbm: {note}", file=sys.stderr)
+        print_error(note, role="warn")
 
 
 # Boards
@@ -257,10 +257,10 @@ def _read_code(options: argparse.Namespace) -> str:
         return decode_text(Path(options.file).read_bytes())
     except OSError as error:
         error.filename = "standard input" if from_stdin else options.file
-        print(f"mbm: {os_error_text(error)}", file=sys.stderr)
+        print_error(os_error_text(error))
     except UnicodeDecodeError:
         name = "standard input" if from_stdin else options.file
-        print(f"mbm: {name} is not UTF-8 text.", file=sys.stderr)
+        print_error(f"{name} is not UTF-8 text.")
     sys.exit(USAGE)
 
 

@@ -11,8 +11,9 @@ import sys
 from cloudmanager.client.board_globs import has_pattern
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.sources import expand_patterns, local_source
-from cloudmanager.display.file_report import files_text, single_failure_text
+from cloudmanager.display.file_report import files_lines, single_failure_text
 from cloudmanager.display.progress import ProgressBar
+from cloudmanager.display.terminal import colour_lines, print_error
 from cloudmanager.results.results import Results
 
 from . import board_commands
@@ -174,15 +175,15 @@ def print_results(results: Results, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
     elif len(results) == 1 and not results.ok:
-        print(f"mbm: {single_failure_text(results)}", file=sys.stderr)
-    elif text := files_text(results):
-        print(text, flush=True)
+        print_error(single_failure_text(results))
+    elif lines := files_lines(results):
+        print(colour_lines(lines, sys.stdout), flush=True)
     return OK if results.ok else FAILED
 
 
 def print_usage_error(reason: str) -> int:
     """Print what is wrong with the arguments; return the exit status."""
-    print(f"mbm: {reason}", file=sys.stderr)
+    print_error(reason)
     return USAGE
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.log_lines import LogFollower, LogLine
 from cloudmanager.display.log_view import log_rows
+from cloudmanager.display.terminal import print_error
 from cloudmanager.protocol.spans import parse_span
 
 from .commands import OK, AddVerb, print_json
@@ -57,7 +58,7 @@ def _print_lines(lines: Sequence[LogLine], *, as_json: bool) -> None:
 
 
 def _print_lost(why: str) -> None:
-    print(f"mbm: {why}", file=sys.stderr, flush=True)
+    print_error(why)
 
 
 def _check_span(text: str) -> str:

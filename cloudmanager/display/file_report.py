@@ -15,30 +15,51 @@ from cloudmanager.protocol.text import fold_names, one_line, os_error_text
 from cloudmanager.results.html_table import render_table
 from cloudmanager.results.results import Result, Results
 
-from .folding import head_text, printable_output
+from .folding import StyledLine, head_text, plain_text, printable_output
+from .html_text import lines_html
 
 _DRY_RUN: Final = "dry run, nothing was changed"
 
 
 def files_text(results: Results) -> str:
     """Return results as text; that of a single board has no head."""
+    return plain_text(files_lines(results))
+
+
+def files_lines(results: Results) -> list[StyledLine]:
+    """Return results as styled lines; those of a single board have no head."""
     groups: dict[tuple[str, str], list[str]] = {}  # (status, text) -> boards
     for name, result in results.items():
         status = "" if result.ok else f" · {result.status}"
         groups.setdefault((status, _outcome_text(result)), []).append(name)
-    blocks = []
+    lines: list[StyledLine] = []
     for (status, text), names in groups.items():
         text += _free_space_text(results, names)
         if len(results) > 1:
-            text = f"{head_text(fold_names(names) + status)}\n{text or 'done'}"
-        blocks.append(text)
+            lines.append(_styled_head(fold_names(names), status))
+            text = text or "done"
+        if text:
+            lines.append([(text, "")])
     if results.left_out:
-        blocks.append(f"not connected: {fold_names(results.left_out)}")
-    return "\n".join(filter(None, blocks))
+        lines.append([(f"not connected: {fold_names(results.left_out)}", "note")])
+    return lines
+
+
+def _styled_head(names: str, status: str) -> StyledLine:
+    """Return the head of a block in the colour of its status."""
+    failure = {"": "", " · error": "bad"}.get(status, "warn")
+    rest = head_text(names + status).removeprefix(f"── {names}{status}")
+    rule = failure or "rule"
+    return [("── ", rule), (names, f"{failure} name".strip()), (status + rest, rule)]
 
 
 def files_html(results: Results) -> str | None:
-    """Return the installed packages of boards as an HTML table; None for all other results."""
+    """Return results as HTML: packages as a table, failures in colours; None: text suffices."""
+    return _packages_html(results) or lines_html(files_lines(results))
+
+
+def _packages_html(results: Results) -> str | None:
+    """Return the installed packages of boards as a table; None for all other results."""
     values = {name: result.value for name, result in results.items() if result.ok}
     if len(values) < len(results) or not values:
         return None

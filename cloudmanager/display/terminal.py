@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -39,7 +40,8 @@ _ROLE_STYLES: Final = {
 }
 _MAX_NAME_CHARS: Final = 32  # of a table's first column, shown if the terminal is that wide
 _MAX_MIN_CHARS: Final = 12  # of the other columns but the last
-#: Cell of a table -> style: states of boards and jobs, outcomes.
+_STATE_HEADINGS: Final = ("state", "outcome")
+#: First word of a state or an outcome -> style.
 _CELL_STYLES: Final = {
     "offline": "dim",
     "lost": "red",
@@ -122,6 +124,12 @@ def print_text(text: str, out: TextIO | None = None) -> None:
     print(text, file=out)
 
 
+def print_error(text: str, out: TextIO | None = None, *, role: str = "bad name") -> None:
+    """Print a message of `mbm` on standard error; its first word has a colour in a terminal."""
+    out = out or sys.stderr
+    print(colour_lines([[("mbm:", role), (f" {text}", "")]], out), file=out, flush=True)
+
+
 def _rich_table(table: TextTable) -> RichTable:
     from rich import box
     from rich.table import Table
@@ -138,11 +146,27 @@ def _rich_table(table: TextTable) -> RichTable:
         cells = [heading, *(row[number] for row in table.rows)]
         # The last column is cut first; of the first one, people type what it has.
         limit = (_MAX_NAME_CHARS, _MAX_MIN_CHARS)[number > 0]
-        least = min(max(map(len, cells)), limit) if heading != table.headings[-1] else None
-        drawn.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=least)
+        is_last = number == len(table.headings) - 1
+        least = None if is_last else min(max(map(len, cells)), limit)
+        # rich narrows only columns that it may wrap; the cells themselves are not wrapped.
+        header = Text(heading, no_wrap=True, overflow="ellipsis")
+        drawn.add_column(header, overflow="ellipsis", no_wrap=not is_last, min_width=least)
     for row in table.rows:
-        drawn.add_row(*(Text(cell, style=_CELL_STYLES.get(cell, "")) for cell in row))
+        columns = zip(table.headings, row, strict=True)
+        drawn.add_row(
+            *(
+                Text(cell, _cell_style(heading, cell), no_wrap=True, overflow="ellipsis")
+                for heading, cell in columns
+            )
+        )
     return drawn
+
+
+def _cell_style(heading: str, cell: str) -> str:
+    """Return the style of a cell: that of a state such as "busy, 2 queued"."""
+    if heading not in _STATE_HEADINGS:
+        return ""
+    return _CELL_STYLES.get(re.split("[^a-z]", cell, maxsplit=1)[0], "")
 
 
 def _wants_colours(out: TextIO) -> bool:

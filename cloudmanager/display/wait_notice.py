@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from typing import Final, TextIO
 
 from cloudmanager.client.jobs import Job
 from cloudmanager.protocol.text import fold_names, sanitize_text
+
+from .terminal import print_error
 
 NOTICE_AFTER_SECONDS: Final = 2.0  # a shorter wait is not mentioned
 _POLL_SECONDS: Final = 0.5  # between two looks at the jobs that wait
@@ -83,4 +84,4 @@ class WaitNotice:
             waiting = [job for job in self._queued_jobs() if job.number not in self._noted]
             self._noted.update(job.number for job in waiting)
             for sentence in wait_sentences(waiting):
-                print(f"mbm: {sentence}", file=self._out or sys.stderr, flush=True)
+                print_error(sentence, self._out, role="note")

@@ -5,8 +5,12 @@ import re
 
 import pytest
 
-from cloudmanager.display.terminal import print_text
+from cloudmanager.client.files import FileResult
+from cloudmanager.display.file_report import files_lines
+from cloudmanager.display.folding import plain_text
+from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import format_table
+from cloudmanager.results.results import Result, Results
 
 TABLE = format_table(
     ("name", "state", "connected since"),
@@ -67,3 +71,45 @@ def test_markup_in_a_cell_is_text(monkeypatch):
     out = Terminal()
     print_text(format_table(("name", "note"), [("a", "[red]x[/red] :smile:")]), out)
     assert "[red]x[/red] :smile:" in out.getvalue()
+
+
+def test_last_column_that_is_cut_says_so_and_keeps_one_line(monkeypatch):
+    lines = plain(drawn(monkeypatch, 40)).splitlines()
+    assert len(lines) == 5
+    assert lines[2].rstrip().endswith("…")
+
+
+def test_state_with_more_words_has_the_colour_of_its_first(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    print_text(format_table(("name", "state"), [("offline", "busy, 2 queued")]), out)
+    assert "\x1b[36mbusy, 2 queued" in out.getvalue()
+    assert "\x1b[2moffline" not in out.getvalue()  # a board may have this name
+
+
+@pytest.mark.parametrize(
+    ("out", "variables", "prefix"),
+    [
+        (io.StringIO, {}, "mbm:"),
+        (Terminal, {}, "\x1b[1;31mmbm:\x1b[0m"),
+        (Terminal, {"NO_COLOR": "1"}, "mbm:"),
+        (Terminal, {"NO_COLOR": ""}, "\x1b[1;31mmbm:\x1b[0m"),
+        (Terminal, {"TERM": "dumb"}, "mbm:"),
+    ],
+)
+def test_errors_have_a_colour_in_terminals_that_have_some(monkeypatch, out, variables, prefix):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    stream = out()
+    print_error("nope", stream)
+    assert stream.getvalue() == f"{prefix} nope\n"
+
+
+def test_heads_of_failed_file_verbs_have_the_colour_of_failures():
+    failed = FileResult("lab-1", 1, "error", failure=OSError(2, "Gone", "lab-1:/a"))
+    late = Result("lab-2", 2, "timeout", why="late")
+    lines = files_lines(Results({"lab-1": failed, "lab-2": late}))
+    assert [line[0][1] for line in lines] == ["bad", "", "warn", ""]
+    assert plain_text(lines[:1]).startswith("── lab-1 · error ───")
