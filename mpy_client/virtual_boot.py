@@ -54,8 +54,25 @@ def _read(path):
         return None
 
 
+# Returns whether a file has this content, without a copy of it: the heap may be small.
+def _has(path, data):
+    piece = bytearray(256)
+    at = 0
+    try:
+        with open(path, "rb") as file:
+            while True:
+                n = file.readinto(piece)
+                if data[at : at + n] != piece[:n]:
+                    return False
+                at += n
+                if not n:
+                    return at == len(data)
+    except OSError:
+        return False
+
+
 def _write(path, data):
-    if _read(path) != data:
+    if not _has(path, data):
         with open(path, "wb") as file:
             file.write(data)
 
@@ -112,11 +129,12 @@ def start():
     sys.path[:] = ["/lib"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
-    for name in parts:
-        _write("/lib/cm/" + name, parts[name])
+    while parts:
+        name, data = parts.popitem()
+        _write("/lib/cm/" + name, data)
     _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
     mailbox = uctypes.bytearray_at(spec["box"], 40)
-    del spec, parts
+    del spec, parts, name, data
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]
     from cm import firmware, link, unix
