@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 #: pytest without the plugins that this environment happens to have beside ours.
-OTHERS = ("asyncio", "hypothesispytest", "nbval", "timeout", "anyio", "pytest_cov")
+OTHERS = ("asyncio", "hypothesispytest", "nbval", "timeout", "anyio", "pytest_cov", "rerunfailures")
 PYTEST = (
     str(Path(sys.executable).with_name("pytest")),  # unlike `-m pytest`, it looks nowhere else
     *("-ra", "-Werror", "-pno:cacheprovider"),
