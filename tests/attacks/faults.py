@@ -90,7 +90,7 @@ FAULTS: Final[list[Defence]] = [
     defence(
         "a job that the server cannot send ends",
         SERVER + "jobs/scheduler.py",
-        "Scheduler._send = Scheduler._send_to_board",
+        "Scheduler._on_send_failed = lambda self, job, link, error: (_ for _ in ()).throw(error)",
         _OWN + "job_that_the_server_cannot_send_ends_and_the_others_run",
     ),
     defence(

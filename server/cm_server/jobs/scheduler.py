@@ -18,7 +18,7 @@ from cm_server.store.store_queue import Operation
 
 from .job_results import UNCONFIRMED_STOP, JobResults
 from .job_services import JobServices
-from .model import Board, BoardChannel, Job
+from .model import Board, BoardChannel, BoardLinkProtocol, Job
 from .remote import NoRemote, Remote
 
 log = logging.getLogger("cm_server")
@@ -58,25 +58,22 @@ class Scheduler:
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
         for job in jobs:
+            board = job.board
             try:
-                self._launch_one(job)
+                if self._registry.by_id.get(board.id) is not board:
+                    self._job_results.end_job(job, "offline", "it was removed from the fleet")
+                elif board.queue and (why := self._queue_full_reason(board.queue, job)):
+                    self._job_results.end_job(job, "error", why)
+                elif board.link is None and not board.is_restarting:
+                    self._launch_not_connected(job)
+                else:
+                    board.queue.append(job)
+                    self.start_queued_jobs(board, submitted=job)
+                board.notify_changed()
             except Exception as error:  # the other jobs of the cell are not affected
                 cleanup.log_failure("starting a job", error)
                 if job.state != "ended":
                     self._job_results.end_job(job, "error", cleanup.FAILED)
-
-    def _launch_one(self, job: Job) -> None:
-        board = job.board
-        if self._registry.by_id.get(board.id) is not board:
-            self._job_results.end_job(job, "offline", "it was removed from the fleet")
-        elif board.queue and (why := self._queue_full_reason(board.queue, job)):
-            self._job_results.end_job(job, "error", why)
-        elif board.link is None and not board.is_restarting:
-            self._launch_not_connected(job)
-        else:
-            board.queue.append(job)
-            self.start_queued_jobs(board, submitted=job)
-        board.notify_changed()
 
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""
@@ -211,39 +208,37 @@ class Scheduler:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
 
     def _send(self, job: Job) -> None:
-        """Send a job to its board; if the server itself fails, the job ends.
+        """Send a job to its board, which restarts first for a fresh job; start its timeout.
 
-        The board's link is closed then, since the board may have received a part of the job. It
-        connects again, and runs the next one.
+        If the server itself fails, the job ends, and the link is closed: the board may have received a
+        part of the job. It connects again, and runs the next one.
         """
-        link = job.board.link
+        board, cell, link = job.board, job.cell, job.board.link
+        assert link is not None
         try:
-            self._send_to_board(job)
+            board.current_job = job
+            if _resets(job):
+                self._reset_board(job)
+                return
+            job.state, job.started = "running", time.time()
+            if cell.files is not None:
+                refuse = functools.partial(self.refuse_transfer, job)
+                job.transfer = cell.files.start(job, BoardChannel(link.send, refuse))
+            for message in job.exec_messages():
+                link.send(message)
+            self._job_results.counters.on_started(job)
+            if cell.options.timeout is not None:
+                seconds = cell.options.timeout + CONFIRM_SECONDS
+                job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
         except Exception as error:
-            cleanup.log_failure("sending a job", error)
-            if job.state != "ended":
-                self._job_results.end_job(job, "error", cleanup.FAILED)
-            if link is not None:
-                link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
+            self._on_send_failed(job, link, error)
 
-    def _send_to_board(self, job: Job) -> None:
-        """Send a job to its board, which restarts first for a fresh job; start its timeout."""
-        board, cell = job.board, job.cell
-        assert board.link is not None
-        board.current_job = job
-        if _resets(job):
-            self._reset_board(job)
-            return
-        job.state, job.started = "running", time.time()
-        if cell.files is not None:
-            refuse = functools.partial(self.refuse_transfer, job)
-            job.transfer = cell.files.start(job, BoardChannel(board.link.send, refuse))
-        for message in job.exec_messages():
-            board.link.send(message)
-        self._job_results.counters.on_started(job)
-        if cell.options.timeout is not None:
-            seconds = cell.options.timeout + CONFIRM_SECONDS
-            job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
+    def _on_send_failed(self, job: Job, link: BoardLinkProtocol, error: Exception) -> None:
+        """End a job that the server itself failed to send, and close the board's link."""
+        cleanup.log_failure("sending a job", error)
+        if job.state != "ended":
+            self._job_results.end_job(job, "error", cleanup.FAILED)
+        link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
 
     def refuse_transfer(self, job: Job, error: str) -> None:
         """End a job whose transfer cannot be continued, at the server that owns it."""
