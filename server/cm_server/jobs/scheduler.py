@@ -210,8 +210,8 @@ class Scheduler:
     def _send(self, job: Job) -> None:
         """Send a job to its board, which restarts first for a fresh job; start its timeout.
 
-        If the server itself fails, the job ends, and the link is closed: the board may have received
-        a part of the job. It connects again, and runs the next one.
+        If the server itself fails, the job ends, and the link is closed: the board may have
+        received a part of the job. It connects again, and runs the next one.
         """
         board, cell, link = job.board, job.cell, job.board.link
         assert link is not None
