@@ -198,7 +198,7 @@ def set_input(on):
 
 # Attaches the console, for as long as the client runs, and learns which object byte 3 raises.
 def start():
-    global keyboard, saved, in_user, due
+    global keyboard, saved, in_user, due, ours
     saved = os.dupterm(stream)
     micropython.kbd_intr(3)
     try:
@@ -208,7 +208,7 @@ def start():
             pass
     except KeyboardInterrupt as e:
         keyboard = e
-    in_user = False
+    in_user = ours = False
 
 
 # Returns whether an exception is Ctrl-C on the cable.
