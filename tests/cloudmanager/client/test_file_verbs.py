@@ -186,10 +186,13 @@ def test_targets_are_resolved_as_for_cells(three, fleet: Fleet):
 def test_interrupted_upload_is_resumed(three, fleet: Fleet):
     data, begun = os.urandom(300_000), threading.Event()
     results: dict[str, Result] = {}
+
+    def report(_board: str, done: int, _total: int) -> None:
+        if done:  # before, nothing is on the board
+            begun.set()
+
     work = threading.Thread(
-        target=lambda: results.update(
-            fleet["demo-1"].put(data, ":t/x", progress=lambda *_: begun.set())
-        )
+        target=lambda: results.update(fleet["demo-1"].put(data, ":t/x", progress=report))
     )
     work.start()
     assert begun.wait(10)
