@@ -20,12 +20,10 @@ class FairQueue:
 
     Args:
         slice_seconds: how long a call usually takes.
-        clock: seconds since an arbitrary start.
+        clock: seconds of processor time: what interrupts the loop is not a call's fault.
     """
 
-    def __init__(
-        self, slice_seconds: float, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, slice_seconds: float, clock: Callable[[], float] = time.thread_time) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
         self._slice_seconds = slice_seconds

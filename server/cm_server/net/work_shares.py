@@ -23,6 +23,9 @@ T = TypeVar("T")
 class WorkShare:
     """The time of the event loop that one peer uses, on all of its links.
 
+    What counts is processor time (``time.thread_time``): on a busy machine, other processes
+    interrupt the loop for milliseconds, and no peer has caused that.
+
     Args:
         limits: how long a peer may use the loop without a pause.
         clock: seconds since an arbitrary start.
@@ -38,7 +41,7 @@ class WorkShare:
         self._timer_runs = False
 
     def record(self, seconds: float) -> None:
-        """Count a time during which the loop worked for the peer."""
+        """Count processor time that the loop used for the peer."""
         if seconds > self._free_seconds:
             self._free_at = max(self._clock(), self._free_at) + seconds
 
@@ -90,13 +93,13 @@ class Measured(Awaitable[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         step: Callable[[], Any] = functools.partial(self._coroutine.send, None)
         while True:
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 awaited = step()
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             finally:
-                self._share.record(time.perf_counter() - started)
+                self._share.record(time.thread_time() - started)
             try:
                 yield awaited
             except BaseException as error:
