@@ -45,6 +45,7 @@ _TEXT: Final = 0x1
 _CONTROL_BIT: Final = 0x8  # set in the opcodes of control frames
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
+_WHOLE_MESSAGE: Final = _FIN | BINARY  # the first byte of a message in one frame
 _SHORT_MAX: Final = 125  # the greatest length that fits in the second byte
 _LEN16: Final = struct.Struct(">H")
 _LEN64: Final = struct.Struct(">Q")
@@ -183,6 +184,8 @@ class FrameReader:
 
     def _check_first_bytes(self, first: int, second: int) -> tuple[int, int]:
         """Return opcode and length; refuse what RFC 6455 or the protocol does not allow."""
+        if first == _WHOLE_MESSAGE and bool(second & _MASKED) is self._masked:
+            return BINARY, second & 0x7F  # nearly every frame
         opcode, size = first & 0x0F, second & 0x7F
         _check_reserved_bits(first)
         self._check_mask_bit(second)

@@ -231,7 +231,7 @@ def read_result(message: Message) -> ResultBody:
         raise PeerWireError("RESULT's output is longer than RESULT")
     output, rest = message.payload[_U16.size : end], message.payload[end:]
     name = STATUSES[status]
-    if is_clean_exit(name, rest.decode("utf-8", "replace")):
+    if name == "error" and is_clean_exit(name, rest.decode("utf-8", "replace")):
         name, rest = "ok", b""
     return ResultBody(name, output, rest, bool(message.flags & VALUE_TRUNCATED))
 

@@ -6,8 +6,7 @@ an administrator from revoking them. No sockets, no SQL.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cm_server.store.rows import TokenRow
 
@@ -29,6 +28,10 @@ class Quota:
     total: int
     per_token: int
     reserved: int
+    _reserve: int = field(init=False, repr=False)  # what only administrators may use
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_reserve", min(self.reserved, self.total // 4))
 
     def refusal_reason(self, token: TokenRow, own: int, used: int, amount: int = 1) -> str:
         """Return why a token may not have more; "" if it may.
@@ -39,6 +42,8 @@ class Quota:
             used: how much all tokens have.
             amount: how much more it asks for.
         """
+        if own + amount <= self.per_token and used + amount <= self.total - self._reserve:
+            return ""  # the usual case: checked first, because each cell asks twice
         if self.exceeds_share(own + amount):
             return f"the token {token.name!r} has {own:,} {self.what} already"
         if used + amount > self.total:
@@ -56,7 +61,7 @@ class Quota:
 
     def _reserved_from(self, token: TokenRow) -> int:
         """Return how much a token may not use, because it is reserved for others."""
-        return 0 if token.role == ADMIN_ROLE else min(self.reserved, self.total // 4)
+        return 0 if token.role == ADMIN_ROLE else self._reserve
 
 
 class Shares:
@@ -68,7 +73,7 @@ class Shares:
 
     def __init__(self, quota: Quota) -> None:
         self._quota = quota
-        self._used: Counter[str] = Counter()  # by the hash of the token
+        self._used: dict[str, int] = {}  # by the hash of the token
         self.total = 0
 
     def refusal_reason(self, token: TokenRow, amount: int = 1) -> str:
@@ -81,11 +86,13 @@ class Shares:
 
     def used_by(self, owner: str) -> int:
         """Return how much the token with this hash has."""
-        return self._used[owner]
+        return self._used.get(owner, 0)
 
     def add(self, owner: str, amount: int = 1) -> None:
         """Count what a token has got; a negative amount for what it gave back."""
-        self._used[owner] += amount
         self.total += amount
-        if not self._used[owner]:
-            del self._used[owner]
+        used = self._used.get(owner, 0) + amount
+        if used:
+            self._used[owner] = used
+        else:
+            self._used.pop(owner, None)

@@ -9,7 +9,7 @@ from cloudmanager.protocol import wire
 from cm_server.limits import Limits
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
-from .model import Job
+from .model import Cell, Job
 
 REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
 
@@ -48,7 +48,7 @@ class RecentJobs:
     def add(self, job: Job) -> None:
         """Keep a job that ended, without its code: the server does not keep cells."""
         size = len(job.output_tail) + len(job.value)
-        job.cell = job.cell._replace(code=b"", files=None)
+        job.cell = Cell(b"", job.cell.options)
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > self._limits.recent_jobs or self._bytes > self._limits.recent_bytes:

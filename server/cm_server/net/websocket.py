@@ -196,6 +196,8 @@ class WebSocketLink(asyncio.Protocol):
             return
         self._written += len(data)
         transport.write(data)
+        if not self.write_blocked:
+            return  # the usual case: the machine has taken all of it
         if self._has_too_much_unsent():
             self.write_log(logging.WARNING, "%s does not read: its link is closed", self.peer)
             self._transport = None
@@ -283,9 +285,9 @@ class WebSocketLink(asyncio.Protocol):
         if self.work.pause():
             self._schedule_next_slice(0.0)
             return
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
-            seconds = self._handle_slice(started + self._limits.slice_seconds)
+            seconds = self._handle_slice(time.perf_counter() + self._limits.slice_seconds)
         except PeerWireError as error:
             text = "%s broke the protocol: %s"
             self.write_log(logging.WARNING, text, self.peer, error.detail)
@@ -300,7 +302,7 @@ class WebSocketLink(asyncio.Protocol):
         else:
             self._schedule_next_slice(seconds)
         finally:
-            self.work.record(time.perf_counter() - started)
+            self.work.record(time.thread_time() - started)
 
     def _handle_slice(self, end: float) -> float | None:
         """Handle frames until none is complete, or the slice or the rate is used up.
@@ -314,7 +316,7 @@ class WebSocketLink(asyncio.Protocol):
         seconds: float | None = None
         alive = False
         while seconds is None:
-            if self._must_wait_for_reader():
+            if self.write_blocked and self._must_wait_for_reader():
                 seconds = 0.0
                 break
             frame = self._reader.next_frame()

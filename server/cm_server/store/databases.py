@@ -32,6 +32,7 @@ RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable Postgre
 PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 UNAVAILABLE = "it is unavailable; the server tries every second"
+_NO_PIPELINE = contextlib.nullcontext()
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
@@ -171,7 +172,7 @@ class Sqlite:
 
     def pipeline(self) -> contextlib.AbstractContextManager[object]:
         """Do nothing: there is no network between statements."""
-        return contextlib.nullcontext()
+        return _NO_PIPELINE
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:

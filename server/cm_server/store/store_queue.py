@@ -47,6 +47,7 @@ class Operation(Generic[T]):
         refusable: whether a peer requested it, and hears of it if it cannot be done.
 
     Attributes:
+        created: when it began to wait, by the monotonic clock; 0 if it does not.
         done: whether it has ended; then ``result`` returns at once.
     """
 
@@ -56,7 +57,7 @@ class Operation(Generic[T]):
         self._use = use
         self.size = size
         self.refusable = refusable
-        self.created = time.monotonic()
+        self.created = 0.0
         self.done = False
         self._result: T | None = None
         self._error: Exception | None = None
@@ -92,6 +93,8 @@ class Operation(Generic[T]):
         """Mark the operation as done, and call those who wait for it."""
         self.done = True
         self._use = _nothing
+        if not self._callbacks:
+            return
         for callback in self._callbacks:
             try:
                 callback(self)
@@ -188,6 +191,7 @@ class StoreQueue(Generic[S]):
             operation.refuse(ServerError(why))
             operation.finish()
         elif durable or not self._is_idle() or not self._execute_now(operation):
+            operation.created = time.monotonic()
             self._waiting.append(operation)
             self._waiting_size += size
             self._start_next()
