@@ -51,7 +51,7 @@ TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_serve
 ALONE := tests/cloudmanager/cable/test_bridge.py tests/load tests/browser
 # A test that fails is run once more, since a busy machine can be late; the summary lists it (RERUN), and each is a
 # defect of the test or of the code. What fails twice has failed.
-RERUN := --reruns 1 -rfER
+RERUN := --reruns 1 --rerun-show-tracebacks -rfER
 test: check
 ifeq ($(ARGS),)
 	@$(BIN)/python -m pytest -q $(RERUN) -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)

@@ -21,22 +21,34 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    expect,
+    sync_playwright,
+)
+from playwright.sync_api import Error as PlaywrightError
 
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_kernel.install import install
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build/screenshots"
+RECORD = Path(__file__).with_name("page_record.js")
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
-WAIT = 60_000  # ms: maximum wait for a page; the first one takes 40 s on a busy machine
+WAIT = 20_000  # ms: maximum wait for one event in a page, on a busy machine
+#: Maximum wait in ms for a page to open, the first of which takes 40 s on a busy machine, and for
+#: all cells of a notebook.
+LONG_WAIT = 60_000
 #: The last five keep Chromium from contacting hosts on the Internet.
 FLAGS = (
     "--no-sandbox",
@@ -66,7 +78,7 @@ class Notebook:
 
     def wait_idle(self) -> None:
         """Wait until the kernel has started and is idle."""
-        self.page.get_by_text(re.compile(r"[^|]+ \| Idle$")).wait_for(timeout=WAIT)
+        self.page.get_by_text(re.compile(r"[^|]+ \| Idle$")).wait_for(timeout=LONG_WAIT)
 
     def run_all(self) -> None:
         """Choose Run All Cells, and wait until the kernel is idle."""
@@ -127,6 +139,7 @@ class Lab:
     def __init__(self, folder: Path, url: str, token: str, browser: BrowserContext) -> None:
         self._folder, self._url, self._token = folder, url, token
         self._browser = browser  # one context, so that JupyterLab's files are loaded once
+        self._reused: dict[str, Notebook] = {}  # by name of the notebook's file
 
     def open(
         self,
@@ -138,8 +151,9 @@ class Lab:
     ) -> Notebook:
         """Open a notebook: a tutorial, without its outputs, or a new one with these cells.
 
-        With ``keep``, the notebook is opened as it was saved.
+        Its kernel is a new one. With ``keep``, the notebook is opened as it was saved.
         """
+        self._shut_down(name)  # a test that failed may have left one
         if keep:
             notebook: Any = nbformat.read(self._folder / name, as_version=4)
         elif cells is None:
@@ -159,19 +173,94 @@ class Lab:
         page.goto(f"{workspace}/tree/{name}?reset&token={self._token}")
         return Notebook(page)
 
+    def reuse(self, name: str, cells: Sequence[str], *, kernel: str = "cm_kernel") -> Notebook:
+        """Return the notebook that an earlier test of the module opened, or else open it.
+
+        It is as the earlier test left it. After a test that failed, it is a new one.
+        """
+        if name not in self._reused:
+            self._reused[name] = self.open(name, cells, kernel=kernel)
+        return self._reused[name]
+
     def close(self, notebook: Notebook) -> None:
         """Close a notebook's page, and shut down its kernel."""
         self.shut_down(notebook)
         notebook.page.close()
 
+    def close_all(self) -> None:
+        """Close all pages, and shut down all kernels."""
+        self._reused.clear()
+        self._shut_down()
+        for page in self._browser.pages:
+            page.close()
+
+    def describe_pages(self, test: str) -> Iterator[tuple[str, str]]:
+        """Return the address of each open page and what it sent, received and was typed last.
+
+        Args:
+            test: name of the test that failed, in the names of the pictures that are saved.
+        """
+        for number, page in enumerate(self._browser.pages, 1):
+            path = PICTURES / f"failed-{re.sub(r'[^a-z0-9]+', '-', test)}-{number}.png"
+            try:
+                record = page.evaluate("[...(window.cmRecord ?? []), performance.now() / 1000]")
+                page.screenshot(path=path, timeout=WAIT)
+            except PlaywrightError as error:  # the page has crashed, or was closed
+                record = [str(error)]
+            yield page.url, "\n".join(map(str, record))
+
     def shut_down(self, notebook: Notebook) -> None:
         """Shut down a notebook's kernel."""
-        name = Path(urlsplit(notebook.page.url).path).name
+        self._shut_down(Path(urlsplit(notebook.page.url).path).name)
+
+    def _shut_down(self, name: str = "") -> None:
+        """Shut down the kernel of the notebook of this name, without a name all of them."""
         head = {"Authorization": f"token {self._token}"}
         for session in self._browser.request.get(f"{self._url}/api/sessions", headers=head).json():
-            if session["path"] == name:
+            if name in ("", session["path"]):
                 kernel = f"{self._url}/api/kernels/{session['kernel']['id']}"
                 self._browser.request.delete(kernel, headers=head)
+
+
+LAB = pytest.StashKey[Lab]()
+FAILED = pytest.StashKey[bool]()  #: whether a test's set-up or its call has failed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a failed test what its pages sent and received.
+
+    It belongs to the traceback, which `--rerun-show-tracebacks` shows; other parts of a report are
+    lost if the second run of the test succeeds.
+    """
+    report = yield
+    if call.when == "setup":
+        item.stash[FAILED] = False  # a test that failed may be run again
+    if report.failed and call.when != "teardown":
+        item.stash[FAILED] = True
+        lab = item.session.stash.get(LAB, None)
+        add_section = getattr(report.longrepr, "addsection", None)
+        if lab is not None and add_section is not None:
+            for title, text in lab.describe_pages(item.name):
+                add_section(title, text)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def close_after_failure(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close all notebooks after a test that failed, so that its next run opens new ones."""
+    yield
+    if request.node.stash[FAILED] and (lab := request.session.stash.get(LAB, None)):
+        lab.close_all()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def close_after_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if lab := request.session.stash.get(LAB, None):
+        lab.close_all()
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +277,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def lab(
-    browser: Browser, boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
+    browser: Browser,
+    boards: VirtualBoards,
+    home: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Lab]:
     """JupyterLab, whose kernels use the shared server with demo-1 to demo-3."""
     folder, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
@@ -197,6 +290,8 @@ def lab(
     url = f"http://127.0.0.1:{tcp_port}"
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(WAIT)
+    context.set_default_navigation_timeout(LONG_WAIT)
+    context.add_init_script(path=RECORD)
     expect.set_options(timeout=WAIT)
     process = subprocess.Popen(
         [
@@ -211,7 +306,9 @@ def lab(
     )
     try:
         _wait_until_ready(process, f"{url}/api")
-        yield Lab(notebooks, url, token, context)
+        lab = request.session.stash[LAB] = Lab(notebooks, url, token, context)
+        yield lab
+        del request.session.stash[LAB]
     finally:
         process.terminate()
         process.wait(10)
@@ -241,7 +338,7 @@ def _free_tcp_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + WAIT / 1000
+    deadline = time.monotonic() + LONG_WAIT / 1000
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=2):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from .conftest import WAIT, Lab, Notebook
@@ -11,17 +9,10 @@ from .conftest import WAIT, Lab, Notebook
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(scope="module")
-def notebook(lab: Lab) -> Iterator[Notebook]:
-    """A new notebook with this kernel."""
-    notebook = lab.open("new.ipynb", ["", "", ""])
-    yield notebook
-    lab.close(notebook)
-
-
 @pytest.fixture
-def page(notebook: Notebook) -> Notebook:
-    """The notebook, with demo-1 chosen in its first cell."""
+def page(lab: Lab) -> Notebook:
+    """A notebook with this kernel, and demo-1 chosen in its first cell."""
+    notebook = lab.reuse("new.ipynb", ["", "", ""])
     notebook.run(0, "%board_use demo-1")
     notebook.wait_output(0, "Cells run on demo-1.")
     notebook.wait_idle()
