@@ -8,16 +8,15 @@ import os
 import secrets
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.file_ops import FileOp
-from cloudmanager.protocol.text import fold_names
+from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
-from . import board_paths, files
+from . import board_paths, files, name_case
 from .file_jobs import (
     add_errors,
     as_file_results,
@@ -35,7 +34,9 @@ from .sources import PathLike, local_source
 from .verb import HasTarget
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
-_ILLEGAL_NAME: Final = "not a valid local file name; the file was left on the board"
+_LEFT: Final = "the file was left on the board"
+_ILLEGAL_NAME: Final = f"not a valid local file name; {_LEFT}"
+_SAME_NAME: Final = "its name is the same as that of"
 
 
 class RequestedFile(NamedTuple):
@@ -342,9 +343,11 @@ class DownloadSink:
             path = board_paths.local_path(self._board_folder(board), requested.relative_path)
         except ValueError:
             raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}") from None
-        if self._is_taken(board, path):
-            raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}")
-        self._started.setdefault(board, []).append(_FileDownload(path))
+        download = _FileDownload(path)
+        self._started.setdefault(board, []).append(download)
+        if other := self._find_same(board, download):
+            why = f"{_SAME_NAME} {one_line(other.name)} here; {_LEFT}"
+            raise FileExistsError(errno.EEXIST, why, f"{board}:{requested.path}")
 
     def _board_folder(self, board: str) -> Path:
         """Return the local folder of a board's files.
@@ -372,11 +375,18 @@ class DownloadSink:
                 errors.append(error)
         return errors
 
-    def _is_taken(self, board: str, path: Path) -> bool:
-        """Whether this path and that of an earlier file are equal on some file system."""
-        earlier = [download.path for download in self._started.get(board, ())]
+    def _find_same(self, board: str, new: _FileDownload) -> Path | None:
+        """Return the path of an earlier file that a new one would replace; None if there is none.
+
+        Two names may become one as escapes, or because the local file system ignores case.
+        """
+        earlier = [each.path for each in self._started[board] if each is not new]
         earlier += self._finished_paths.get(board, ())
-        return _normalized_path(path) in map(_normalized_path, earlier)
+        key = name_case.same_name_key(str(new.path))
+        same = [path for path in earlier if name_case.same_name_key(str(path)) == key]
+        if new.path in same:
+            return new.path
+        return same[0] if same and new.is_case_ignored() else None
 
     def write(self, board: str, data: bytes) -> None:
         """Append to the board's present file.
@@ -427,6 +437,10 @@ class _FileDownload:
         self._size += len(data)
         self._hash.update(data)
 
+    def is_case_ignored(self) -> bool:
+        """Whether the file system that the file is written to ignores case."""
+        return name_case.ignores_case(self._part_path.parent, self._part_path.name)
+
     def finish(self, op_result: Any) -> Path:
         """Move the file to its path; ``op_result`` is the size and SHA-256 that the board read."""
         if tuple(op_result) != (self._size, self._hash.hexdigest()):
@@ -440,8 +454,3 @@ class _FileDownload:
 
     def discard(self) -> None:
         self._part_path.unlink(missing_ok=True)
-
-
-def _normalized_path(path: Path) -> str:
-    """Return a key that is equal for paths that differ only in case or Unicode composition."""
-    return unicodedata.normalize("NFC", str(path)).casefold()

@@ -12,7 +12,7 @@ from cloudmanager.protocol.file_ops import STARTER_PATHS, FileOp, belongs_to_cli
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from . import board_paths, files, sources
+from . import board_paths, files, name_case, sources
 from .file_jobs import (
     add_errors,
     as_file_results,
@@ -107,8 +107,11 @@ async def sync(
         local.unreadable.append(OSError(errno.EIO, _NOTHING_DELETED, str(folder)))
     local = local._replace(folders=[path for path in local.folders if path != base])
     wanted = _WantedPaths(local, base)
-    looked = await run_file_ops_in_batches(boards, wanted.look_ops())
-    results = as_file_results(looked)
+    refused, target = await name_case.check_names(boards, list(wanted.sizes), local.folders)
+    if not target:
+        return refused
+    looked = await run_file_ops_in_batches(boards, wanted.look_ops(), target=target)
+    results = as_file_results({**refused, **looked})
     states = {
         name: _BoardState(wanted, dict(zip(wanted.paths(), result.value, strict=True)))
         for name, result in looked.items()
@@ -132,7 +135,7 @@ async def sync(
         for name, result in results.items()
     }
     errors = [*local.unreadable, *local.unsendable]
-    return add_errors(Results(done, looked.left_out), errors)
+    return add_errors(Results(done, refused.left_out or looked.left_out), errors)
 
 
 def _may_delete(local: UploadPlan) -> bool:

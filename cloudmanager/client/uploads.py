@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from cloudmanager.protocol.file_ops import FileOp
 from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
-from . import board_paths, files, sources
+from . import board_paths, files, name_case, sources
 from .file_jobs import (
     add_errors,
     as_file_results,
@@ -26,6 +25,7 @@ from .file_jobs import (
     upload_content,
 )
 from .files import FileJobGroup, FileResult
+from .moves import kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
@@ -90,9 +90,22 @@ async def upload(
     errors = [*plan.unreadable, *plan.unsendable]
     if errors and not plan.items and not plan.folders:
         raise join_errors(errors)
-    results = await upload_items(boards, boards.target, plan.items, progress, plan.folders)
+    results = await _upload_plan(boards, plan, progress)
     results = add_errors(_add_notes(results, plan.notes), errors)
     return results if is_folder else _explain_folders(results, dest)
+
+
+async def _upload_plan(
+    boards: HasTarget, plan: UploadPlan, progress: ProgressCallback | None
+) -> Results:
+    """Copy what a plan contains, but nothing to boards that cannot have all of its names."""
+    refused, target = await name_case.check_names(
+        boards, [item.path for item in plan.items], plan.folders
+    )
+    if not target:
+        return refused
+    results = await upload_items(boards, target, plan.items, progress, plan.folders)
+    return Results({**refused, **results}, refused.left_out or results.left_out)
 
 
 def _add_notes(results: Results, notes: Sequence[str]) -> Results:
@@ -100,8 +113,7 @@ def _add_notes(results: Results, notes: Sequence[str]) -> Results:
     noted = as_file_results(results)
     for name, result in noted.items() if notes else ():
         if result.ok:
-            written = WrittenBytes.of(result.value, result.value.files, tuple(notes))
-            noted[name] = result.with_value(written)
+            noted[name] = result.with_value(result.value.with_notes(notes))
     return Results(noted, results.left_out)
 
 
@@ -219,7 +231,7 @@ async def upload_items(
     A file that a board refuses does not keep the board's other files from it.
     """
     uploader = _Uploader(boards, items, progress)
-    ops = [*_upload_ops(items), *(["makedirs", path] for path in folders)]
+    ops = [*_upload_ops(items), *_folder_ops(folders)]
     for batch in split_batches(ops or _NO_OPS):
         names = await uploader.run(target, batch)
         if not names:
@@ -243,36 +255,65 @@ def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:
     return ops
 
 
+def _folder_ops(folders: Sequence[str]) -> list[FileOp]:
+    """Return the operations that make folders; the first of each tells whether it exists."""
+    return [op for path in folders for op in (kind_op(path), ["makedirs", path])]
+
+
 class WrittenBytes(int):
     """How many bytes were written.
 
     Attributes:
         files: how many files were written; an empty file has no bytes.
+        folders: how many folders without a file were made.
         notes: remarks for the user on local files that are left out, each a sentence.
     """
 
     files: int = 0
+    folders: int = 0
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, size: int, files: int, notes: tuple[str, ...] = ()) -> WrittenBytes:
+    def of(cls, size: int, files: int, folders: int = 0) -> WrittenBytes:
         """Return this number of bytes, written to this number of files."""
         written = cls(size)
         written.files = files
-        written.notes = notes
+        written.folders = folders
         return written
 
+    def plus(self, other: WrittenBytes) -> WrittenBytes:
+        """Return what was written in two jobs."""
+        return WrittenBytes.of(self + other, self.files + other.files, self.folders + other.folders)
 
-def _count_written(ops: Sequence[FileOp], op_results: list[Any]) -> WrittenBytes:
-    """Return what the results of a job say was written."""
-    size = files_written = 0
-    before: object = sources.EMPTY_DIGEST
+    def with_notes(self, notes: Sequence[str]) -> WrittenBytes:
+        """Return a copy with remarks."""
+        noted = WrittenBytes.of(self, self.files, self.folders)
+        noted.notes = tuple(notes)
+        return noted
+
+
+def _count_written(
+    ops: Sequence[FileOp], op_results: Sequence[Any], found: dict[str, Any]
+) -> WrittenBytes:
+    """Return what the results of a job say was written.
+
+    Args:
+        ops: the operations.
+        op_results: their results.
+        found: path -> the result of an earlier ``hash``, which tells what was there; it is updated.
+    """
+    size = files_written = folders_made = 0
     for op, op_result in zip(ops, op_results, strict=True):
-        if op[0] == "put":
+        name, path = op[:2]
+        if name == "hash":
+            found[path] = op_result
+        elif name == "put":
             size += op_result
-            files_written += bool(op_result) or before != sources.EMPTY_DIGEST
-        before = op_result if op[0] == "hash" else sources.EMPTY_DIGEST
-    return WrittenBytes.of(size, files_written)
+            is_new = path in found and found[path] != sources.EMPTY_DIGEST
+            files_written += bool(op_result) or is_new
+        elif name == "makedirs":
+            folders_made += path in found and found[path] is None
+    return WrittenBytes.of(size, files_written, folders_made)
 
 
 class _Uploader:
@@ -293,6 +334,7 @@ class _Uploader:
         self._left_out: tuple[str, ...] | None = None
         self._last_results: dict[str, FileResult] = {}
         self._written: dict[str, WrittenBytes] = {}
+        self._found: dict[str, dict[str, Any]] = {}
         self._seconds: dict[str, float] = {}
         self._refusals: dict[str, list[OSError]] = {}
 
@@ -303,11 +345,7 @@ class _Uploader:
         that the server refuses, are left out.
         """
         ops = [op for op in ops if op[0] != "put" or await self._upload_content(op[2])]
-        group = FileJobGroup(
-            ops or _NO_OPS,
-            make_value=functools.partial(_count_written, ops),
-            on_moved=self._on_moved,
-        )
+        group = FileJobGroup(ops or _NO_OPS, on_moved=self._on_moved)
         results = await run_file_jobs(self._boards, group, target)
         if self._left_out is None:
             self._left_out = results.left_out
@@ -316,7 +354,7 @@ class _Uploader:
         is_single = len(ops) <= 1
         for board, result in as_file_results(results).items():
             if is_single or board not in refusing:
-                self._add(result)
+                self._add(result, ops)
         if not is_single:
             for op in ops:
                 if refusing:
@@ -344,7 +382,7 @@ class _Uploader:
         if self._progress is not None:
             self._progress(board, self._written.get(board, 0) + moved, self._total)
 
-    def _add(self, result: FileResult) -> None:
+    def _add(self, result: FileResult, ops: Sequence[FileOp]) -> None:
         board = result.board
         self._seconds[board] = self._seconds.get(board, 0.0) + result.elapsed
         self._last_results[board] = result
@@ -352,10 +390,9 @@ class _Uploader:
         if isinstance(error, OSError) and is_refusal(error):
             self._refusals.setdefault(board, []).append(error)
         elif result.ok:
-            before = self._written.get(board, WrittenBytes())
-            self._written[board] = WrittenBytes.of(
-                before + result.value, before.files + result.value.files
-            )
+            found = self._found.setdefault(board, {})
+            written = _count_written(ops, result.op_results[: len(ops)], found)
+            self._written[board] = self._written.get(board, WrittenBytes()).plus(written)
 
     def results(self) -> Results:
         """Return the combined result of each board."""

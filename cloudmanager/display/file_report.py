@@ -10,6 +10,7 @@ from typing import Any, Final
 from cloudmanager.client.files import Entry, FileResult, Space, Stat
 from cloudmanager.client.packages import BoardPackages, InstallResult
 from cloudmanager.client.syncing import SyncDryRun, SyncPlan
+from cloudmanager.client.uploads import WrittenBytes
 from cloudmanager.protocol.errors import BoardError
 from cloudmanager.protocol.text import fold_names, one_line, os_error_text
 from cloudmanager.results.html_table import render_table
@@ -159,15 +160,23 @@ def value_text(value: Any) -> str:
         return f"{size_text(value.free)} free of {size_text(value.total)}"
     if isinstance(value, list):
         return "\n".join(_value_lines(value))
-    if isinstance(value, int):
-        is_new = value or getattr(value, "files", 0)
-        written = f"{size_text(value)} written" if is_new else "already up to date"
-        return "\n".join([written, *(f"note: {note}" for note in getattr(value, "notes", ()))])
+    if isinstance(value, WrittenBytes):
+        return _written_text(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").replace("\r\n", "\n")
     if isinstance(value, Path):
         return one_line(str(value))
     return "" if value is None else str(value)
+
+
+def _written_text(written: WrittenBytes) -> str:
+    """Return what an upload wrote, and the notes on what it left out."""
+    parts = [f"{size_text(written)} written"] if written or written.files else []
+    if written.folders:
+        folders = "1 folder" if written.folders == 1 else f"{written.folders:,} folders"
+        parts.append(f"{folders} made")
+    notes = (f"note: {note}" for note in written.notes)
+    return "\n".join([", ".join(parts) or "already up to date", *notes])
 
 
 def _value_lines(values: Iterable[Any]) -> Iterable[str]:

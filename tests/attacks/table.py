@@ -294,7 +294,7 @@ ATTACKS: Final = [
         23,
         "file names that leave their folder; formulas in tables",
         "cloudmanager/client/test_downloads.py: hostile_names_write_nothing "
-        "names_equal_on_some_system_do_not_overwrite_each_other "
+        "names_that_are_one_here_do_not_overwrite_each_other "
         "unrequested_file_is_refused size_of_a_file_read_into_memory_is_limited",
         "cloudmanager/client/test_board_paths.py: hostile_names_are_refused "
         "windows_device_names_are_refused_only_as_whole_names",

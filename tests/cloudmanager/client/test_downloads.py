@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Boards, Fleet
+from cloudmanager.client import name_case
 from cloudmanager.client.downloads import MAX_READ_BYTES, DownloadSink, RequestedFile, _MemorySink
 from cloudmanager.client.files import FileResult
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -106,13 +107,22 @@ def test_hostile_names_write_nothing(tmp_path: Path, place: str, many: bool):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_equal_on_some_system_do_not_overwrite_each_other(tmp_path: Path):
-    downloads = DownloadSink(
-        tmp_path, False, [RequestedFile("/a", "a", 1), RequestedFile("/A", "A", 1)]
-    )
+@pytest.mark.parametrize(
+    ("first", "second", "ignoring"),
+    [("a\n", "a%0A", False), ("a", "A", True), ("\xe4", "a\u0308", True), ("a.", "A", True)],
+)
+def test_names_that_are_one_here_do_not_overwrite_each_other(
+    tmp_path: Path, monkeypatch, first, second, ignoring
+):
+    monkeypatch.setattr(name_case, "ignores_case", lambda *_: ignoring)
+    requested = [RequestedFile(f"/{name}", name, 1) for name in (first, second)]
+    downloads = DownloadSink(tmp_path, False, requested)
     downloads.start_file("lab-1")
-    with pytest.raises(PermissionError):
+    with pytest.raises(FileExistsError):
         downloads.start_file("lab-1")
+    assert len(list(tmp_path.iterdir())) == 2
+    ended(downloads, status="error")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unrequested_file_is_refused(tmp_path: Path):

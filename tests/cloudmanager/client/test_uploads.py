@@ -82,7 +82,10 @@ def test_folder_is_copied_to_one_place_whatever_is_there(
 def test_empty_folder_is_made(two: Boards, tmp_path: Path, origin, dest, folders):
     (tmp_path / "none").mkdir()
     (tmp_path / "with/a/b").mkdir(parents=True)
-    assert two.put(f"{tmp_path}/{origin}", dest).to_dict() == {"demo-1": 0, "demo-2": 0}
+    made = two.put(f"{tmp_path}/{origin}", dest)
+    assert made.to_dict() == {"demo-1": 0, "demo-2": 0}
+    assert files_text(made).endswith("\n1 folder made")
+    assert files_text(two.put(f"{tmp_path}/{origin}", dest)).endswith("\nalready up to date")
     found = two.ls(":u", recursive=True)["demo-1"].value
     assert [entry.path.removeprefix("/u/") for entry in found] == folders
 
@@ -130,6 +133,19 @@ def test_what_was_written_tells_new_empty_files(two: Boards, tmp_path: Path):
         again = two.put(tmp_path / "__init__.py", ":u/pack/")["demo-1"].value
         assert (again, again.files) == (0, 0)
         two.put(b"x", ":u/pack/__init__.py")
+
+
+def test_what_was_written_tells_new_folders(two: Boards, fleet: Fleet, tmp_path: Path):
+    for name in ("a/none", "b/none", "c/d/none", "has"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+    (tmp_path / "src/has/x").write_text("x")
+    fleet["demo-2"].mkdir(":u/src/b/none", parents=True)
+    results = two.put(tmp_path / "src", ":u")
+    assert files_text(results).splitlines()[1::2] == [
+        "1 byte written, 3 folders made",
+        "1 byte written, 2 folders made",
+    ]
+    assert files_text(two.put(tmp_path / "src", ":u")).endswith("already up to date")
 
 
 def test_bytes_need_a_file_name(two: Boards):

@@ -8,6 +8,7 @@ from cloudmanager import Result, Results
 from cloudmanager.client.files import Entry, FileResult, Space, Stat, failed_result
 from cloudmanager.client.packages import BoardPackages, InstallResult
 from cloudmanager.client.syncing import SyncDryRun, SyncPlan
+from cloudmanager.client.uploads import WrittenBytes
 from cloudmanager.display.file_report import files_text, single_failure_text, value_text
 from cloudmanager.protocol.errors import PackageError
 
@@ -22,8 +23,12 @@ def ok(value, board="lab-1"):
     ("value", "text"),
     [
         (None, ""),
-        (0, "already up to date"),
-        (1234, "1,234 bytes written"),
+        (WrittenBytes(0), "already up to date"),
+        (WrittenBytes.of(0, 1), "0 bytes written"),
+        (WrittenBytes.of(1234, 2), "1,234 bytes written"),
+        (WrittenBytes.of(0, 0, 1), "1 folder made"),
+        (WrittenBytes.of(1, 1, 2), "1 byte written, 2 folders made"),
+        (WrittenBytes(0).with_notes(["a", "b"]), "already up to date\nnote: a\nnote: b"),
         (b"a\xff", "a\ufffd"),
         (Path("x/y"), "x/y"),
         ([Path("x/y"), Path("z")], "x/y\nz"),
@@ -67,7 +72,7 @@ def test_value_as_text(value, text):
 
 def test_boards_with_equal_results_share_a_block():
     exception = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
-    results = {name: ok(7, name) for name in ("lab-1", "lab-2")}
+    results = {name: ok(WrittenBytes.of(7, 1), name) for name in ("lab-1", "lab-2")}
     text = files_text(Results({**results, "lab-3": failed_result("lab-3", exception)}, ("lab-4",)))
     first_head, value, second_head, error, left_out = text.split("\n")
     assert first_head.startswith("── lab-[1-2] ─")
