@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from contextvars import ContextVar
 from typing import Any, Final
 
 from cloudmanager.client import cell_verbs
+from cloudmanager.client.cell_syntax import name_use
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.client.runner import run_blocking, run_in_loop
 from cloudmanager.display.cell_view import results_text
@@ -29,6 +31,9 @@ _HISTORY_CACHE_CELLS: Final = 25  # cells of the history that are kept in memory
 _MAX_CELLS: Final = 500  # cells that are searched for definitions on Shift-Tab
 
 
+#: The names of IPython's last values, as in `__ + _3`.
+_LAST_VALUE: Final = re.compile(r"\b(?:_{1,3}|_[0-9]+)\b")
+
 #: Whether the cell began with ``%%host``: then code that its magics run stays on the host.
 _in_host_cell: Final[ContextVar[bool]] = ContextVar("in_host_cell", default=False)
 
@@ -42,6 +47,7 @@ class BoardCells:
     def __init__(self, kernel: KernelHost) -> None:
         self._kernel = kernel
         self.cells: deque[str] = deque(maxlen=_MAX_CELLS)  # code that ran on boards
+        self._users_names: set[str] = set()  # names such as `_` that a cell bound on boards
         shell: Any = kernel.shell
         self.magics = BoardMagics(shell)
         self.magics.chosen_text = "Cells run on"
@@ -121,9 +127,8 @@ class BoardCells:
             self._raise_no_target()
         self.cells.append(code)
         make_output = OutputMaker(self._kernel, with_head=not line, for_magic=True)
-        group = run_blocking(
-            self.magics.board_cell(self.magics.expand(line or ""), code, make_output)
-        )
+        board_line = self._add_last_values(code, self.magics.expand(line or ""))
+        group = run_blocking(self.magics.board_cell(board_line, code, make_output))
         return make_output.value_for_magic() if group is None else group
 
     async def run(
@@ -149,14 +154,31 @@ class BoardCells:
             self._raise_no_target()
         self.cells.append(code)
         make_output = OutputMaker(self._kernel, with_head=not line, silent=silent)
+        board_line = self._add_last_values(code, self.magics.expand(line or ""))
         # An interrupt between two steps could leave a message half sent.
         with self._kernel.interrupts.allow_only(WHILE_WAITING):
-            group = await run_in_loop(
-                self.magics.board_cell(self.magics.expand(line or ""), code, make_output)
-            )
+            group = await run_in_loop(self.magics.board_cell(board_line, code, make_output))
         if group is None:
             make_output.remember_value()
         return group
+
+    def _add_last_values(self, code: str, line: str) -> str:
+        """Return the `%%board` line with `-i _,_3` if the code reads `_` and `_3`.
+
+        As in IPython, a name that the user has bound, such as in `for _ in …`, is the user's until
+        it is deleted.
+        """
+        if not _LAST_VALUE.search(code):
+            return line
+        shell: Any = self._kernel.shell
+        used = name_use(code)
+        self._users_names = (self._users_names | used.bound) - used.deleted
+        names = [
+            each
+            for each in sorted(used.free - self._users_names)
+            if _LAST_VALUE.fullmatch(each) and each in shell.user_ns
+        ]
+        return f"-i {','.join(names)} {line}" if names else line
 
     def _parameters(self, _line: str, cell: str) -> None:
         """Run the cell in the notebook's own Python, and on the chosen boards, if there are any.

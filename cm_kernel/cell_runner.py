@@ -16,7 +16,7 @@ from cloudmanager.display.folding import WAITING_FOR_BOARD, head_text, plain_tex
 from cloudmanager.display.following import CellOutput
 from cloudmanager.results.results import Result
 from cm_magics import rich_values
-from cm_magics.cell_display import CellDisplay, is_live
+from cm_magics.cell_display import CellDisplay, is_live, remember_value
 
 from .host import KernelHost
 from .interrupts import ANY_TIME
@@ -24,8 +24,6 @@ from .interrupts import ANY_TIME
 #: Characters of a cell's output that are streamed; of a longer output, only the end is added.
 MAX_STREAM_CHARS: Final = 64 * 1024
 _END_CHARS: Final = 4 * 1024  # characters of that end
-#: Characters of values up to which they are kept as `_` and `Out[n]`.
-_MAX_VALUE_CHARS: Final = 256 * 1024
 _GATHER_SECONDS: Final = 0.05  # output within this time is sent as one message
 
 
@@ -71,17 +69,9 @@ class OutputMaker:
         return self._group.results(0).value
 
     def remember_value(self) -> None:
-        """Assign ``_`` and ``Out[n]`` in the notebook's own Python, as IPython does.
-
-        It is the value on a single board, and the results of several.
-        """
-        if self._group is None or self._silent:
-            return
-        results = self._group.results(0)
-        texts = [result.text for result in results.values()]
-        if any(texts) and sum(map(len, texts)) <= _MAX_VALUE_CHARS:
-            value = results.value if len(results) == 1 else results
-            self._kernel.shell.displayhook.update_user_ns(value)
+        """Assign ``_`` and ``Out[n]`` in the notebook's own Python; see ``cell_display``."""
+        if self._group is not None and not self._silent:
+            remember_value(self._kernel.shell, self._group.results(0))
 
 
 class _KernelSink:

@@ -27,6 +27,7 @@ from .cell_routing import CellPart
 _OPTIONS: Final = "n:r:tcp:qov:"  # those of IPython's %timeit
 _DEFAULT_REPEATS: Final = 7  # as in IPython
 _MICROSECONDS: Final = 1e6  # in a second
+_MAX_SPREAD: Final = 4  # slowest run / fastest run without a warning, as in IPython
 #: A function that runs the code in loops. Without a number of loops, it finds one for which they
 #: take 0.2 s, as IPython does. Its value is the number, and for each repeat the time in us.
 _PROGRAM: Final = """\
@@ -113,5 +114,16 @@ class TimingMagics(Magics):
             )
         if "q" not in options:
             for board, result in results.items():
-                sys.stdout.write(f"{board}: {result}\n")
+                sys.stdout.write(f"{_spread_text(result)}{board}: {result}\n")
         return results if len(results) > 1 else next(iter(results.values()))
+
+
+def _spread_text(result: TimeitResult) -> str:
+    """Return IPython's warning about runs that differ much; "" if they do not."""
+    best, worst = result.best, result.worst
+    if not (worst > _MAX_SPREAD * best > 0 and worst > 1 / _MICROSECONDS):
+        return ""
+    return (
+        f"The slowest run took {worst / best:.2f} times longer than the fastest. This could mean "
+        "that an intermediate result is being cached, or that memory was collected.\n"
+    )

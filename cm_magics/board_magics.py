@@ -13,7 +13,7 @@ from cloudmanager.results.results import Results
 
 from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
-from .magics import fleet
+from .magics import fleet, with_variables
 
 _RESET_PARSER: Final = make_parser(
     "board_reset", "Soft-reset boards, and wait until they are back: %board_reset lab-*"
@@ -46,6 +46,7 @@ class ManagementMagics(TargetMagics):
     }
 
     @line_magic
+    @with_variables
     def board_reset(self, line: str) -> Results:
         """Soft-reset boards; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_RESET_PARSER, line)
@@ -56,6 +57,7 @@ class ManagementMagics(TargetMagics):
     board_reset.__doc__ = _RESET_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_info(self, line: str) -> None:
         """Show the facts of boards; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_INFO_PARSER, line)
@@ -67,6 +69,7 @@ class ManagementMagics(TargetMagics):
     board_info.__doc__ = _INFO_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_rename(self, line: str) -> None:
         """Rename a board; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_RENAME_PARSER, line)

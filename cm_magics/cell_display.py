@@ -33,6 +33,9 @@ from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
+#: Characters of a cell's values up to which they are kept as `_` and `Out[n]`.
+_MAX_REMEMBERED_CHARS: Final = 256 * 1024
+
 
 def can_answer() -> bool:
     """Return whether a user can answer ``input()``."""
@@ -188,6 +191,17 @@ def run_locally(shell: Any, code: str) -> BaseException | None:
 def display_text(text: str, html: str | None = None) -> None:
     """Display a text below the cell; where a frontend shows HTML, ``html`` in its place."""
     display(_mime_bundle(text, html), raw=True)
+
+
+def remember_value(shell: Any, results: Results) -> None:
+    """Assign ``_``, ``__``, ``_3`` and ``Out[3]`` in the notebook, as IPython does for a value.
+
+    It is the value on a single board, and the results of several. Nothing is assigned after a cell
+    without a value, or if the values are too long to be kept.
+    """
+    texts = [result.text for result in results.values()]
+    if any(texts) and sum(map(len, texts)) <= _MAX_REMEMBERED_CHARS:
+        shell.displayhook.update_user_ns(results.value if len(results) == 1 else results)
 
 
 def erase_prompt() -> None:

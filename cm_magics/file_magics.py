@@ -15,6 +15,7 @@ from cloudmanager.results.results import Results
 from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
 from .magic_options import MagicParser
+from .magics import with_variables
 
 _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a path on the boards.
 
@@ -96,6 +97,7 @@ class FileMagics(TargetMagics):
     with_files = frozenset({"%board_cp", "%board_sync"})
 
     @line_magic
+    @with_variables
     def board_cp(self, line: str) -> Results:
         """Copy files; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_CP_PARSER, line)
@@ -120,6 +122,7 @@ class FileMagics(TargetMagics):
     board_cp.__doc__ = _CP_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_ls(self, line: str) -> Results:
         """List a folder; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_LS_PARSER, line)
@@ -129,6 +132,7 @@ class FileMagics(TargetMagics):
     board_ls.__doc__ = _LS_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_rm(self, line: str) -> Results:
         """Remove files; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_RM_PARSER, line)
@@ -154,6 +158,7 @@ class FileMagics(TargetMagics):
     board_rm.__doc__ = _RM_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_sync(self, line: str) -> Results:
         """Make folders equal; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_SYNC_PARSER, line)
@@ -172,6 +177,7 @@ class FileMagics(TargetMagics):
     board_sync.__doc__ = _SYNC_PARSER.format_help()
 
     @cell_magic
+    @with_variables
     def board_writefile(self, line: str, cell: str) -> None:
         """Write a file; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_WRITE_PARSER, line)

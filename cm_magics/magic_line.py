@@ -11,10 +11,11 @@ from __future__ import annotations
 import ast
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from IPython.core.error import UsageError
+from IPython.utils.text import DollarFormatter
 
 from cloudmanager.client.cell_syntax import parse_python
 from cloudmanager.protocol.text import nearest_name
@@ -26,6 +27,58 @@ _WORD_PATTERN = re.compile(r"""\s*("[^"]*"|'[^']*'|[\[(]\s*['"][^])]*[])]|\S+)""
 _TARGET_PATTERN = re.compile(
     r"""\s*("[^"]*"|'[^']*'|(?:\[[^][]*\]|\{[^{}]*\}|\S|\s+(?=[,&!])|(?<=[,&!])\s+)+)""",
 )
+
+
+class _LineFormatter(DollarFormatter):
+    """IPython's ``{expression}``, ``$name``, ``{{``, ``}}`` and ``$$name``.
+
+    A name does not begin with a digit or a dot, and does not end with a dot: ``$5`` and ``a$.txt``
+    are kept. Between single quotes, all dollar signs are.
+    """
+
+    _dollar_pattern_ignore_single_quote = re.compile(
+        r"(.*?)\$(\$?[^\W\d]\w*(?:\.[^\W\d]\w*)*)(?=([^']*'[^']*')*[^']*$)"
+    )
+
+
+_FORMATTER: Final = _LineFormatter()
+_LITERAL_HINT: Final = "A brace itself is written {{ or }}, a dollar sign $$."
+
+
+def expand_variables(text: str, variables: Mapping[str, Any]) -> str:
+    """Replace ``{expression}`` and ``$name``, as IPython does in the lines of its magics.
+
+    Unlike IPython, which then leaves the whole line as it is, it raises an error if one of them
+    cannot be replaced.
+
+    Raises:
+        UsageError: a variable does not exist, an expression fails, or a brace is single.
+    """
+    if not {"{", "}", "$"} & set(text):
+        return text
+    expanded = ""
+    try:
+        for literal, field, spec, conversion in _FORMATTER.parse(text):
+            expanded += literal
+            if field is not None:
+                expression = f"{field}:{spec}" if spec else field
+                braced = f"{{{expression}" in text
+                shown = f"{{{expression}}}" if braced else f"${expression}"
+                value = _evaluate(expression, variables, shown)
+                expanded += str(_FORMATTER.convert_field(value, conversion))
+    except ValueError:
+        raise UsageError(f"A brace is single in this line. {_LITERAL_HINT}") from None
+    return expanded
+
+
+def _evaluate(expression: str, variables: Mapping[str, Any], shown: str) -> Any:
+    try:
+        return eval(expression, dict(variables))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, NameError):
+            why = f"the notebook has no variable {error.name}"
+        raise UsageError(f"{shown}: {why}. {_LITERAL_HINT}") from None
 
 
 class CodeLine(NamedTuple):
@@ -46,17 +99,17 @@ def split_line(
     Args:
         parser: the parser of the options.
         line: the line.
-        expand: replaces variables in the target; in code, braces and `$` are kept.
+        expand: replaces variables in the target and in values of options; code is kept as it is.
 
     Raises:
-        UsageError: an option is unknown, or its value is invalid; a variable does not exist.
+        UsageError: an option is unknown, or its value is invalid.
     """
-    argv, rest = _split_options(parser, line)
+    argv, rest = _split_options(parser, line, expand)
     found = _TARGET_PATTERN.match(rest)
     target = read_target(expand(found[1])) if found else ""
     code = rest[found.end() :].strip() if found else ""
     if _begins_with_option(parser, code):
-        more, code = _split_options(parser, code)
+        more, code = _split_options(parser, code, expand)
         argv += more
     return CodeLine(parser.parse_args(argv), target, code.strip())
 
@@ -74,11 +127,7 @@ def _begins_with_option(parser: ArgumentParser, text: str) -> bool:
 
 
 def read_target(text: str) -> str:
-    """Return the target that is written in a line; a list of names becomes a target of them all.
-
-    Raises:
-        UsageError: a variable in braces does not exist, so that IPython did not replace it.
-    """
+    """Return the target that is written in a line; a list of names becomes a target of them all."""
     target = _unquote(text.strip()).strip()
     if target.startswith(("[", "(")) and target.endswith(("]", ")")):
         try:
@@ -86,8 +135,6 @@ def read_target(text: str) -> str:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return target
         return ",".join(map(str, names)) if isinstance(names, (list, tuple)) else target
-    if found := re.search(r"\{[^{}]*\}|\$[^\W\d]\w*", target):
-        raise UsageError(f"{found[0]}: the notebook has no such variable.")
     return target
 
 
@@ -162,7 +209,9 @@ def option_choices(parser: ArgumentParser, word: str) -> list[str]:
     return list(getattr(action.type, "words", ())) if action is not None else []
 
 
-def _split_options(parser: ArgumentParser, line: str) -> tuple[list[str], str]:
+def _split_options(
+    parser: ArgumentParser, line: str, expand: Callable[[str], str] = lambda text: text
+) -> tuple[list[str], str]:
     """Split off the options at the start of a line; return them for argparse, and the rest."""
     argv: list[str] = []
     while (found := _WORD_PATTERN.match(line)) and found[1].startswith("-"):
@@ -175,7 +224,7 @@ def _split_options(parser: ArgumentParser, line: str) -> tuple[list[str], str]:
                 raise UsageError(f"{name} needs a value.")
             line = line[found.end() :]
             value = found[1]
-        argv += _join_option(name, _unquote(value)) if value else [name]
+        argv += _join_option(name, _unquote(expand(value))) if value else [name]
     return argv, line
 
 

@@ -6,11 +6,12 @@ They parse a line and call the library; ``cell_display`` shows the results.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
@@ -33,7 +34,14 @@ from . import cell_display
 from .cell_display import MakeOutput
 from .comment_magic import uncomment
 from .magic_completion import LineWords, MagicMatcher
-from .magic_line import CodeLine, read_target, remove_comment, split_cell_line, split_line
+from .magic_line import (
+    CodeLine,
+    expand_variables,
+    read_target,
+    remove_comment,
+    split_cell_line,
+    split_line,
+)
 from .magic_options import MagicParser, make_board_parser, make_logs_parser, make_result_parser
 
 if TYPE_CHECKING:
@@ -52,12 +60,11 @@ _BOARD_PARSER: Final = make_board_parser()
 _LOGS_PARSER: Final = make_logs_parser()
 _PLOT_PARSER: Final = MagicParser("board_plot")
 _RESULT_PARSER: Final = make_result_parser()
-#: Depths for IPython's ``var_expand``: frames between its caller and the user's code, whose local
-#: variables it sees. A frame that does not exist means the notebook's variables only.
+#: Frames from a magic to the code that runs it, which may be in a function of the user.
 _MAGIC_TO_USER: Final = 2
-_LAMBDA_TO_USER: Final = 4
-_NO_FRAME: Final = 1_000_000
 _MAX_SUBMITTED: Final = 100  # background cells that %board_result can find by number
+
+_Outcome = TypeVar("_Outcome")
 
 _fleet: Fleet | None = None
 
@@ -96,6 +103,21 @@ def dashboard(target: str = "") -> Dashboard:
     return Dashboard(fleet(), parse_target(target) if target else None)
 
 
+def with_variables(magic: Callable[..., _Outcome]) -> Callable[..., _Outcome]:
+    """Replace variables in the line of a magic, as ``expand_variables`` does, and remove a comment.
+
+    IPython's own replacement leaves a line as it is if one variable does not exist.
+    """
+
+    @functools.wraps(magic)
+    def expanded(self: Magics, line: str, *cell: str) -> _Outcome:
+        shell: Any = self.shell
+        variables = {**shell.user_ns, **sys._getframe(_MAGIC_TO_USER).f_locals}
+        return magic(self, expand_variables(remove_comment(line), variables), *cell)
+
+    return no_var_expand(expanded)
+
+
 @contextlib.contextmanager
 def _without_traceback() -> Iterator[None]:
     """Make IPython show errors of this library as one message, without a traceback."""
@@ -122,21 +144,21 @@ class BoardMagics(Magics):
     @line_cell_magic
     def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
         """Run code on boards; the parser's help replaces this docstring."""
-        shell: Any = self.shell
+        variables = {**self._variables(), **sys._getframe(_MAGIC_TO_USER).f_locals}
         if cell is None:
-            parsed = split_line(
-                _BOARD_PARSER, line, lambda target: str(shell.var_expand(target, _LAMBDA_TO_USER))
-            )
+            parsed = split_line(_BOARD_PARSER, line, lambda text: expand_variables(text, variables))
             return run_blocking(self._run_line(parsed))
-        return run_blocking(self.board_cell(shell.var_expand(line, _MAGIC_TO_USER), cell))
+        below = self.board_cell(expand_variables(remove_comment(line), variables), cell)
+        group = run_blocking(below)
+        if group is None and self._shown_results is not None:
+            cell_display.remember_value(self.shell, self._shown_results)
+        return group
 
     board.__doc__ = _BOARD_PARSER.format_help()
 
     def expand(self, line: str) -> str:
-        """Replace the notebook's variables in a line, `{name}` and `$name`, as IPython does."""
-        shell: Any = self.shell
-        has_variables = "{" in line or "$" in line
-        return str(shell.var_expand(line, _NO_FRAME)) if has_variables else line
+        """Replace the notebook's variables in a `%%board` line, `{name}` and `$name`."""
+        return expand_variables(remove_comment(line), self._variables())
 
     def read_target(self, line: str) -> str:
         """Return the target of a `%%board` line that may be incomplete; "" if it has none."""
@@ -162,6 +184,7 @@ class BoardMagics(Magics):
         return outcome if isinstance(outcome, JobGroup) else None
 
     @line_magic
+    @with_variables
     def board_result(self, line: str) -> Results:
         """Wait for a background cell; the parser's help replaces this docstring."""
         options = split_cell_line(_RESULT_PARSER, line)
@@ -173,6 +196,7 @@ class BoardMagics(Magics):
     board_result.__doc__ = _RESULT_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def boards(self, line: str) -> None:
         """Show the fleet as a table: `%boards`, or part of it: `%boards TARGET`."""
         with _without_traceback():
@@ -180,6 +204,7 @@ class BoardMagics(Magics):
             cell_display.display_text(fleet_table(boards), boards._repr_html_() if boards else None)
 
     @line_magic
+    @with_variables
     def board_use(self, line: str) -> None:
         """Choose the boards for every `%%board` without a target: `%board_use TARGET`.
 
@@ -201,6 +226,7 @@ class BoardMagics(Magics):
         self._shown_results = results
 
     @line_magic
+    @with_variables
     def fleet(self, line: str) -> object:
         """Show the fleet as a live table: `%fleet`, or part of it: `%fleet TARGET`.
 
@@ -212,6 +238,7 @@ class BoardMagics(Magics):
             return dashboard(_read_line(line))
 
     @line_magic
+    @with_variables
     def board_plot(self, line: str) -> object:
         """Plot the values that boards emit, live: `%board_plot TARGET [NAME…]`.
 
@@ -227,6 +254,7 @@ class BoardMagics(Magics):
         return Plot(fleet(), parsed.target, parsed.code.split())
 
     @line_magic
+    @with_variables
     def board_logs(self, line: str) -> None:
         """Show what boards print outside of cells; the parser's help replaces this docstring."""
         parsed = split_line(_LOGS_PARSER, line)

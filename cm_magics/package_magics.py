@@ -19,6 +19,7 @@ from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
 from .cell_display import VerbDisplay
+from .magics import with_variables
 
 _INSTALL_HELP: Final = """Install packages and their dependencies on boards.
 
@@ -64,6 +65,7 @@ class PackageMagics(TargetMagics):
     with_files = frozenset({"%board_install"})
 
     @line_magic
+    @with_variables
     def board_install(self, line: str) -> Results:
         """Install packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_INSTALL_PARSER, line)
@@ -79,6 +81,7 @@ class PackageMagics(TargetMagics):
     board_install.__doc__ = _INSTALL_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_uninstall(self, line: str) -> Results:
         """Uninstall packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_UNINSTALL_PARSER, line)
@@ -90,6 +93,7 @@ class PackageMagics(TargetMagics):
     board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_packages(self, line: str) -> Results:
         """Show packages; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_PACKAGES_PARSER, line)
@@ -100,6 +104,7 @@ class PackageMagics(TargetMagics):
     board_packages.__doc__ = _PACKAGES_PARSER.format_help()
 
     @line_magic
+    @with_variables
     def board_upgrade(self, line: str) -> Results:
         """Upgrade packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_UPGRADE_PARSER, line)

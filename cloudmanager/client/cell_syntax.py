@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import symtable
 import threading
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .cell_scanner import Position
 
@@ -73,6 +74,49 @@ def parse_syntax(source: str) -> ParsedSyntax:
         # No file name: the compiler would read that file to quote from it in an error.
         code = compile(tree, "", "exec", _TOP_LEVEL_AWAIT, True)
     return ParsedSyntax(source, tree, bool(code.co_flags & inspect.CO_COROUTINE))
+
+
+class NameUse(NamedTuple):
+    """How a cell uses names.
+
+    Attributes:
+        free: those that it reads and does not bind, also in its functions.
+        bound: those that it binds outside of its functions, but for those that it deletes.
+        deleted: those that it deletes.
+    """
+
+    free: set[str] = set()
+    bound: set[str] = set()
+    deleted: set[str] = set()
+
+
+def name_use(source: str) -> NameUse:
+    """Return how a cell uses names; nothing for a cell that Python here cannot parse."""
+    try:
+        with _compile_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = symtable.symtable(source, "<cell>", "exec")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return NameUse()
+    symbols = table.get_symbols()
+    bound = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    targets = [
+        each for node in ast.walk(tree) if isinstance(node, ast.Delete) for each in node.targets
+    ]
+    deleted = {each.id for each in targets if isinstance(each, ast.Name)}
+    return NameUse(_global_names(table) - bound, bound - deleted, deleted)
+
+
+def _global_names(table: symtable.SymbolTable) -> set[str]:
+    """Return the names that are read here or below, and are not local there."""
+    is_module = table.get_type() == "module"
+    names = {
+        each.get_name()
+        for each in table.get_symbols()
+        if each.is_referenced() and (is_module or each.is_global())
+    }
+    return names.union(*map(_global_names, table.get_children()))
 
 
 class ParsedSyntax:

@@ -98,6 +98,14 @@ def test_timeit_measures_on_each_board(kernel: Kernel):
     assert all(4 <= float(line.split()[1]) < 100 and line.split()[2] == "ms" for line in lines)
 
 
+def test_timeit_warns_of_runs_that_differ(one_board: Kernel):
+    assert "ms ± " in texts(one_board.run("%timeit -n1 -r3 __import__('time').sleep_ms(3)")[1])
+    one_board.run("import time\ntimes = [1, 1, 90]")
+    shown = texts(one_board.run("%timeit -n1 -r3 time.sleep_ms(times.pop())")[1])
+    assert "The slowest run took" in shown
+    assert shown.endswith("(mean ± std. dev. of 3 runs, 1 loop each)\n")
+
+
 def test_timeit_returns_its_result_and_names_errors_of_boards(one_board: Kernel):
     one_board.run("t = %timeit -o -q -n3 -r2 'a'")
     assert one_board.run("%%host\nt.loops, t.repeat")[1][0].text == "(3, 2)"
@@ -170,6 +178,29 @@ def test_last_values_are_those_of_ipython(one_board: Kernel):
 def test_last_value_of_several_boards_is_their_results(kernel: Kernel):
     kernel.run("6*7")
     assert kernel.run("%%host\n_['demo-2'].value")[1][0].text == "42"
+
+
+def test_last_values_can_be_used_on_boards(one_board: Kernel):
+    count = one_board.request("6*7")[0]["execution_count"]
+    assert one_board.run("_ + 1")[1][-1].text == "43"
+    assert one_board.run("__ + _")[1][-1].text == "85"
+    assert one_board.run(f"def f():\n    return _{count}\nf()")[1][-1].text == "42"
+    assert one_board.run("%%host\n'of the host'")[1][-1].text == "'of the host'"
+    assert one_board.run("%%time\n_[:2]")[1][-1].text == "'of'"
+    assert one_board.run("%%board demo-[1-2]  # both\n[_, _]")[0] == "ok"
+    assert "_ is of type Results: boards can receive" in one_board.run("_")[1][-1].text
+
+
+def test_last_value_is_the_users_once_a_cell_has_bound_it(one_board: Kernel):
+    one_board.run("6*7")
+    one_board.run("for _ in range(3): pass")
+    assert one_board.run("_")[1][-1].text == "2"
+    one_board.run("[_ for _ in range(9)]")
+    assert one_board.run("_")[1][-1].text == "2"
+    one_board.run("del _")
+    assert one_board.run("_")[1][-1].text == "2"  # the last value of a cell again
+    assert one_board.run("_ + 1")[1][-1].text == "3"
+    assert one_board.run("_ + 1")[1][-1].text == "4"
 
 
 def test_line_numbers_are_those_of_the_cell(one_board: Kernel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from IPython.core.error import UsageError
 
-from cm_magics.magic_line import split_cell_line, split_line, split_words
+from cm_magics.magic_line import expand_variables, split_cell_line, split_line, split_words
 from cm_magics.magic_options import make_board_parser
 
 PARSER = make_board_parser()
@@ -94,10 +94,55 @@ def test_wrong_usage_is_a_short_message(line: str, message: str):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("line", ["{nobody}", "lab-*,{nobody}", "$nobody", "{a b}"])
-def test_variable_that_does_not_exist_is_named(line: str):
-    with pytest.raises(UsageError, match="the notebook has no such variable"):
-        split_cell_line(PARSER, line)
+VARIABLES = {"board": "lab-1", "names": ["lab-1", "lab-2"], "n": 2, "pair": {"a": 6}}
+
+
+@pytest.mark.parametrize(
+    ("line", "expanded"),
+    [
+        ("{board} :a", "lab-1 :a"),
+        ("$board :a", "lab-1 :a"),
+        ("lab-{n + 1}", "lab-3"),
+        ("{names[1:]}", "['lab-2']"),
+        ("{board!r}", "'lab-1'"),
+        ("{pair['a']}", "6"),
+        (":{{a}}.txt", ":{a}.txt"),
+        (":$$board", ":$board"),
+        (":'$board'", ":'$board'"),
+        (":a$.txt $5", ":a$.txt $5"),
+        ("$board. $n.", "lab-1. 2."),
+    ],
+)
+def test_variables_are_replaced(line: str, expanded: str):
+    assert expand_variables(line, VARIABLES) == expanded
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{board} {file}", "{file}: the notebook has no variable file."),
+        ("$board $file", "$file: the notebook has no variable file."),
+        ("{board} {n/0}", "{n/0}: ZeroDivisionError: division by zero."),
+        ("$board.py", "$board.py: AttributeError: 'str' object has no attribute 'py'."),
+        ("{board} :a}", "A brace is single in this line."),
+    ],
+)
+def test_variable_that_cannot_be_replaced_is_named(line: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        expand_variables(line, VARIABLES)
+    hint = "A brace itself is written {{ or }}, a dollar sign $$."
+    assert str(caught.value) == f"{message} {hint}"
+
+
+def test_options_of_a_line_with_code_have_variables():
+    line = "--timeout {n} -o {board} {names} --wait $n {n} + 1"
+    parsed = split_line(
+        PARSER,
+        line,
+        lambda text: text.format_map({"n": 3, "board": "x", "names": "all"}).replace("$n", "4"),
+    )
+    assert (parsed.options.timeout, parsed.options.out, parsed.options.wait) == (3, "x", 4)
+    assert (parsed.target, parsed.code) == ("all", "{n} + 1")
 
 
 @pytest.mark.parametrize(

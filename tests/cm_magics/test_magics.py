@@ -456,6 +456,9 @@ def test_choosing_boards_lists_the_offline_ones(shell: Shell, monkeypatch: pytes
         ("%board {target} 6*7", "42"),
         ("%board {names[1]} {'a': 6}['a']*7", "42"),
         ("%board $target 6*7", "42"),
+        ("%board --timeout {seconds} {target} 6*7", "42"),
+        ("%board {target} --timeout $seconds {'a': 6}['a']*7", "42"),
+        ("%%board {target}  # not a {variable}\n6*7", "42"),
         ("%boards {names}", "demo-2"),
         ("%board_info {target}", "demo-1"),
         ("%board_cp {target} {file} :", "written"),
@@ -494,8 +497,29 @@ def test_byte_order_mark_before_a_cell_is_left_out(shell: Shell, cell: str):
 
 
 def test_missing_variable_is_named(shell: Shell):
-    for line in ("%board_use {nobody_1}", "%board {nobody_1} 1", "%%board {nobody_1}\n1"):
-        assert "{nobody_1}: the notebook has no such variable." in shell.run(line)
+    shell.run("known = 'demo-1'")
+    lines = "%board_use {nobody}", "%board {nobody} 1", "%%board {nobody}\n1", "%boards $nobody"
+    for line in (*lines, "%board_cp {known} {nobody} :", "%%board_writefile $known :{nobody}\n1"):
+        assert "the notebook has no variable nobody." in shell.run(line)
+
+
+def test_brace_and_dollar_sign_are_written_twice(shell: Shell):
+    shell.run("%%board_writefile demo-1 :a{{1}}$$b.txt\nx\n")
+    assert "a{1}$b.txt" in shell.run("%board_ls demo-1")
+    shell.run("%board_rm demo-1 :a{{1}}$$b.txt")
+    assert shell.error is None
+
+
+def test_last_values_are_those_of_ipython(shell: Shell):
+    shell.run("%%board demo-1\n6*7")
+    assert shell.run("_").endswith("42")
+    shell.run("%%board demo-[1-2]\n[1, 2]")
+    assert shell.run("_['demo-2'].value, __").endswith("([1, 2], 42)")
+    shell.run("'mine'")
+    shell.run("%%board demo-1\nx = 1")
+    assert shell.run("_").endswith("'mine'")
+    assert shell.run("%%board demo-1 -i _\n_ + ' too'") == "'mine too'"
+    assert shell.run("list(Out.values())[-1]").endswith("'mine too'")
 
 
 def test_logs_are_shown(shell: Shell, fleet: Fleet):

@@ -507,3 +507,20 @@ def test_traceback_is_shown_even_if_the_cell_cannot_be_parsed(monkeypatch):
 
     monkeypatch.setattr(cells, "parse_syntax", fail)
     assert "1 / 0" in map_traceback(traceback, cell)
+
+
+@pytest.mark.parametrize(
+    ("text", "free", "bound", "deleted"),
+    [
+        ("await x + _", {"x", "_"}, set(), set()),
+        ("for _ in r: _", {"r"}, {"_"}, set()),
+        ("[_ for _ in y]", {"y"}, set(), set()),
+        ("lambda _: __", {"__"}, set(), set()),
+        ("def f(_): return _ + __", {"__"}, {"f"}, set()),
+        ("import x as _\ndel _", set(), set(), {"_"}),
+        ("class C:\n    a = _", {"_"}, {"C"}, set()),
+        ("no python", set(), set(), set()),
+    ],
+)
+def test_use_of_names(text, free, bound, deleted):
+    assert cell_syntax.name_use(text) == (free, bound, deleted)
