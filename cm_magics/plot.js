@@ -76,6 +76,7 @@ class Chart {
     this.tip = el("div", { class: "cm-tip" });
     this.tip.hidden = true;
     this.legend = el("div", { class: "cm-legend" });
+    this.note = ""; // which of the values do not exist; see missing_text in plot.py
     this.node = el("div", { class: "cm-chart" }, this.canvas, this.tip, this.legend);
     this.draw = oncePerFrame(() => this.drawNow());
     this.resizeObserver = new ResizeObserver(() => this.draw());
@@ -142,13 +143,16 @@ class Chart {
   // Update the legend in place: an entry that is replaced between press and release gets no click.
   drawLegend(lines) {
     if (!lines.length) {
-      this.legend.replaceChildren("No values yet: boards emit them with cm.emit(temp=21.5).");
+      const text = this.note || "No values yet: boards emit them with cm.emit(temp=21.5).";
+      setText(this.legend, text);
+      this.legendKeys = null;
       return;
     }
-    const keys = lines.map((line) => line.key).join();
-    if (this.legendKeys !== keys || !this.legend.children.length) {
+    const keys = JSON.stringify([this.note, ...lines.map((line) => line.key)]);
+    if (this.legendKeys !== keys) {
       this.legendKeys = keys;
-      this.legend.replaceChildren(...lines.map((line) => this.legendEntry(line)));
+      const note = this.note ? [el("div", { class: "cm-note" }, this.note)] : [];
+      this.legend.replaceChildren(...lines.map((line) => this.legendEntry(line)), ...note);
     }
     lines.forEach((line, index) => {
       const node = this.legend.children[index];
@@ -326,8 +330,11 @@ class Plot {
     this.chart.draw();
   }
 
-  onMessage({ kind, samples, reason }) {
-    if (kind === "samples") this.chart.add(samples);
+  onMessage({ kind, samples, note, reason }) {
+    if (kind === "samples") {
+      this.chart.note = note;
+      this.chart.add(samples);
+    }
     if (kind === "samples" || kind === "lost") this.update({ serverLost: reason ?? "" });
   }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
@@ -12,7 +12,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.protocol.text import nearest_name, sanitize_text
 
 from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .saved_output import Bundle, image_html, saved_html, saved_text
@@ -38,6 +38,8 @@ class Plot(LiveWidget):
     def __init__(self, fleet: Fleet, target: str, values: Sequence[str] = ()) -> None:
         # Kept here, because the boards may be gone when a page opens.
         self._samples: dict[tuple[str, float, int, str], Sample] = {}
+        self._values: set[str] = set()  # the names of all values
+        self._numbers: set[str] = set()  # those of numbers, sanitized
         self._keep(fleet.samples(target, _MAX_SAMPLES))
         super().__init__(fleet, target, values=list(values) or None)
 
@@ -45,6 +47,8 @@ class Plot(LiveWidget):
         """Keep samples, each once, and the newest ones if there are too many."""
         for sample in samples:
             self._samples[sample.board, sample.at, sample.ticks, str(sample.values)] = sample
+            self._values.update(sample.values)
+            self._numbers.update(numeric_values(sample))
         if len(self._samples) > 2 * _MAX_SAMPLES:
             newest = sorted(self._samples.items(), key=lambda item: item[1].at)[-_MAX_SAMPLES:]
             self._samples = dict(newest)
@@ -82,14 +86,16 @@ class Plot(LiveWidget):
 
     def _send_samples(self, samples: Iterable[Sample]) -> None:
         rows = [(sample.board, sample.at, numeric_values(sample)) for sample in samples]
-        self.send({"kind": "samples", "samples": rows})
+        note = missing_text(self.values or (), self._values, self._numbers)
+        self.send({"kind": "samples", "samples": rows, "note": note})
 
     def make_saved_state(self) -> Bundle:
         """Return the samples of this moment, as an image and as text."""
         with self._lock:
             samples = sorted(self._samples.values(), key=lambda sample: sample.at)
         lines = make_plot_lines(samples, self.values)
-        text, svg = lines_text(lines), lines_svg(lines)
+        note = missing_text(self.values or (), self._values, self._numbers)
+        text, svg = lines_text(lines, note), lines_svg(lines)
         if not lines:
             return saved_text(text)
         html = saved_html(image_html(svg, text))
@@ -103,6 +109,33 @@ def numeric_values(sample: Sample) -> dict[str, float]:
         for name, value in sample.values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def missing_text(wanted: Iterable[str], values: Set[str], numbers: Set[str]) -> str:
+    """Return which of the wanted values no board emits as a number, and which numbers there are.
+
+    Args:
+        wanted: names of values.
+        values: the names of all values that boards have emitted.
+        numbers: the names of those that are numbers, sanitized.
+
+    Returns:
+        One sentence or more; "" if nothing is missing, or there are no values at all.
+    """
+    sentences = []
+    for name in wanted:
+        shown = sanitize_text(name)
+        if not values or shown in numbers:
+            continue
+        if name in values:
+            sentences.append(f"{shown} is not a number.")
+            continue
+        sentences.append(f"No value is called {shown}.")
+        if numbers:
+            sentences.append(f"The numbers are {', '.join(sorted(numbers))}.")
+        if near := nearest_name(shown, numbers):
+            sentences.append(f"Did you mean {near}?")
+    return " ".join(sentences)
 
 
 def make_plot_lines(samples: Sequence[Sample], names: Sequence[str] | None) -> PlotLines:
@@ -123,16 +156,22 @@ def make_plot_lines(samples: Sequence[Sample], names: Sequence[str] | None) -> P
     return lines
 
 
-def lines_text(lines: PlotLines) -> str:
-    """Return lines as text: the last values of each as block characters, then the last number."""
+def lines_text(lines: PlotLines, note: str = "") -> str:
+    """Return lines as text: the last values of each as block characters, then the last number.
+
+    Args:
+        lines: the lines.
+        note: what is below them.
+    """
     if not lines:
-        return _NO_VALUES_TEXT
+        return note or _NO_VALUES_TEXT
     labels = [f"{board} {name}" for board, name in lines]
     width = max(map(len, labels))
-    rows = zip(labels, lines.values(), strict=True)
-    return "\n".join(
-        f"{label:<{width}}  {_block_text(points)}  {points[-1][1]:g}" for label, points in rows
-    )
+    rows = [
+        f"{label:<{width}}  {_block_text(points)}  {points[-1][1]:g}"
+        for label, points in zip(labels, lines.values(), strict=True)
+    ]
+    return "\n".join([*rows, note] if note else rows)
 
 
 def _block_text(points: Sequence[tuple[float, float]]) -> str:

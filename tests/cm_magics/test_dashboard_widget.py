@@ -509,6 +509,49 @@ def test_image_has_a_panel_for_each_quantity():
         assert text in svg
 
 
+@pytest.mark.parametrize(
+    ("names", "values", "text"),
+    [
+        (
+            ["tmep"],
+            {"temp": 1, "hum": 2},
+            "No value is called tmep. The numbers are hum, temp. Did you mean temp?",
+        ),
+        (["zzz"], {"temp": 1}, "No value is called zzz. The numbers are temp."),
+        (["door"], {"door": "open"}, "door is not a number."),
+        (["temp"], {"door": "open"}, "No value is called temp."),
+        (["temp", "zzz"], {"temp": 1}, "No value is called zzz. The numbers are temp."),
+        (["temp"], {"temp": 1}, ""),
+        ([], {"temp": 1}, ""),
+        (
+            [HOSTILE],
+            {"temp": 1},
+            "No value is called <script>\\x1b[2J\\u202e. The numbers are temp.",
+        ),
+    ],
+)
+def test_names_of_values_that_do_not_exist(names, values, text):
+    received = samples(values)
+    numbers = set(plot.numeric_values(received[0]))
+    assert plot.missing_text(names, set(values), numbers) == text
+    lines = plot.make_plot_lines(received, names)
+    shown = plot.lines_text(lines, text)
+    assert shown.endswith(text)
+    assert ("▁" in shown) == bool(lines)
+    assert plot.missing_text(names, set(), set()) == ""
+
+
+def test_plot_says_which_values_exist(page: Page, fleet: Fleet, boards: Any):
+    fleet["demo-3"].run("import cm; cm.emit(level=1)")
+    shown = Plot(fleet, "demo-3", ["levle"])
+    page.send(shown, do="open", view="v1")
+    message = page.until("samples", lambda message: message["samples"])
+    assert message["note"].startswith("No value is called levle. The numbers are ")
+    assert message["note"].endswith("Did you mean level?")
+    assert shown.make_saved_state()["text/plain"] == message["note"]
+    shown.close()
+
+
 def test_number_of_lines_is_limited():
     received = [sample for n in range(60) for sample in samples({"t": n}, board=f"lab-{n}")]
     assert len(plot.make_plot_lines(received, None)) == 24
