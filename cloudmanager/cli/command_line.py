@@ -30,6 +30,7 @@ from . import (
     file_commands,
     log_commands,
     package_commands,
+    reservation_commands,
 )
 from .commands import FAILED, NO_SERVER, USAGE
 from .streams import prepare_streams, run_with_output
@@ -181,6 +182,7 @@ def _make_parser() -> argparse.ArgumentParser:
     file_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
+    reservation_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions
+from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 from cloudmanager.results.rows import BoardList
@@ -120,6 +121,34 @@ class CellVerbs(HasTarget):
         """Set labels on the boards; an empty value removes one. Return the boards' names."""
         body = {"target": self.target, "labels": dict(labels)}
         return list(await self.exchange().request("label", body))
+
+    @verb
+    async def reserve(self, seconds: str | float) -> float:
+        """Reserve the boards for this token: jobs of others wait until the reservation ends.
+
+        Jobs that run go on. One's own reservation can be made longer or shorter.
+
+        Args:
+            seconds: for how long: seconds, or a span such as ``"1h"``; 30 days at most.
+
+        Returns:
+            When it ends, in seconds since 1970.
+
+        Raises:
+            ValueError: ``seconds`` is no span.
+            ServerError: somebody else has reserved one of the boards; none is reserved.
+        """
+        number = parse_span(seconds) if isinstance(seconds, str) else seconds
+        body = {"target": self.target, "seconds": number}
+        return float((await self.exchange().request("reserve", body))["until"])
+
+    @verb
+    async def release(self) -> list[str]:
+        """End reservations of the boards; return the names of those that were reserved.
+
+        Those of others can be ended with the role admin.
+        """
+        return list(await self.exchange().request("release", {"target": self.target}))
 
 
 async def _run_names(boards: HasTarget) -> list[str]:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cloudmanager.results.rows import caller_text, reservation_text
+
 _MAX_CALLERS = 3  # callers that a text names
-_LOCAL_CALLER = "local"  # the name of the local user's token; no other token has it
 _NOT_CONNECTED = "it is not connected"
 _STOP_PROGRAM = "`mbm board TARGET stop` ends that"
 
@@ -20,18 +21,24 @@ class Wait(NamedTuple):
         callers: who submitted those jobs; empty if that is not known.
         running_since: when the first of them began, by ``time.perf_counter``; None if not known.
         program: the board's own program, if that keeps the board busy; else "".
+        reserved_by: who has reserved the board; "" if that is not why the job waits.
+        reserved_until: until when, in seconds since 1970.
     """
 
     jobs_ahead: int = 0
     callers: tuple[str, ...] = ()
     running_since: float | None = None
     program: str = ""
+    reserved_by: str = ""
+    reserved_until: float = 0.0
 
     @property
     def text(self) -> str:
         """The reason in a few words: "behind 2 jobs of anna"; "" if the board must connect."""
         if not self.jobs_ahead:
             return ""
+        if self.reserved_by:
+            return f"reserved by {reservation_text(self.reserved_by, self.reserved_until)}"
         if self.program and self.jobs_ahead == 1:
             return f"behind {self.program}"
         return f"behind {self._jobs_text()}"
@@ -44,6 +51,8 @@ class Wait(NamedTuple):
         """
         if not self.jobs_ahead:
             return _NOT_CONNECTED
+        if self.reserved_by:
+            return f"it is reserved by {reservation_text(self.reserved_by, self.reserved_until)}"
         if self.program:
             return f"its own program {self.program} keeps it busy; {_STOP_PROGRAM}"
         seconds = "" if self.running_since is None else f"{now - self.running_since:.0f} s"
@@ -55,8 +64,7 @@ class Wait(NamedTuple):
 
     def _jobs_text(self, one: str = "1") -> str:
         count = f"{one} job" if self.jobs_ahead == 1 else f"{self.jobs_ahead:,} jobs"
-        callers = ("the local user" if each == _LOCAL_CALLER else each for each in self.callers)
-        names = list(callers)[:_MAX_CALLERS]
+        names = [caller_text(each) for each in self.callers][:_MAX_CALLERS]
         if len(names) < len(self.callers):
             names.append("others")
         if not names:
@@ -78,4 +86,6 @@ def read_wait(jobs_ahead: int, known: Mapping[str, Any] | None = None) -> Wait:
         tuple(str(caller) for caller in known.get("callers", ())),
         None if elapsed is None else time.perf_counter() - float(elapsed),
         str(known.get("program", "")),
+        str(known.get("reserved_by", "")),
+        float(known.get("reserved_until", 0.0)),
     )

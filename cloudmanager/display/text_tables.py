@@ -18,6 +18,7 @@ from cloudmanager.results.rows import (
     job_rows,
     labelled_rows,
     labels_text,
+    reserved_text,
     shorten,
 )
 
@@ -45,6 +46,9 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         **{fact.heading: fact_text(fact, board) for fact in FACTS},
         "id": board["id"],
         "labels": labels_text(board),
+        "serial number": board.get("serial", ""),
+        "note": board.get("note", ""),
+        "reserved by": reserved_text(board),
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
     }

@@ -24,6 +24,7 @@ FLEET_HEADINGS: Final = (
     *(fact.heading for fact in _LISTED_FACTS),
     "connected since",
 )
+_LOCAL_CALLER: Final = "local"  # the name of the local user's token; no other token has it
 JOB_HEADINGS: Final = ("job", "board", "state", "started", "took", "caller")
 
 
@@ -65,14 +66,21 @@ def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def labelled_rows(
     boards: Sequence[Mapping[str, Any]],
 ) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Return headings and rows of boards, with a column for labels if a board has one."""
-    headings, rows = FLEET_HEADINGS, fleet_rows(boards)
-    if not any(board.get("labels") for board in boards):
-        return headings, rows
-    labels = [shorten(labels_text(board)) or "-" for board in boards]
-    return (*headings[:2], "labels", *headings[2:]), [
-        (*row[:2], text, *row[2:]) for row, text in zip(rows, labels, strict=True)
-    ]
+    """Return headings and rows of boards, with a column for labels, and one for reservations.
+
+    Either is left out if no board has something to show in it.
+    """
+    columns = {
+        "labels": [shorten(labels_text(board)) for board in boards],
+        "reserved by": [shorten(reserved_text(board)) for board in boards],
+    }
+    shown = {heading: texts for heading, texts in columns.items() if any(texts)}
+    headings = (*FLEET_HEADINGS[:2], *shown, *FLEET_HEADINGS[2:])
+    rows = []
+    for number, row in enumerate(fleet_rows(boards)):
+        optional = [texts[number] or "-" for texts in shown.values()]
+        rows.append((*row[:2], *optional, *row[2:]))
+    return headings, rows
 
 
 def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -108,6 +116,30 @@ def format_duration(seconds: float) -> str:
             count = int(seconds // size)
             return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
     return f"{max(int(seconds), 0)} s"
+
+
+def caller_text(name: str) -> str:
+    """Return the name of a caller's token as people say it."""
+    return "the local user" if name == _LOCAL_CALLER else name
+
+
+def reservation_text(caller: str, until: float) -> str:
+    """Return who has a board to itself: "anna until 14:05" (local time).
+
+    Args:
+        caller: the name of the caller's token.
+        until: seconds since 1970.
+    """
+    then = time.localtime(until)
+    is_today = then[:3] == time.localtime()[:3]
+    when = time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", then)
+    return f"{caller_text(caller)} until {when}"
+
+
+def reserved_text(board: Mapping[str, Any]) -> str:
+    """Return who has reserved a board, as the verb ``boards`` describes it; "" if nobody has."""
+    reserved = board.get("reserved")
+    return reservation_text(reserved["caller"], reserved["until"]) if reserved else ""
 
 
 def _state_text(board: Mapping[str, Any]) -> str:

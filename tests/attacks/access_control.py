@@ -235,4 +235,19 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "TokenCache.get = lambda self, digest: self.shared.get(digest)",
         "cm_server/packages/test_planner.py::test_lock_gives_no_content_that_the_token_did_not_have",
     ),
+    defence(
+        "jobs of others wait at a reserved board",
+        SERVER + "jobs/model.py",
+        "Board.reservation_against = lambda self, job: None",
+        "cm_server/jobs/test_reservations.py::"
+        "test_jobs_of_others_wait_and_say_why_and_own_ones_start",
+        "cm_server/api/test_reservation_verbs.py::test_reservation_holds_at_all_servers",
+    ),
+    defence(
+        "only administrators release what others have reserved",
+        SERVER + "api/reservation_verbs.py",
+        "_is_reserved_by = lambda board, caller: True",
+        "cm_server/api/test_reservation_verbs.py::"
+        "test_only_administrators_release_what_others_have_reserved",
+    ),
 ]

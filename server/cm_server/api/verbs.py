@@ -25,7 +25,7 @@ from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
-from . import job_verbs
+from . import job_verbs, reservation_verbs
 from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
@@ -232,8 +232,9 @@ def _check_label_count(labels: dict[str, str], max_count: int, name: str) -> Non
 
 def _stop_programs(context: RequestContext) -> list[str]:
     """Interrupt the own programs of boards; return the names of the connected boards."""
-    services = context.services
-    return [board.name for board in resolve_boards(context) if services.cluster.stop_program(board)]
+    services, boards = context.services, resolve_boards(context)
+    reservation_verbs.check_not_reserved(boards, context.token.name)
+    return [board.name for board in boards if services.cluster.stop_program(board)]
 
 
 def _start_upload(context: RequestContext) -> int:
@@ -458,6 +459,8 @@ VERBS = {
     "status": Verb("viewer", _server_status),
     "boards": Verb("viewer", _list_boards),
     "label": Verb("operator", _set_labels, changes_rows=True),
+    "reserve": Verb("operator", reservation_verbs.reserve_boards, changes_rows=True),
+    "release": Verb("operator", reservation_verbs.release_boards, changes_rows=True),
     "interrupt": Verb("operator", job_verbs.interrupt_jobs),
     "offer": Verb("operator", _start_upload),
     "stop": Verb("operator", _stop_programs),

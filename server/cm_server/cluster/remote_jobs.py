@@ -105,7 +105,8 @@ class RemoteJobs:
         remote = job.board.remote_state
         assert remote is not None
         job.stop_timer()
-        job.state = "running" if remote.state == "idle" else "queued"
+        is_free = remote.state == "idle" and job.board.reservation_against(job) is None
+        job.state = "running" if is_free else "queued"
         self._tries[job.id] = self._tries.get(job.id, 0) + 1
         self._first_asked_at.setdefault(job.id, time.monotonic())
         self._queue_launch(job, remote.server)

@@ -91,6 +91,8 @@ class Dispatch:
         self.recent_jobs = self.job_results.recent_jobs
         self.counters = self.job_results.counters
         self.recovery.restore_jobs()
+        for board in services.registry.by_id.values():
+            self.scheduler.watch_reservation(board)
 
     def submit(self, submission: Submission) -> Operation[range]:
         """Commit one job per board, and the row in the audit log; ``create_jobs`` follows.

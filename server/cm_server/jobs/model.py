@@ -331,8 +331,17 @@ class Job:
         Returns:
             How many jobs its board runs first; 0 if the job waits for its board to connect. Then
             what is known about them: ``callers``, ``elapsed`` (seconds) of the one that runs, and
-            ``program``, if the board's own program keeps it busy.
+            ``program``, if the board's own program keeps it busy. If another caller has reserved
+            the board: ``reserved_by`` and ``reserved_until``, and at least 1 job.
         """
+        count, known = self._describe_queue()
+        reservation = self.board.reservation_against(self)
+        if reservation is None or (not count and not self.board.online):
+            return count, known
+        reserved = {"reserved_by": reservation.caller, "reserved_until": reservation.until}
+        return max(count, 1), {**known, **reserved}
+
+    def _describe_queue(self) -> tuple[int, dict[str, Any]]:
         board = self.board
         if self.owner:
             return _describe_remote_wait(board.remote_state)
@@ -360,6 +369,18 @@ class Job:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+class Reservation(NamedTuple):
+    """A caller has a board to itself for a while: the jobs of others wait.
+
+    Attributes:
+        caller: the name of the caller's token.
+        until: when it ends, in seconds since 1970.
+    """
+
+    caller: str
+    until: float
 
 
 class RemoteBoardState(NamedTuple):
@@ -404,6 +425,8 @@ class Board:
         last_result: the number of its last job's result, see ``Store.end_job``.
         strays: rate of messages about jobs that are not its current one; made when needed.
         blocked: whether its own program keeps it busy, so that cells wait.
+        serial: its serial number; "" if nobody wrote one.
+        note: what people wrote about it; "" if nothing.
         epoch: with several servers: how often the board connected to any of them.
     """
 
@@ -422,6 +445,9 @@ class Board:
         self.nonce = row.nonce
         self.plain = row.plain
         self.token = row.token
+        self.serial = row.serial or ""
+        self.note = row.note or ""
+        self._reservation = read_reservation(row)
         self._labels: Mapping[str, str] = row.labels
         self.reported_facts: dict[str, Any] = row.facts
         self.last_seen = row.last_seen
@@ -468,7 +494,39 @@ class Board:
     @property
     def idle(self) -> bool:
         """Whether a new job would be sent to the board immediately."""
-        return self.link is not None and not (self.current_job or self.queue or self.blocked)
+        is_busy = self.current_job or self.queue or self.blocked or self.reservation
+        return self.link is not None and not is_busy
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """Who has reserved it; None if nobody has, or no more."""
+        reservation = self._reservation
+        return reservation if reservation and reservation.until > time.time() else None
+
+    @reservation.setter
+    def reservation(self, reservation: Reservation | None) -> None:
+        self._reservation = reservation
+        self.notify_changed()
+
+    def is_free_for(self, caller: str) -> bool:
+        """Return whether it is idle, and no other caller has reserved it.
+
+        Args:
+            caller: the name of the caller's token.
+        """
+        reservation = self.reservation
+        is_own = reservation is None or reservation.caller == caller
+        return self.state == "idle" and is_own
+
+    def reservation_against(self, job: Job) -> Reservation | None:
+        """Return the reservation that keeps a job from starting; None if there is none.
+
+        A job that was sent already, and is sent again, is not kept.
+        """
+        reservation = self.reservation
+        if reservation is None or job.resends or reservation.caller == job.caller:
+            return None
+        return reservation
 
     @property
     def is_restarting(self) -> bool:
@@ -578,11 +636,21 @@ class Board:
             **published_facts(self.reported_facts),
             "booted": self.reported_facts.get("booted"),
             "labels": dict(self.labels),
+            "serial": self.serial,
+            "note": self.note,
+            "reserved": self.reservation and self.reservation._asdict(),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,
             "job": self.current_job.describe() if self.current_job else None,
             "queued": len(self.queue),
         }
+
+
+def read_reservation(row: BoardRow) -> Reservation | None:
+    """Return the reservation in a board's row; None if there is none, or no more."""
+    if row.reserved_by is None or (row.reserved_until or 0) <= time.time():
+        return None
+    return Reservation(row.reserved_by, row.reserved_until or 0)
 
 
 def _describe_remote_wait(remote: RemoteBoardState | None) -> tuple[int, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import ServerError
@@ -18,7 +18,7 @@ from cm_server.store.store_queue import Operation
 
 from .job_results import UNCONFIRMED_STOP, JobResults
 from .job_services import JobServices
-from .model import Board, BoardChannel, BoardLinkProtocol, Job
+from .model import Board, BoardChannel, BoardLinkProtocol, Job, Reservation
 from .remote import NoRemote, Remote
 
 log = logging.getLogger("cm_server")
@@ -27,6 +27,7 @@ log = logging.getLogger("cm_server")
 #: result within one second.
 CONFIRM_SECONDS = 0.9
 RESET_SECONDS = 20.0  # in which a board reconnects after a soft reset
+RESERVATION_SLACK_SECONDS = 0.01  # after a reservation's end, until it is looked at
 
 
 class Scheduler:
@@ -347,6 +348,31 @@ class Scheduler:
         if board.nonce is not None and board.link is not None and free:
             board.link.send(proofs.pack_rekey(board.gen + 1, board.nonce))
 
+    # Reserved boards
+
+    def set_reservation(self, board: Board, reservation: Reservation | None) -> None:
+        """Reserve a board for a caller, or end that; then its next job may start."""
+        board.reservation = reservation
+        self.watch_reservation(board)
+        self.start_next(board)
+
+    def watch_reservation(self, board: Board) -> None:
+        """Start the jobs that wait for the end of a board's reservation, when it ends by itself."""
+        reservation = board.reservation
+        if reservation is not None:
+            # Wall clock and timer may differ: then it is looked at once more.
+            seconds = max(reservation.until - time.time(), 0.0) + RESERVATION_SLACK_SECONDS
+            self._call_later(seconds, lambda: self._on_reservation_due(board, reservation))
+
+    def _on_reservation_due(self, board: Board, reservation: Reservation) -> None:
+        if self._registry.by_id.get(board.id) is not board:
+            return
+        if board.reservation == reservation:
+            self.watch_reservation(board)
+        else:
+            board.notify_changed()
+            self.start_next(board)
+
     # Boards whose link broke
 
     def start_grace_period(self, board: Board) -> None:
@@ -394,18 +420,24 @@ def _startable(board: Board) -> Job | None:
     """Return the queued job that a board can start now, None if there is none.
 
     While the board's own program blocks it, that is the first job that resets the board: it ends
-    the program, and does not wait behind the jobs that wait for the program's end.
+    the program, and does not wait behind the jobs that wait for the program's end. While a caller
+    has reserved the board, the jobs of others wait.
     """
     if board.link is None or board.current_job is not None:
         return None
     if board.blocked:
         return _first_resetting_job(board)
-    return board.queue[0] if board.queue else None
+    return next(_permitted_jobs(board), None)
 
 
 def _first_resetting_job(board: Board) -> Job | None:
     """Return the first queued job that restarts the board, None if there is none."""
-    return next((job for job in board.queue if _resets(job)), None)
+    return next((job for job in _permitted_jobs(board) if _resets(job)), None)
+
+
+def _permitted_jobs(board: Board) -> Iterator[Job]:
+    """Yield the queued jobs that do not wait for the end of a reservation, in their order."""
+    return (job for job in board.queue if board.reservation_against(job) is None)
 
 
 def _resets(job: Job) -> bool:

@@ -571,8 +571,9 @@ class CallerConnection:
         left_out = resolution.left_out
         options = RunOptions.from_wire(head, self._services.limits.cell_seconds)
         if options.idle:
-            left_out += tuple(board.name for board in boards if board.state != "idle")
-            boards = [board for board in boards if board.state == "idle"]
+            free = [board for board in boards if board.is_free_for(self.token.name)]
+            left_out += tuple(board.name for board in boards if board not in free)
+            boards = free
         installs = self._services.installs
         request = job_requests.read_job_request(installs, self, head, code, len(boards))
         if why := self._services.dispatch.open_jobs.refusal_reason(

@@ -59,6 +59,32 @@ class NotifyingStore(Store):
         self.on_change(list(labels))
         return labels
 
+    def update_boards(
+        self, changes: Mapping[str, Mapping[str, Any]], audit_row: AuditRow | None = None
+    ) -> None:
+        """Change values of many boards."""
+        super().update_boards(changes, audit_row)
+        self.on_change(list(changes))
+
+    def reserve_boards(
+        self,
+        board_ids: Sequence[str],
+        caller: str,
+        until: float,
+        audit_row: AuditRow | None = None,
+    ) -> bool:
+        """Reserve boards for a caller."""
+        reserved = super().reserve_boards(board_ids, caller, until, audit_row)
+        self.on_change(board_ids)  # also if not: another server's reservation is not known here
+        return reserved
+
+    def release_boards_of(
+        self, board_ids: Sequence[str], caller: str | None, audit_row: AuditRow | None = None
+    ) -> None:
+        """End the reservations of boards."""
+        super().release_boards_of(board_ids, caller, audit_row)
+        self.on_change(board_ids)
+
     def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
         """Insert a token."""
         super().add_token(token, audit_row)

@@ -22,6 +22,10 @@ class BoardRow(NamedTuple):
     nonce: bytes | None = None  # the next key is derived with it, during a rotation
     plain: bool = False  # it cannot verify a certificate, and may connect with MACs instead
     token: str = ""  # the hash of the token by which it enrolled itself
+    serial: str | None = None  # serial number, by which people know it
+    note: str | None = None  # what people wrote about it
+    reserved_by: str | None = None  # the name of a token; others' jobs wait
+    reserved_until: float | None = None
 
     def __repr__(self) -> str:
         """Leave the key out."""

@@ -33,9 +33,11 @@ from cm_server.times import DAY, EARLIEST
 
 from . import tables
 from .databases import DatabaseLocked, open_database
+from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, TokenRow
+from .secret_rows import SecretRow, SecretRows, secrets_table
 
 log = logging.getLogger("cm_server")
 
@@ -111,6 +113,10 @@ class Store:
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
         self.installed_packages = InstalledPackages(self._connection, self._rollback_on_error)
         self.log_rows = LogRows(self._connection, self._rollback_on_error)
+        self.health_rows = HealthRows(
+            self._connection, self.database.insert, self._rollback_on_error
+        )
+        self.secret_rows = SecretRows(self._connection)
 
     def close(self) -> None:
         """Write pending changes, and close the database."""
@@ -235,6 +241,7 @@ class Store:
             for board_id in board_ids:
                 self.installed_packages.delete_board(board_id)
                 self.log_rows.delete_board(board_id)
+                self.health_rows.delete_board(board_id)
 
     def set_labels(
         self,
@@ -263,6 +270,93 @@ class Store:
             if rows:
                 self._connection.execute(statement, rows)
         return labels
+
+    def update_boards(
+        self, changes: Mapping[str, Mapping[str, Any]], audit_row: AuditRow | None = None
+    ) -> None:
+        """Change values of many boards: all of them or, if one cannot be written, none.
+
+        Args:
+            changes: board id -> ``name``, ``labels``, ``serial``, ``note``; boards may exchange
+                their names.
+            audit_row: for the audit log.
+        """
+        board = tables.boards.c
+        with self._durable_transaction(audit_row):
+            for board_id in (each for each, values in changes.items() if "name" in values):
+                # No board has such a name; so each name is free when its new board gets it.
+                unused = sa.update(tables.boards).where(board.id == board_id)
+                self._connection.execute(unused.values(name=f"~{board_id}"))
+            for board_id, values in changes.items():
+                statement = sa.update(tables.boards).where(board.id == board_id)
+                self._connection.execute(statement.values(**values))
+
+    def reserve_boards(
+        self,
+        board_ids: Sequence[str],
+        caller: str,
+        until: float,
+        audit_row: AuditRow | None = None,
+    ) -> bool:
+        """Reserve boards for a caller, all of them or none, whatever other servers do meanwhile.
+
+        Args:
+            board_ids: the boards.
+            caller: the name of the caller's token.
+            until: seconds since 1970.
+            audit_row: for the audit log.
+
+        Returns:
+            False if somebody else has reserved one of them; then nothing is changed.
+        """
+        board = tables.boards.c
+        is_free = board.reserved_by.is_(None) | (board.reserved_until <= time.time())
+        statement = sa.update(tables.boards).where(
+            board.id.in_(board_ids), is_free | (board.reserved_by == caller)
+        )
+        statement = statement.values(reserved_by=caller, reserved_until=until)
+        self.flush()
+        with self._rollback_on_error(), self.database.durable():
+            if self._connection.execute(statement).rowcount < len(board_ids):
+                self.database.rollback()
+                return False
+            if audit_row is not None:
+                self.database.execute_many(self._insert_audit, [audit_row])
+            self.database.commit()
+        return True
+
+    def release_boards_of(
+        self, board_ids: Sequence[str], caller: str | None, audit_row: AuditRow | None = None
+    ) -> None:
+        """End the reservations of boards.
+
+        Args:
+            board_ids: the boards.
+            caller: only those of the token with this name; None for anybody's.
+            audit_row: for the audit log.
+        """
+        board = tables.boards.c
+        statement = sa.update(tables.boards).where(board.id.in_(board_ids))
+        if caller is not None:
+            statement = statement.where(board.reserved_by == caller)
+        with self._durable_transaction(audit_row):
+            self._connection.execute(statement.values(reserved_by=None, reserved_until=None))
+
+    # Secrets
+
+    def set_secret(self, row: SecretRow, audit_row: AuditRow | None = None) -> None:
+        """Store a secret; it replaces one of the same name."""
+        statement = self.database.insert(secrets_table).values(row._asdict())
+        changed = {name: statement.excluded[name] for name in ("value", "target", "changed")}
+        with self._durable_transaction(audit_row):
+            self._connection.execute(
+                statement.on_conflict_do_update(index_elements=["name"], set_=changed)
+            )
+
+    def remove_secret(self, name: str, audit_row: AuditRow | None = None) -> None:
+        """Delete a secret, if there is one of this name."""
+        with self._durable_transaction(audit_row):
+            self._connection.execute(sa.delete(secrets_table).where(secrets_table.c.name == name))
 
     def mark_board_seen(self, board_id: str, facts: dict[str, Any]) -> None:
         """Record that a board is connected now, and its facts.

@@ -30,6 +30,11 @@ boards = sa.Table(
     # With several servers (shared_store.py): which one has its link, and how often that changed.
     sa.Column("holder", sa.Text),
     sa.Column("epoch", _BigInt),
+    # What people know of it, and the name of the token that has reserved it.
+    sa.Column("serial", sa.Text),
+    sa.Column("note", sa.Text),
+    sa.Column("reserved_by", sa.Text),
+    sa.Column("reserved_until", sa.Float),
 )
 
 tokens = sa.Table(

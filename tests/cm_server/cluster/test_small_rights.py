@@ -19,6 +19,8 @@ READS: list[dict[str, Any]] = [
 REFUSED: list[dict[str, Any]] = [
     {"verb": "interrupt", "jobs": [1]},
     {"verb": "stop", "target": "lab-2"},
+    {"verb": "reserve", "target": "lab-2", "seconds": 60},
+    {"verb": "release", "target": "lab-2"},
     {"verb": "label", "target": "lab-2", "labels": {"a": "b"}},
     {"verb": "offer", "sha256": "a" * 64, "size": 1},
     {"verb": "plan", "target": "lab-2", "wanted": ["x"]},
