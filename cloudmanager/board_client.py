@@ -55,6 +55,11 @@ def client_source_folder() -> Path:
     return Path(__file__).parents[1] / "mpy_client"
 
 
+def client_parts() -> frozenset[str]:
+    """Return the names of the client's files on boards, which boards report as their parts."""
+    return frozenset(path.stem for path in client_source_folder().glob("cm/*.py")) - {"unix"}
+
+
 def compile_client(folder: Path) -> Path:
     """Return a folder with the client as `.mpy` files; compile it if there is none.
 

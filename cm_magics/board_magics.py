@@ -1,4 +1,4 @@
-"""The magics that manage boards: ``%board_reset``, ``%board_info`` and ``%board_rename``."""
+"""The magics that manage boards, such as ``%board_reset``, and ``%fleet_health``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
+from cloudmanager.client.health import Health
 from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
@@ -20,6 +21,9 @@ _RESET_PARSER: Final = make_parser(
 )
 _INFO_PARSER: Final = make_parser(
     "board_info", "Show the facts of boards, online or offline: %board_info lab-1"
+)
+_HEALTH_PARSER: Final = make_parser(
+    "fleet_health", "Show what is wrong in the fleet, and what to do: %fleet_health"
 )
 _RENAME_PARSER: Final = make_parser("board_rename", "Rename a board: %board_rename lab-1 roof")
 
@@ -37,12 +41,13 @@ _RESET_DISPLAY: Final = cell_display.VerbDisplay(
 
 @magics_class
 class ManagementMagics(TargetMagics):
-    """``%board_reset``, ``%board_info``, ``%board_rename``."""
+    """``%board_reset``, ``%board_info``, ``%board_rename``, ``%fleet_health``."""
 
     parsers = {
         "%board_reset": _RESET_PARSER,
         "%board_info": _INFO_PARSER,
         "%board_rename": _RENAME_PARSER,
+        "%fleet_health": _HEALTH_PARSER,
     }
 
     @line_magic
@@ -80,3 +85,13 @@ class ManagementMagics(TargetMagics):
             cell_display.display_text(f"{boards.target} was renamed to {name}.")
 
     board_rename.__doc__ = _RENAME_PARSER.format_help()
+
+    @line_magic
+    def fleet_health(self, line: str) -> Health:
+        """Return what is wrong in the fleet; the parser's help replaces this docstring."""
+        if line.strip():
+            raise UsageError("Usage: %fleet_health")
+        with without_traceback():
+            return fleet().health()
+
+    fleet_health.__doc__ = _HEALTH_PARSER.format_help()

@@ -28,6 +28,7 @@ from . import (
     commands,
     completion,
     file_commands,
+    fleet_commands,
     log_commands,
     package_commands,
     reservation_commands,
@@ -176,6 +177,7 @@ def _make_parser() -> argparse.ArgumentParser:
         return verb_parser
 
     commands.add_server_verbs(add_verb)
+    fleet_commands.add_verbs(add_verb)
     commands.add_board_verbs(add_verb)
     admin_commands.add_verbs(add_verb)
     cable_commands.add_verbs(add_verb)

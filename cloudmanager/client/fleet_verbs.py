@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cloudmanager.board_client import client_parts
 from cloudmanager.results.rows import BoardList, JobList
 
 from .future import sleep
+from .health import Health, find_problems
 from .jobs import INTERRUPT_GRACE_SECONDS
 from .samples import Sample, Samples
 from .verb import HasExchange, verb
@@ -41,6 +43,19 @@ class FleetVerbs(HasExchange):
     async def status(self) -> dict[str, Any]:
         """Return the server's state: version, address, uptime (seconds), boards, online, busy."""
         return dict(await self.exchange().request("status", {}))
+
+    @verb
+    async def health(self) -> Health:
+        """Return what is wrong in the fleet, each with what to do.
+
+        That is: boards that are absent, restart often, or are in safe mode; equal errors of
+        programs; weak Wi-Fi, little heap or flash; old clients; and problems of the server.
+        """
+        exchange = self.exchange()
+        boards = await exchange.request("boards", {"target": None})
+        reported = await exchange.request("health", {})
+        status = await exchange.request("status", {})
+        return find_problems(boards, reported, client_parts(), status["problems"])
 
     @verb
     async def enrol(self, names: Sequence[str], *, plain: bool = False) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from cloudmanager.protocol.facts import FACTS, fact_text
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.rows import (
     JOB_HEADINGS,
+    caller_text,
     format_duration,
     format_time,
     job_rows,
@@ -51,8 +52,19 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         "reserved by": reserved_text(board),
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
+        "job": _job_text(board),
+        "packages": ", ".join(" ".join(each) for each in board.get("packages", {}).items()),
     }
-    return [(name, sanitize_text(str(value))) for name, value in facts.items() if value]
+    findings = [(each["kind"], each["text"]) for each in board.get("findings", ())]
+    shown = [*facts.items(), *findings]
+    return [(name, sanitize_text(str(value))) for name, value in shown if value]
+
+
+def _job_text(board: Mapping[str, Any]) -> str:
+    """Return what runs on a board, and how many jobs wait; "" for nothing."""
+    job, queued = board.get("job"), board.get("queued") or 0
+    running = f"job {job['job']} of {caller_text(job['caller'])}" if job else ""
+    return ", ".join(filter(None, (running, f"{queued} queued" if queued else "")))
 
 
 def boards_text(boards: Sequence[Mapping[str, Any]]) -> str:

@@ -16,7 +16,7 @@ MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
 #: machine.reset_cause() -> words. On RP2 a watchdog reset looks like machine.reset(),
 #: and on ESP32 a brown-out not from power on; a crash there is a hard reset.
-_RESETS: Final = {
+RESET_CAUSES: Final = {
     "pwron": "power on",
     "hard": "hard reset",
     "wdt": "watchdog or reset",
@@ -61,9 +61,9 @@ def _rssi_text(rssi: Any) -> str:
     return f"{rssi} dBm" if isinstance(rssi, int) else ""
 
 
-def _reset_text(cause: Any) -> str:
+def reset_text(cause: Any) -> str:
     """Return why a board started, in words, of what its port calls it."""
-    return _RESETS.get(cause, _plain_text(cause))
+    return RESET_CAUSES.get(cause, _plain_text(cause))
 
 
 def _uptime_text(seconds: Any) -> str:
@@ -116,7 +116,7 @@ FACTS: Final = (
     Fact("block", "largest block", _read_number, _same, _size_text, volatile=True),
     Fact("flash", "free flash", _read_number, _same, _size_text),
     Fact("watchdog", "watchdog"),
-    Fact("reset", "started by", text=_reset_text),
+    Fact("reset", "started by", text=reset_text),
     Fact("uptime", "uptime at connection", _read_number, _same, _uptime_text),
     Fact("address", "address"),
     Fact("mac", "MAC address", text=_mac_text),

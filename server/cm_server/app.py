@@ -26,6 +26,7 @@ from .auth.caller_links import CallerLinks
 from .auth.enrolment import Enrolment, EnrolmentServices
 from .auth.permission import Permission
 from .auth.tokens import LOCAL_TOKEN_NAME, Tokens
+from .board_health import BoardHealth
 from .board_logs import BoardLogs
 from .clock import CheckedClock
 from .cluster.membership import Cluster, local_token_name
@@ -172,6 +173,9 @@ class Server:
         self.dispatch.board_messages.on_emit = self.sample_collector.add_message
         self.board_logs = BoardLogs(self.store_queue, self.registry, loop.call_later, limits)
         self.dispatch.board_messages.on_log = self.board_logs.add_message
+        self.board_health = BoardHealth(self.store_queue, self.registry, loop.call_later, limits)
+        self.board_logs.listeners.append(self.board_health.on_log)
+        self.dispatch.board_messages.on_program = self.board_health.on_program
         self.dispatch.board_messages.on_stray = strays.on_stray
 
         # Callers
@@ -215,6 +219,7 @@ class Server:
             audit_log=self.audit_log,
             registry=self.registry,
             dispatch=self.dispatch,
+            health=self.board_health,
             cluster=self.cluster,
             enrolment=self.enrolment,
             reconnects=self.reconnects,
@@ -234,6 +239,7 @@ class Server:
             installs=self.installs,
             pin=self.certificates.pin,
             board_logs=self.board_logs,
+            board_health=self.board_health,
             viewers_read_logs=options.viewers_read_logs,
         )
         self._caller_link_services = CallerLinkServices(
@@ -283,6 +289,7 @@ class Server:
             self.loop_clock.stop,
             self.housekeeper.stop,
             self.board_logs.write,
+            self.board_health.write,
             self.completion_words.stop,
             self.dispatch.stop,
             lambda: self.callers.close_all(why),

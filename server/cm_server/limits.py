@@ -197,6 +197,11 @@ class Limits:
     log_unwritten_chars: int = 8 * MIB  # that wait for a store that does not answer
     reply_log_chars: int = MIB  # in one reply; what is more is in the next
 
+    # What went wrong on boards.
+    traceback_chars: int = 2000  # that are kept of a traceback in a board's log
+    health_write_seconds: float = 1.0  # until restarts and errors are in the store
+    reply_crashes: int = 100  # different errors in one reply
+
     # What waits for a database that does not answer. Beyond it, new cells and other requests are
     # refused; results and what is sent to boards are not.
     store_operations: int = 1000

@@ -250,4 +250,10 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "cm_server/api/test_reservation_verbs.py::"
         "test_only_administrators_release_what_others_have_reserved",
     ),
+    defence(
+        "viewers do not read logs through the tracebacks of fleet-health",
+        SERVER + "api/health_verbs.py",
+        "_may_read_logs = lambda context: True",
+        "cm_server/api/test_health_verbs.py::test_viewers_get_no_text_of_logs",
+    ),
 ]

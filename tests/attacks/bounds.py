@@ -325,4 +325,17 @@ BOUNDS: Final = [
         '_mime_bundle = lambda text, html=None: {"text/plain": text, "text/html": text}',
         "attacks/test_hostile_output.py::test_hostile_text_is_plain_text_in_the_notebook",
     ),
+    # What boards report about themselves
+    defence(
+        "the errors that are kept of one board are bounded",
+        SERVER + "board_health.py",
+        "_are_too_many = lambda crashes: False",
+        "cm_server/test_board_health.py::test_number_of_different_errors_of_a_board_is_bounded",
+    ),
+    defence(
+        "the causes of restarts are those of MicroPython",
+        SERVER + "board_health.py",
+        "_known_cause = lambda cause: cause or ''",
+        "cm_server/test_board_health.py::test_unknown_causes_are_one",
+    ),
 ]

@@ -8,6 +8,7 @@ import pytest
 
 from cloudmanager import Results
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.health import Health
 from cloudmanager.protocol.errors import NoSuchBoard
 
 from .test_magics import Shell, ip, shell  # noqa: F401
@@ -52,3 +53,15 @@ def test_rename_confirms_the_new_name_and_shows_its_usage(shell: Shell, fleet: F
     shell.run("%board_rename old-1 other-1")
     assert isinstance(shell.error, NoSuchBoard)
     fleet.revoke("new-1")
+
+
+def test_fleet_health_returns_what_is_wrong(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet.enrol(["away-2"])
+    try:
+        shell.run("health = %fleet_health")
+        health: Any = shell.ip.user_ns["health"]
+        assert isinstance(health, Health)
+        assert [each.kind for each in health.of_board("away-2")] == ["absent"]
+        assert "Usage: %fleet_health" in shell.run("%fleet_health lab-1")
+    finally:
+        fleet.revoke("away-2")

@@ -11,6 +11,7 @@ from cm_server.auth.audit import AuditEntry, AuditLog
 from cm_server.auth.caller_links import CallerLinks
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
+from cm_server.board_health import BoardHealth
 from cm_server.board_logs import BoardLogs
 from cm_server.cluster.membership import Cluster
 from cm_server.cluster.single_server import SingleServer
@@ -43,6 +44,7 @@ class Services:
         installs: what installs and file transfers need.
         pin: the fingerprint of the server's certificate authority, which follows each token.
         board_logs: what boards print outside of cells.
+        board_health: what went wrong on boards.
         viewers_read_logs: whether viewers may read that.
     """
 
@@ -59,6 +61,7 @@ class Services:
     installs: InstallServices
     pin: str
     board_logs: BoardLogs
+    board_health: BoardHealth
     viewers_read_logs: bool
 
 

@@ -25,7 +25,7 @@ from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
-from . import job_verbs, reservation_verbs
+from . import health_verbs, job_verbs, reservation_verbs
 from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
@@ -469,7 +469,8 @@ VERBS = {
     "jobs": Verb("viewer", job_verbs.list_jobs),
     "job": Verb("viewer", job_verbs.show_job),
     "samples": Verb("viewer", _list_samples),
-    "logs": Verb("operator", _read_logs),
+    "logs": Verb(health_verbs.LOGS_ROLE, _read_logs),
+    "health": Verb("viewer", health_verbs.read_health),
     "enrol": Verb("admin", _enrol_boards, changes_rows=True),
     "enrol-token": Verb("admin", _create_enrol_token, requires_all_boards=True, changes_rows=True),
     "revoke": Verb("admin", _revoke_boards, changes_rows=True),

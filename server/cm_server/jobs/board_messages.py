@@ -31,6 +31,7 @@ class BoardMessages:
         on_emit: called with a board and its EMIT message.
         on_log: called with a board and what it printed outside of cells: a LOG message, or an
             OUTPUT of no job.
+        on_program: called with a board and the new state of its own program.
         on_stray: called when a board sends a message about a job that is not its current one, with
             the job's number.
     """
@@ -41,6 +42,7 @@ class BoardMessages:
         self._program_chars = program_chars
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_log: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        self.on_program: Callable[[Board, str], None] = lambda _board, _state: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
 
     def on_message(self, board: Board, data: bytes) -> None:
@@ -135,6 +137,7 @@ class BoardMessages:
         """Record the state of a board's own program; while it blocks the board, cells wait."""
         text = message.payload.decode("utf-8", "replace")[: self._program_chars]
         board.reported_facts = {**board.reported_facts, "program": text}
+        self.on_program(board, text)
         board.blocked = bool(message.flags & wire.BLOCKING)
         board.notify_changed()
         job = board.current_job

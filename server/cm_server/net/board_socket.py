@@ -24,6 +24,7 @@ from .websocket import WebSocketLink, accept_websocket
 if TYPE_CHECKING:
     from cm_server.auth.audit import AuditLog
     from cm_server.auth.enrolment import Enrolment
+    from cm_server.board_health import BoardHealth
     from cm_server.cluster.membership import Cluster
     from cm_server.cluster.single_server import SingleServer
     from cm_server.jobs.dispatch import Dispatch
@@ -55,6 +56,7 @@ class BoardLinkServices:
         audit_log: records refusals.
         registry: the boards.
         dispatch: their jobs.
+        health: records their restarts.
         cluster: the other servers: a board may have been connected to one of them.
         enrolment: enrols boards, and replaces their keys.
         reconnects: tells boards how to spread their reconnects.
@@ -69,6 +71,7 @@ class BoardLinkServices:
     audit_log: AuditLog
     registry: Registry
     dispatch: Dispatch
+    health: BoardHealth
     cluster: Cluster | SingleServer
     enrolment: Enrolment
     reconnects: Reconnects
@@ -314,6 +317,7 @@ class BoardConnection:
             return
         dispatch.counters.board_links += 1
         buffer_size = _read_buffer_size(body, self._services.limits.board_buffer_bytes)
+        services.health.on_connected(board, facts)
         board.connect(self._link, facts, buffer_size, _read_parts(body))
         self._board = board
         if self._hello is not None:
@@ -426,4 +430,4 @@ def _read_buffer_size(body: dict[str, Any], max_bytes: int) -> int:
 def _read_parts(body: dict[str, Any]) -> list[str]:
     """Return which parts of the client the board reports to have, bounded."""
     parts = body.get("parts")
-    return [str(part)[:32] for part in parts[:32]] if isinstance(parts, list) else []
+    return [str(part)[:32] for part in parts[:64]] if isinstance(parts, list) else []

@@ -16,7 +16,7 @@ from .installed_packages import METADATA
 
 HOUR: Final = 3600.0
 _KEPT_HOURS: Final = 7 * 24  # of restarts of a board
-_KEPT_CRASHES: Final = 8  # of a board: those that happened last
+KEPT_CRASHES: Final = 8  # of a board: those that happened last
 
 _restarts = sa.Table(
     "restarts",
@@ -38,17 +38,19 @@ _crashes = sa.Table(
 
 
 class Restart(NamedTuple):
-    """A board's restart.
+    """Restarts of a board.
 
     Attributes:
         board_id: the board's.
-        at: when it connected again, in seconds since 1970.
+        hour: in which hour since 1970.
         cause: why it started, as the fact ``reset``; "" if unknown.
+        times: how often.
     """
 
     board_id: str
-    at: float
+    hour: int
     cause: str
+    times: int
 
 
 class Crash(NamedTuple):
@@ -67,18 +69,18 @@ class Crash(NamedTuple):
     text: str
 
 
-class CrashGroup(NamedTuple):
-    """Equal errors of some boards.
+class CrashRow(NamedTuple):
+    """When an error happened on a board.
 
     Attributes:
-        digest: identifies the text.
-        board_ids: the boards'.
-        first: when the first of them happened, in seconds since 1970.
-        last: when the last of them happened.
+        digest: identifies its text.
+        board_id: the board's.
+        first: when it happened first, in seconds since 1970.
+        last: when it happened last.
     """
 
     digest: str
-    board_ids: list[str]
+    board_id: str
     first: float
     last: float
 
@@ -118,15 +120,15 @@ class HealthRows:
             self._connection.commit()
 
     def _add_restart(self, restart: Restart) -> None:
-        hour = int(restart.at // HOUR)
-        row = {"board": restart.board_id, "hour": hour, "cause": restart.cause, "count": 1}
+        board_id, hour, cause, times = restart
+        row = {"board": board_id, "hour": hour, "cause": cause, "count": times}
         statement = self._insert(_restarts).values(row)
         statement = statement.on_conflict_do_update(
             index_elements=["board", "hour", "cause"],
-            set_={"count": _restarts.c.count + 1},
+            set_={"count": _restarts.c["count"] + times},
         )
         self._connection.execute(statement)
-        is_old = (_restarts.c.board == restart.board_id) & (_restarts.c.hour < hour - _KEPT_HOURS)
+        is_old = (_restarts.c.board == board_id) & (_restarts.c.hour < hour - _KEPT_HOURS)
         self._connection.execute(sa.delete(_restarts).where(is_old))
 
     def _add_crash(self, crash: Crash) -> None:
@@ -146,7 +148,7 @@ class HealthRows:
     def _trim_crashes(self, board_id: str) -> None:
         """Delete the errors of a board that are longest ago, beyond those that are kept."""
         query = sa.select(_crashes.c.digest).where(_crashes.c.board == board_id)
-        query = query.order_by(_crashes.c.last.desc()).offset(_KEPT_CRASHES)
+        query = query.order_by(_crashes.c.last.desc()).offset(KEPT_CRASHES)
         old = [row[0] for row in self._connection.execute(query).all()]
         if old:
             is_old = (_crashes.c.board == board_id) & _crashes.c.digest.in_(old)
@@ -158,7 +160,7 @@ class HealthRows:
         Args:
             since: seconds since 1970; the whole hour of it counts.
         """
-        columns = (_restarts.c.board, _restarts.c.cause, sa.func.sum(_restarts.c.count))
+        columns = (_restarts.c.board, _restarts.c.cause, sa.func.sum(_restarts.c["count"]))
         query = sa.select(*columns).where(_restarts.c.hour >= int(since // HOUR))
         query = query.group_by(_restarts.c.board, _restarts.c.cause)
         found: dict[str, dict[str, int]] = {}
@@ -167,17 +169,13 @@ class HealthRows:
         self._connection.commit()
         return found
 
-    def crashes_since(self, since: float) -> list[CrashGroup]:
-        """Return the errors that happened since a time, in seconds since 1970; equal ones once."""
+    def crashes_since(self, since: float) -> list[CrashRow]:
+        """Return the errors of boards that happened since a time, in seconds since 1970."""
         columns = (_crashes.c.digest, _crashes.c.board, _crashes.c.first, _crashes.c.last)
-        query = sa.select(*columns).where(_crashes.c.last >= since).order_by(_crashes.c.first)
-        groups: dict[str, CrashGroup] = {}
-        for digest, board_id, first, last in self._connection.execute(query).all():
-            group = groups.get(digest) or CrashGroup(digest, [], first, last)
-            group.board_ids.append(board_id)
-            groups[digest] = group._replace(last=max(group.last, last))
+        query = sa.select(*columns).where(_crashes.c.last >= since)
+        rows = [CrashRow(*row) for row in self._connection.execute(query).all()]
         self._connection.commit()
-        return list(groups.values())
+        return rows
 
     def crash_texts(self, digests: Sequence[str]) -> Mapping[str, str]:
         """Return the texts of errors, by their digests."""

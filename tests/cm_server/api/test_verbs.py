@@ -29,6 +29,7 @@ from cm_server.auth.credentials import ROLES
 from cm_server.auth.enrolment import Enrolment, EnrolmentServices
 from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
+from cm_server.board_health import BoardHealth
 from cm_server.board_logs import BoardLogs
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
@@ -124,6 +125,7 @@ class FakeServer:
             installs=None,  # type: ignore[arg-type]
             pin="pin",
             board_logs=BoardLogs(queue, registry, later, LIMITS),
+            board_health=BoardHealth(queue, registry, later, LIMITS),
             viewers_read_logs=False,
         )
 
@@ -179,6 +181,7 @@ def test_viewer_may_use_reading_verbs_only():
         "job",
         "samples",
         "installed",
+        "health",
     }
     assert NEEDED["enrol"] == "admin"
 

@@ -15,6 +15,7 @@ READS: list[dict[str, Any]] = [
     {"verb": "jobs"},
     {"verb": "samples", "target": "all"},
     {"verb": "installed", "target": "all"},
+    {"verb": "health"},
 ]
 REFUSED: list[dict[str, Any]] = [
     {"verb": "interrupt", "jobs": [1]},
