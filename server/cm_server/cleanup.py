@@ -1,4 +1,4 @@
-"""Clean-up that always finishes: if a step fails, it is logged and the next steps still run."""
+"""Clean-up that always finishes, and lines of the log that do not repeat themselves."""
 
 from __future__ import annotations
 
@@ -43,5 +43,31 @@ def log_failure(what: str, error: Exception) -> None:
     """
     suppressed = _failures.allow(f"{what} {type(error).__name__}")
     if suppressed is not None:
-        more = f" ({suppressed} more times since the last such line)" if suppressed else ""
-        log.error("%s failed%s", what, more, exc_info=error)
+        log.error("%s failed%s", what, _repetitions(suppressed), exc_info=error)
+
+
+class ProblemLog:
+    """Logs what is wrong around the server, such as a full disk: each kind once a minute.
+
+    Each attempt fails in the same way meanwhile, and the next line says how many there were.
+    """
+
+    def __init__(self) -> None:
+        self._rate = RateLimiter(Limits.failure_lines_per_minute)
+
+    def write(self, level: int, kind: str, text: str, *args: object) -> None:
+        """Log a line, unless there was one of its kind within a minute.
+
+        Args:
+            level: of ``logging``.
+            kind: what counts as the same.
+            text: of the line, with places for the arguments.
+            args: the arguments.
+        """
+        suppressed = self._rate.allow(kind)
+        if suppressed is not None:
+            log.log(level, f"{text}%s", *args, _repetitions(suppressed))
+
+
+def _repetitions(suppressed: int) -> str:
+    return f" ({suppressed} more times since the last such line)" if suppressed else ""

@@ -102,7 +102,7 @@ BOUNDS: Final = [
     defence(
         "another program's lock on the database stops new cells only",
         SERVER + "store/databases.py",
-        "Sqlite.is_locked = lambda self, error: False",
+        "Sqlite.is_retryable = lambda self, error: False",
         STANDSTILL + "only_new_cells_wait_for_a_database_that_stands_still[sqlite]",
     ),
     defence(

@@ -196,6 +196,9 @@ class Tokens:
     async def create(self, request: NewToken, audit_entry: AuditEntry) -> str:
         """Create a token and return it; only its hash is stored.
 
+        An expired token of the same name is revoked: it would be valid again after the clock was
+        set back.
+
         Args:
             request: what the caller wants.
             audit_entry: for the audit log; its target and detail are set here.
@@ -211,10 +214,14 @@ class Tokens:
         token = credentials.new_token()
         row = row._replace(hash=credentials.token_hash(token))
         audit_row = audit_entry.to_row()
+        expired = next(iter(self.find_unrevoked(row.name)), None)  # ``_new_row`` allows no other
+        replaced = expired.hash if expired is not None else ""
         await self._store_queue.run(
-            lambda store: store.add_token(row, audit_row), refusable=True, durable=True
+            lambda store: store.add_token(row, audit_row, replaced), refusable=True, durable=True
         )
         audit_entry.written = True
+        if expired is not None:
+            self._rows[expired.hash] = expired._replace(revoked=row.created)
         self._rows[row.hash] = row
         return token
 
@@ -241,7 +248,7 @@ class Tokens:
                 "a token needs a name and a target; the name may not look like a token"
             )
         check_name(name)
-        if self.find_unrevoked(name) or name == LOCAL_TOKEN_NAME:
+        if self._has_valid(name) or name == LOCAL_TOKEN_NAME:
             raise ServerError(
                 f"there is a token called {name} already; revoke it, or choose another name"
             )
@@ -252,6 +259,10 @@ class Tokens:
         now = self._clock()
         expires = None if seconds is None else now + self._check_lifetime(seconds)
         return TokenRow("", name, role, parse_target(target.strip()).text, now, expires)
+
+    def _has_valid(self, name: str) -> bool:
+        """Return whether a token of that name is valid now."""
+        return any(not self._expired_reason(row) for row in self.find_unrevoked(name))
 
     def _check_uses(self, role: str, uses: Any) -> int | None:
         """Return how many boards an enrolment token may enrol; None for a caller's token."""

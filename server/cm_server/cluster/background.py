@@ -8,20 +8,23 @@ from collections.abc import Coroutine
 from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
-
-log = logging.getLogger("cm_server")
+from cm_server import cleanup
 
 
 class BackgroundTasks:
-    """Runs coroutines; if the store is unavailable, that is logged (the next heartbeat retries)."""
+    """Runs coroutines.
+
+    If the store is unavailable, that is logged once a minute (the next heartbeat retries).
+    """
 
     def __init__(self) -> None:
+        self._problems = cleanup.ProblemLog()
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_kind: dict[str, asyncio.Task[None]] = {}
 
     def start(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         """Run a coroutine."""
-        task = asyncio.ensure_future(_run_guarded(work))
+        task = asyncio.ensure_future(self._run_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # if it was cancelled before its start
@@ -40,11 +43,11 @@ class BackgroundTasks:
         for task in list(self._tasks):
             task.cancel()
 
-
-async def _run_guarded(work: Coroutine[Any, Any, object]) -> None:
-    try:
-        await work
-    except ServerError as error:
-        log.warning("cannot exchange state with other servers: %s", error.reason)
-    except Exception:
-        log.exception("the exchange of state with other servers failed")
+    async def _run_guarded(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except ServerError as error:
+            text = "cannot exchange state with other servers: %s"
+            self._problems.write(logging.WARNING, "", text, error.reason)
+        except Exception as error:
+            cleanup.log_failure("the exchange of state with other servers", error)

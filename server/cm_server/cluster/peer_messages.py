@@ -16,7 +16,6 @@ import hashlib
 import hmac
 import itertools
 import json
-import logging
 import struct
 import time
 from collections import OrderedDict
@@ -24,10 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server import cleanup
 
 from .pubsub import PubSub
-
-log = logging.getLogger("cm_server")
 
 ALL = "all"  # the recipient of messages to all servers
 FRAGMENT_BYTES = 512 * 1024  # NATS accepts messages of 1 MiB by default
@@ -228,8 +226,8 @@ class PeerMessages:
         """
         try:
             reply = handler(sender, head, payload)
-        except Exception:
-            log.exception("a message of another server could not be handled: %s", head["op"])
+        except Exception as error:
+            cleanup.log_failure(f"the message {head['op']!r} of another server", error)
             return
         if reply is not None and "ref" in head:
             reply_head, reply_payload = reply

@@ -77,6 +77,7 @@ class Listener(HTTPServer):
         self._listening_sockets: list[socket.socket] = []
         self._accepts = TokenBucket(limits.accepted_per_second, limits.accepted_at_once)
         self._descriptors = _DescriptorLimit(limits)
+        self._problems = cleanup.ProblemLog()
         super().initialize(
             app,
             no_keep_alive=True,
@@ -111,8 +112,9 @@ class Listener(HTTPServer):
                 continue
             except OSError as error:  # no file descriptor left, or no memory
                 text = "no connection can be accepted for %g s: %s"
-                log.error(text, self._parts.limits.accept_retry_seconds, error.strerror)
-                self._pause_accepting(sock, self._parts.limits.accept_retry_seconds)
+                seconds = self._parts.limits.accept_retry_seconds
+                self._problems.write(logging.ERROR, "", text, seconds, error.strerror)
+                self._pause_accepting(sock, seconds)
                 return
             if self._descriptors.allows(accepted):
                 self._on_accepted(accepted, address)

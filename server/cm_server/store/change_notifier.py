@@ -85,9 +85,11 @@ class NotifyingStore(Store):
         super().release_boards_of(board_ids, caller, audit_row)
         self.on_change(board_ids)
 
-    def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
+    def add_token(
+        self, token: TokenRow, audit_row: AuditRow | None = None, replaced: str = ""
+    ) -> None:
         """Insert a token."""
-        super().add_token(token, audit_row)
+        super().add_token(token, audit_row, replaced)
         self.on_change(tokens=True)
 
     def revoke_token(self, token_hash: str, at: float, audit_row: AuditRow | None = None) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 UNAVAILABLE = "it is unavailable; the server tries every second"
 _NO_PIPELINE = contextlib.nullcontext()
+#: PostgreSQL's codes for connections that it ends: after ``IDLE_SECONDS``, and at its shutdown or
+#: the crash of one of its processes (postgresql.org/docs/current/errcodes-appendix.html).
+_IDLE_IN_TRANSACTION = "25P03"
+_SHUTDOWN_STATES = frozenset(("57P01", "57P02"))
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
@@ -52,8 +57,11 @@ class PreparedStatement(NamedTuple):
         return [parameters[name] for name in self.names]
 
 
-class DatabaseLocked(Exception):
-    """Another program holds a lock on SQLite's file; nothing was done."""
+class NotExecuted(Exception):
+    """Nothing was done, and it may be tried again.
+
+    Another program holds a lock on SQLite's file, or PostgreSQL ended the transaction.
+    """
 
 
 class Sqlite:
@@ -67,6 +75,8 @@ class Sqlite:
     insert: Any = staticmethod(sqlite.insert)  # SQLAlchemy's own insert lacks ON CONFLICT
     #: Whether statements are so fast that they may be executed in the event loop.
     answers_at_once = True
+    max_retries = math.inf  # of an operation: the lock of another program has an end
+    retry_reason = "its store is locked by another program"
 
     def __init__(self, path: Path | None) -> None:
         self.name = str(path)
@@ -98,14 +108,17 @@ class Sqlite:
         self.connection.commit()
 
     def enter_queue(self) -> None:
-        """Raise DatabaseLocked instead of waiting for locks, and leave checkpoints to others."""
+        """Raise NotExecuted instead of waiting for locks, and leave checkpoints to others."""
         self._waits_for_locks = False
         self._pragma("busy_timeout=0")
         if self._path is not None:
             self._pragma("wal_autocheckpoint=0")
 
-    def is_locked(self, error: BaseException) -> bool:
-        """Return whether a statement failed since the file is locked, and may be tried again."""
+    def start_transaction(self) -> None:
+        """Do nothing: whether SQLite may try again depends on the error alone."""
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Return whether a statement failed since the file is locked: nothing was done."""
         cause = getattr(error, "orig", error)
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         return not self._waits_for_locks and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -217,6 +230,8 @@ class Postgres:
     #: Whether statements are so fast that they may be executed in the event loop.
     answers_at_once = False
     changed_rows = 0  # PostgreSQL makes its checkpoints itself
+    max_retries = 3  # of an operation: one that always ends its connection must not block others
+    retry_reason = "its store ended the connection several times"
 
     def __init__(self, url: str) -> None:
         import psycopg
@@ -225,6 +240,8 @@ class Postgres:
         self.name = psycopg.conninfo.conninfo_to_dict(url).get("dbname") or "of PostgreSQL"
         self._url = url
         self._retry_at = 0.0
+        self._in_queue = False
+        self._commit_sent = False  # whether the current transaction may be committed
         self._engine = sa.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -248,8 +265,9 @@ class Postgres:
 
         if time.monotonic() < self._retry_at:
             raise psycopg.OperationalError(UNAVAILABLE)
+        self._commit_sent = True  # a failed attempt to connect is not repeated
         try:
-            connection = _bounded_connection_class().connect(
+            connection: Any = _bounded_connection_class().connect(
                 self._url,
                 connect_timeout=CONNECT_SECONDS,
                 options=f"-c statement_timeout={ANSWER_SECONDS:g}s "
@@ -259,14 +277,33 @@ class Postgres:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             raise
         connection.prepare_threshold = 1
+        connection.before_commit = self._note_commit
+        self._commit_sent = False
         return connection
 
-    def enter_queue(self) -> None:
-        """Do nothing: PostgreSQL is always used by the queue's thread."""
+    def _note_commit(self) -> None:
+        self._commit_sent = True
 
-    def is_locked(self, _error: BaseException) -> bool:
-        """Return False: a statement that waited for a lock in vain is not repeated."""
-        return False
+    def enter_queue(self) -> None:
+        """Raise NotExecuted where a transaction may be tried again."""
+        self._in_queue = True
+
+    def start_transaction(self) -> None:
+        """Note that nothing of the next transaction is committed yet."""
+        self._commit_sent = False
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Return whether PostgreSQL ended the connection, and certainly before the commit.
+
+        It does if it stood still in the middle of the transaction, or was restarted. A statement
+        that took too long is not repeated, nor is an attempt to connect.
+        """
+        cause = getattr(error, "orig", error)
+        code = getattr(cause, "sqlstate", None)
+        if code == _IDLE_IN_TRANSACTION:
+            return self._in_queue  # it is ended while it waits for the next statement or the commit
+        is_ended = code in _SHUTDOWN_STATES if code else _is_broken_connection(cause)
+        return self._in_queue and is_ended and not self._commit_sent
 
     def describe_error(self, error: BaseException) -> str:
         """Return why a statement failed; without the address and the names in libpq's words.
@@ -372,18 +409,35 @@ class Postgres:
         self._engine.dispose()
 
 
+def _is_broken_connection(error: BaseException) -> bool:
+    """Return whether the other side ended a connection without a last word."""
+    import psycopg
+
+    if isinstance(error, psycopg.errors.PipelineAborted) or getattr(error, "timed_out", False):
+        return False
+    return isinstance(error, psycopg.OperationalError)
+
+
 def _bounded_connection_class() -> Any:
     """Return a class of psycopg connections whose wait for an answer has a timeout."""
     import psycopg
 
     class Bounded(psycopg.Connection[Any]):
+        before_commit: Callable[[], None] | None = None
+
+        def commit(self) -> None:
+            if self.before_commit is not None:
+                self.before_commit()
+            super().commit()
+
         def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
             try:
                 return super().wait(gen, interval, timeout or ANSWER_SECONDS + 1)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
                     # Close it: a late answer must not be read as the next statement's.
                     self.pgconn.finish()
+                    error.timed_out = True  # type: ignore[attr-defined]
                 raise
 
     return Bounded

@@ -27,7 +27,7 @@ from cm_server.times import EARLIEST
 
 from . import tables
 from .change_notifier import NotifyingStore
-from .databases import DatabaseLocked
+from .databases import NotExecuted
 from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobRow
 from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALUES, EndedJob
 
@@ -163,7 +163,7 @@ class SharedStore(NotifyingStore):
         """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
             return super()._write_all(jobs, audit_row, claims)
-        except (ServerError, DatabaseLocked):
+        except (ServerError, NotExecuted):
             for number, *_ in jobs:
                 self._own_jobs.pop(number, None)
             raise

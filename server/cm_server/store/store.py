@@ -29,17 +29,16 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server.cleanup import ProblemLog
 from cm_server.times import DAY, EARLIEST
 
 from . import tables
-from .databases import DatabaseLocked, open_database
+from .databases import NotExecuted, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
-
-log = logging.getLogger("cm_server")
 
 #: Errors of SQLite and PostgreSQL that are caused by the data; others mean a failing database.
 _DATA_ERRORS = ("IntegrityError", "UniqueViolation")
@@ -97,6 +96,7 @@ class Store:
         self.database = open_database(location)
         self._connection = self.database.connection
         self.write_error = ""  # why the last write failed; "" if it succeeded
+        self._problems = ProblemLog()
         self._next_job_id = (self._fetch_value(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
         # What the next transaction writes. Another thread may write it while the event loop adds
         # to it: each step of either is atomic.
@@ -139,24 +139,30 @@ class Store:
 
         Raises:
             ServerError: they cannot be written: the disk is full, for example.
-            DatabaseLocked: another program uses the database (only in a queue).
+            NotExecuted: nothing was done, and it may be tried again (only in a queue).
         """
+        self.database.start_transaction()
         try:
             yield
         except self.database.errors as error:
+            is_retryable = self.database.is_retryable(error)
             self.database.rollback()
             cause = getattr(error, "orig", error)
             reason = self.database.describe_error(error)
-            if self.database.is_locked(error):
-                raise DatabaseLocked(reason) from error
+            if is_retryable:
+                raise NotExecuted(f"{self.database.retry_reason}: {reason}") from error
             if _is_name_taken(cause):
                 raise ServerError(NAME_TAKEN) from error
             why = f"its store cannot be written: {reason}"
             if type(cause).__name__ not in _DATA_ERRORS:
                 self.write_error = why
-            log.error("the store cannot be written: %s", str(cause).strip())
+            text = str(cause).strip()
+            kind = type(cause).__name__
+            self._problems.write(logging.ERROR, kind, "the store cannot be written: %s", text)
             raise ServerError(why) from error
-        self.write_error = ""
+        if self.write_error:
+            self.write_error = ""
+            self._problems.write(logging.INFO, "recovery", "the store can be written again")
 
     def probe_writable(self) -> None:
         """Try to write, and update ``write_error``."""
@@ -171,14 +177,16 @@ class Store:
         Raises:
             ServerError: the database cannot be read.
         """
+        self.database.start_transaction()
         try:
             found = self._connection.execute(query).all()
             self._connection.commit()
         except self.database.errors as error:
+            is_retryable = self.database.is_retryable(error)
             self.database.rollback()
             reason = self.database.describe_error(error)
-            if self.database.is_locked(error):
-                raise DatabaseLocked(reason) from error
+            if is_retryable:
+                raise NotExecuted(f"{self.database.retry_reason}: {reason}") from error
             raise ServerError(f"its store cannot be read: {reason}") from error
         return found
 
@@ -368,13 +376,23 @@ class Store:
 
     # Tokens
 
-    def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
+    def add_token(
+        self, token: TokenRow, audit_row: AuditRow | None = None, replaced: str = ""
+    ) -> None:
         """Insert a token.
+
+        Args:
+            token: its row.
+            audit_row: for the audit log.
+            replaced: the hash of an expired token of the same name, which is revoked by that.
 
         Raises:
             ServerError: another valid token has its name, or it cannot be written.
         """
+        revoke = sa.update(tables.tokens).where(tables.tokens.c.hash == replaced)
         with self._durable_transaction(audit_row):
+            if replaced:
+                self._connection.execute(revoke.values(revoked=token.created))
             self._connection.execute(sa.insert(tables.tokens), token._asdict())
 
     def revoke_token(self, token_hash: str, at: float, audit_row: AuditRow | None = None) -> None:
@@ -453,7 +471,7 @@ class Store:
         )
         try:
             self._write_all(rows, cell)
-        except DatabaseLocked:
+        except NotExecuted:
             self._return_job_ids(numbers)  # for the next attempt
             raise
         return numbers

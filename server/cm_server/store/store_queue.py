@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -22,9 +23,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from typing import Any, Generic, TypeVar
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server import cleanup
 from cm_server.limits import Limits
 
-from .databases import DatabaseLocked
+from .databases import NotExecuted
 from .store import Store
 
 log = logging.getLogger("cm_server")
@@ -67,11 +69,11 @@ class Operation(Generic[T]):
         """Use the store, in whichever thread; the result is kept until ``finish``.
 
         Raises:
-            DatabaseLocked: another program uses the database; nothing was done.
+            NotExecuted: nothing was done, and it may be tried again.
         """
         try:
             self._result = self._use(store)
-        except DatabaseLocked:
+        except NotExecuted:
             raise
         except store.database.errors as error:
             store.database.rollback()
@@ -98,8 +100,8 @@ class Operation(Generic[T]):
         for callback in self._callbacks:
             try:
                 callback(self)
-            except Exception:  # those after it must not wait for ever
-                log.exception("what follows an operation of the store failed")
+            except Exception as error:  # those after it must not wait for ever
+                cleanup.log_failure("what follows an operation of the store", error)
         self._callbacks.clear()
 
     def when_done(self, callback: Callable[[Operation[T]], object]) -> None:
@@ -179,7 +181,8 @@ class StoreQueue(Generic[S]):
 
         Args:
             use: what is done, called with the store in this thread or another one. If the database
-                is locked, it is called again, so it must not change anything else before.
+                is locked or ends the transaction, it is called again, so it must not change
+                anything else before.
             size: bytes that it holds in memory.
             refusable: whether it may be refused because too much waits; its result is an error
                 then.
@@ -229,7 +232,7 @@ class StoreQueue(Generic[S]):
         """Carry out an operation in the loop; return False if the database is locked."""
         try:
             operation.execute(self.store)
-        except DatabaseLocked:
+        except NotExecuted:
             return False
         operation.finish()
         self._schedule_checkpoint()
@@ -269,20 +272,27 @@ class StoreQueue(Generic[S]):
 
     def _execute_patiently(self, operation: Operation[Any]) -> None:
         """Carry out an operation; while the database is locked, try again (any thread)."""
-        while True:
+        for retries in itertools.count():
             try:
                 operation.execute(self.store)
-            except DatabaseLocked as error:
-                now = time.monotonic()
-                waited_too_long = now - operation.created > self._limits.store_lock_seconds
-                if now > self._give_up_at or (operation.refusable and waited_too_long):
-                    why = f"its store is locked by another program: {error}"
-                    operation.refuse(ServerError(why))
-                    self.store.write_error = why
+            except NotExecuted as error:
+                if self._gives_up(operation, retries):
+                    operation.refuse(ServerError(str(error)))
+                    self.store.write_error = str(error)
                     return
                 time.sleep(RETRY_SECONDS)
             else:
                 return
+
+    def _gives_up(self, operation: Operation[Any], retries: int) -> bool:
+        """Return whether an operation that was not executed is not tried again (any thread)."""
+        now = time.monotonic()
+        waited_too_long = now - operation.created > self._limits.store_lock_seconds
+        return (
+            now > self._give_up_at
+            or (operation.refusable and waited_too_long)
+            or retries >= self.store.database.max_retries
+        )
 
     def _on_executed(self, operation: Operation[Any]) -> None:
         """Report that the thread has carried out an operation, and give it the next one."""
@@ -415,7 +425,7 @@ def _nothing(_store: Any) -> Any:
 
 def _log_failure(operation: Operation[Any]) -> None:
     if operation.error is not None and not isinstance(operation.error, ServerError):
-        log.error("an operation of the store failed", exc_info=operation.error)
+        cleanup.log_failure("an operation of the store", operation.error)
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, act: Callable[[T], object], value: T) -> None:

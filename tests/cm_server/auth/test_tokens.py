@@ -115,13 +115,26 @@ def test_name_of_a_token_is_free_after_its_revocation(desk):
     first = desk.create("lab-notebook", span=DAY)
     with pytest.raises(ServerError, match="a token called lab-notebook already"):
         desk.create("lab-notebook")
-    desk.clock.now += 2 * DAY  # a token that only expired keeps its name
-    with pytest.raises(ServerError, match="a token called lab-notebook already"):
-        desk.create("lab-notebook")
     desk.revoke("lab-notebook")
     second = desk.create("lab-notebook")
     assert (desk.refusal(first) or "").startswith("the token 'lab-notebook' was revoked")
     assert desk.refusal(second) == ""
+
+
+def test_name_of_an_expired_token_is_free_and_the_token_stays_invalid(tmp_path):
+    desk = Desk(tmp_path / "server.db")
+    first = desk.create("lab-notebook", span=DAY)
+    desk.clock.now += 2 * DAY
+    second = desk.create("lab-notebook", "viewer")
+    desk.clock.now -= 2 * DAY  # the clock was wrong
+    assert (desk.refusal(first) or "").startswith("the token 'lab-notebook' was revoked")
+    assert desk.refusal(second) == ""
+    desk.store.close()
+    again = Desk(tmp_path / "server.db")
+    assert [again.refusal(token) == "" for token in (first, second)] == [False, True]
+    with pytest.raises(ServerError, match="a token called lab-notebook already"):
+        again.create("lab-notebook")
+    again.store.close()
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ async def test_failing_handler_does_not_affect_other_messages(servers: list[Reco
     a.peer_messages.send(IDS[1], "note", {"n": 1})
     await settle()
     assert len(b.received) == 1
-    assert "a message of another server could not be handled: bad" in caplog.text
+    assert "the message 'bad' of another server failed" in caplog.text
 
 
 async def test_server_with_a_new_id_receives_messages_to_it(servers: list[Recorder]):

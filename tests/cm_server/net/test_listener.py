@@ -129,7 +129,8 @@ async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, caplo
             service
         ) as peer:  # the client's socket uses the free descriptor
             await service.until(lambda: "no connection can be accepted" in caplog.text)
-            assert caplog.text.count("no connection can be accepted") < 20
+            await asyncio.sleep(0.3)  # some attempts
+            assert caplog.text.count("no connection can be accepted") == 1
             free_one()
             peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await peer.answer()).startswith("HTTP/1.1 200 ")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
+from cm_server.store import databases
 from cm_server.store.rows import AuditRow, new_board_row
+from cm_server.store.shared_store import SharedStore
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation, StoreQueue
 from tests.cm_server.peers import within
+from tests.engines import Postgres
 
 NOTE = AuditRow(1.0, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
 
@@ -264,3 +270,122 @@ def test_queue_without_a_loop_keeps_what_must_be_done_by_a_thread():
     assert queue.store.audit_rows(9) == []
     assert queue.drain()
     assert queue.store.audit_rows(9) == [NOTE]
+
+
+# PostgreSQL ends a connection
+
+
+class InterruptedStore(SharedStore):
+    """A store whose connection PostgreSQL ends in the middle of the next transactions."""
+
+    interruptions = 0
+
+    def _check_membership(self) -> None:
+        super()._check_membership()
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        if self.interruptions:
+            self.interruptions -= 1
+            terminate_backend(self.database.driver)
+            self.database.driver.execute("SELECT 1").fetchone()  # notices it
+
+
+def terminate_backend(driver: Any) -> None:
+    with psycopg.connect(driver.info.dsn, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [driver.info.backend_pid])
+    while not select.select([driver.fileno()], [], [], 5)[0]:
+        pass
+
+
+@pytest.fixture
+async def interrupted(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StoreQueue[InterruptedStore]]:
+    monkeypatch.setattr(databases, "IDLE_SECONDS", 0.1)
+    store = InterruptedStore(postgres.new(), "A")
+    store.register_server("http://a")
+    store.enrol_boards([new_board_row("id1", "lab-1", bytes(32))])
+    queue = StoreQueue(store)
+    yield queue
+    queue.close()
+
+
+async def test_cell_survives_that_postgresql_ends_its_transaction(
+    interrupted: StoreQueue[InterruptedStore],
+):
+    interrupted.store.interruptions = 2
+    (number,) = await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
+    assert [row.id for row in await interrupted.run(lambda store: store.open_jobs())] == [number]
+    assert interrupted.store.interruptions == 0
+    assert interrupted.store.write_error == ""
+
+
+@pytest.mark.parametrize("at_commit", [False, True], ids=["before a statement", "at the commit"])
+async def test_transaction_survives_that_postgresql_stands_still(
+    interrupted: StoreQueue[InterruptedStore], monkeypatch: pytest.MonkeyPatch, at_commit: bool
+):
+    stops = [3 * databases.IDLE_SECONDS]
+    name = "commit" if at_commit else "_check_membership"
+    place: Any = psycopg.Connection if at_commit else InterruptedStore
+    original = getattr(place, name)
+
+    def stop(self: Any) -> None:
+        time.sleep(stops.pop() if stops else 0)
+        original(self)
+
+    monkeypatch.setattr(place, name, stop)
+    claimed = await within(interrupted.run(lambda store: store.claim_board("id1", {})))
+    assert claimed is not None
+    assert (claimed.epoch, stops) == (1, [])
+
+
+async def test_first_cell_after_a_restart_of_postgresql_is_not_refused(
+    interrupted: StoreQueue[InterruptedStore],
+):
+    terminate_backend(interrupted.store.database.driver)
+    assert len(await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))) == 1
+    terminate_backend(interrupted.store.database.driver)
+    assert len(await within(interrupted.run(lambda store: store.open_jobs()))) == 1
+
+
+async def test_commit_whose_outcome_is_unknown_is_not_repeated(
+    interrupted: StoreQueue[InterruptedStore], monkeypatch: pytest.MonkeyPatch
+):
+    driver = interrupted.store.database.driver
+    note = driver.before_commit
+
+    def end_at_commit() -> None:
+        note()
+        terminate_backend(driver)
+
+    monkeypatch.setattr(driver, "before_commit", end_at_commit)
+    with pytest.raises(ServerError, match="its store cannot be written"):
+        await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
+
+
+async def test_operation_that_always_ends_its_connection_is_refused(
+    interrupted: StoreQueue[InterruptedStore],
+):
+    interrupted.store.interruptions = 99
+    with pytest.raises(ServerError, match="ended the connection several times"):
+        await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
+    assert interrupted.store.interruptions == 95
+    interrupted.store.interruptions = 0
+    assert await within(interrupted.run(lambda store: store.open_jobs())) == []
+
+
+def test_store_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog):
+    caplog.set_level("INFO")
+    store = Store(tmp_path / "server.db")
+    store.enrol_boards([new_board_row("id1", "lab-1", bytes(32))])
+    store.database.driver.execute("PRAGMA query_only=ON")
+    for _ in range(40):
+        with pytest.raises(ServerError, match="its store cannot be written"):
+            store.insert_jobs(["id1"], "ann")
+    assert caplog.text.count("the store cannot be written: attempt to write a readonly") == 1
+    store.database.driver.execute("PRAGMA query_only=OFF")
+    for _ in range(3):
+        store.insert_jobs(["id1"], "ann")
+    assert caplog.text.count("the store can be written again") == 1
+    store.close()
