@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -17,10 +18,11 @@ from cloudmanager.protocol import wire
 from .jobs.model import Board, TimerHandle
 from .jobs.registry import Registry
 from .limits import Limits
-from .store.log_rows import LogRow
+from .store.log_rows import LogRow, LogTrims
 from .store.store import Store
 from .store.store_queue import Operation, StoreQueue
 
+_MAX_LOST: Final = 2**31 - 1  # bytes: the largest number of the store's column
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 
@@ -77,7 +79,7 @@ class BoardLogs:
         self._call_later = call_later
         self._limits = limits
         self._logs: dict[Board, _BoardLog] = {}
-        self._unwritten: list[LogRow] = []
+        self._unwritten: deque[LogRow] = deque()
         self._unwritten_chars = 0
         self._chars_since_trim = limits.log_total_trim_chars  # the first write trims
         self._timer: TimerHandle | None = None
@@ -100,7 +102,7 @@ class BoardLogs:
         text = log.decoder.decode(data[:room], final=room < len(data))
         text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL does not store it
         if text or lost:
-            self._add(board, log, LogText(round(time.time(), 3), log.lost, text))
+            self._add(board, log, text)
         log.lost += len(data) - room
         if self._timer is None:
             self._timer = self._call_later(self._limits.log_write_seconds, self._on_timer)
@@ -114,11 +116,14 @@ class BoardLogs:
         log.allowed -= room
         return room
 
-    def _add(self, board: Board, log: _BoardLog, entry: LogText) -> None:
+    def _add(self, board: Board, log: _BoardLog, text: str) -> None:
+        entry = LogText(round(time.time(), 3), min(log.lost, _MAX_LOST), text)
         log.lost = 0
-        log.untrimmed += len(entry.text)
-        self._unwritten.append(LogRow(board.id, *entry))
-        self._unwritten_chars += len(entry.text)
+        row = LogRow(board.id, *entry)
+        cost = row.cost(self._limits.log_min_chars)
+        log.untrimmed += cost
+        self._unwritten.append(row)
+        self._unwritten_chars += cost
         for listener in self.listeners:
             listener(board, entry)
 
@@ -126,7 +131,7 @@ class BoardLogs:
         self._timer = None
         for board, log in self._logs.items():
             if log.lost:  # nothing that fitted has followed yet
-                self._add(board, log, LogText(round(time.time(), 3), log.lost, ""))
+                self._add(board, log, "")
         self.write()
         if self._unwritten:
             self._timer = self._call_later(self._limits.log_write_seconds, self._on_timer)
@@ -147,29 +152,26 @@ class BoardLogs:
         Returns:
             The write that is not done yet; None if there is nothing to write.
         """
+        min_chars = self._limits.log_min_chars
         while self._unwritten_chars > self._limits.log_unwritten_chars:
-            self._unwritten_chars -= len(self._unwritten.pop(0).text)
+            self._unwritten_chars -= self._unwritten.popleft().cost(min_chars)
         if self._writing is not None and not self._writing.done:
             return self._writing
         rows = [row for row in self._unwritten if row.board_id in self._registry.by_id]
-        self._unwritten = []
+        self._unwritten = deque()
         if not rows:
             return None
         self._chars_since_trim += self._unwritten_chars
         self._unwritten_chars = 0
-        boards = self._take_boards_to_trim()
-        trims_all = self._chars_since_trim >= self._limits.log_total_trim_chars
+        limits, boards = self._limits, self._take_boards_to_trim()
+        trims_all = self._chars_since_trim >= limits.log_total_trim_chars
         if trims_all:
             self._chars_since_trim = 0
-        limits = self._limits
-
-        def use(store: Store) -> None:
-            store.log_rows.append(rows)
-            store.log_rows.trim_boards(boards, limits.log_chars)
-            if trims_all:
-                store.log_rows.trim_all(limits.log_total_chars)
-
-        self._writing = self._store_queue.run_later(use, durable=True)
+        max_chars = limits.log_total_chars if trims_all else None
+        trims = LogTrims(boards, limits.log_chars, min_chars, max_chars)
+        self._writing = self._store_queue.run_later(
+            lambda store: store.log_rows.append(rows, trims), durable=True
+        )
         return self._writing
 
     def _take_boards_to_trim(self) -> list[str]:

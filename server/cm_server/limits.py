@@ -191,6 +191,7 @@ class Limits:
     log_burst_bytes: int = 64 * KIB  # after a pause
     log_chars: int = 16 * KIB  # kept of one board
     log_trim_chars: int = 4 * KIB  # that a board may have beyond it until its oldest are deleted
+    log_min_chars: int = 32  # as how many a short text counts: its row needs space, too
     log_total_chars: int = 64 * MIB  # kept of all boards together
     log_total_trim_chars: int = MIB  # the same for all boards
     log_write_seconds: float = 1.0  # until what was printed is in the store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from cm_server.board_logs import BoardLogs, LogText
 from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
+from cm_server.store.log_rows import LogRows
 from cm_server.store.rows import BoardRow
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
@@ -28,6 +30,7 @@ LIMITS = dataclasses.replace(
     log_total_chars=300,
     log_total_trim_chars=50,
     log_unwritten_chars=400,
+    log_min_chars=1,
 )
 
 
@@ -39,8 +42,10 @@ class Timer:
 class Lab:
     """Logs of some boards, a store in memory, and a timer that a test fires."""
 
-    def __init__(self, names: list[str], limits: Limits = LIMITS) -> None:
-        self.store = Store(None)
+    def __init__(
+        self, names: list[str], limits: Limits = LIMITS, store: Store | None = None
+    ) -> None:
+        self.store = store or Store(None)
         rows = [BoardRow(f"id-{name}", name, b"k" * 32, {}, {}, 0.0, None) for name in names]
         self.store.enrol_boards(rows)
         self.registry = Registry(rows)
@@ -174,6 +179,58 @@ async def test_while_the_store_stands_still_the_oldest_is_dropped():
     await lab.write()
     numbers = [int(text) for _, _, text in lab.stored("a")]
     assert numbers == [0, 96, 97, 98, 99]  # the first write was on its way
+
+
+async def test_empty_and_short_texts_count_too():
+    limits = dataclasses.replace(LIMITS, log_min_chars=10)
+    lab = Lab(["a", "b"], limits)
+    for number in range(200):
+        lab.log("a", b"", lost=1)
+        lab.log("b", b"%d" % (number % 10))
+        if number % 5 == 4:
+            await lab.write()
+    for name in ("a", "b"):
+        assert 10 <= len(lab.stored(name)) <= 13
+    assert lab.stored("b")[-1] == ("b", 0, "9")
+
+
+async def test_empty_texts_that_wait_for_the_store_are_bounded():
+    limits = dataclasses.replace(LIMITS, log_min_chars=10)
+    lab, gate = Lab(["a"], limits), threading.Event()
+    lab.queue.run(lambda _: gate.wait(10), durable=True)
+    for _ in range(500):
+        lab.log("a", b"", lost=1)
+        lab.logs.write()
+    assert len(lab.logs._unwritten) == 40
+    gate.set()
+    await lab.write()
+
+
+async def test_huge_losses_are_stored_as_the_largest_number():
+    lab = Lab(["a"])
+    for _ in range(3):
+        lab.log("a", b"x", lost=2**32 - 1)
+    await lab.write()
+    assert lab.stored("a") == [("a", 2**31 - 1, "x")] * 3
+
+
+async def test_write_that_is_tried_again_stores_each_text_once(tmp_path, monkeypatch):
+    lab = Lab(["a"], store=Store(tmp_path / "server.db"))
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    outcomes = [error, error]
+    trim = LogRows._trim_board
+
+    def fail_twice(*args: Any) -> None:
+        if outcomes:
+            raise outcomes.pop()
+        trim(*args)
+
+    monkeypatch.setattr(LogRows, "_trim_board", fail_twice)
+    lab.log("a", b"one")
+    await lab.write()
+    assert (lab.stored("a"), outcomes) == ([("a", 0, "one")], [])
+    lab.queue.close()
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0\0\0"])

@@ -122,10 +122,14 @@ class Subscription:
             self._dropped_logs += data.dropped_logs
             for each in data.logs:
                 self._logs.append(each)
-                self._log_chars += len(each[1].text)
+                self._log_chars += self._log_cost(each[1])
         while self._log_chars > self._limits.subscription_pending_log_chars:
-            self._log_chars -= len(self._logs.popleft()[1].text)
+            self._log_chars -= self._log_cost(self._logs.popleft()[1])
             self._dropped_logs += 1
+
+    def _log_cost(self, text: LogText) -> int:
+        """Return as how many characters a text counts: a short one needs memory, too."""
+        return max(len(text.text), self._limits.log_min_chars)
 
     def send_update(self, board_json: dict[Board, str]) -> None:
         """Send pending changes and samples if the caller has read the last message.
@@ -254,7 +258,7 @@ class Subscriptions:
             return
         if self._log_chars < self._limits.subscription_pending_log_chars:
             self._logs.append((board, text))
-            self._log_chars += len(text.text)
+            self._log_chars += max(len(text.text), self._limits.log_min_chars)
         else:
             self._dropped_logs += 1
         self._schedule_tick()

@@ -31,6 +31,8 @@ from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
 
 ENROL_TOKEN_SECONDS = 3600.0  # that a token for enrolment is valid by default
+_MAX_SECONDS = 1e12  # since 1970: more is no time
+_MAX_LOG_ID = 2**63 - 1  # the largest number of a row
 
 
 class Verb(NamedTuple):
@@ -317,8 +319,9 @@ async def _read_logs(context: RequestContext) -> dict[str, Any]:
     """Return what boards printed outside of cells, the oldest first; also offline boards."""
     body, limits = context.body, context.services.limits
     since, after = body.get("since") or 0.0, body.get("after") or 0
-    if not isinstance(since, int | float) or type(after) is not int:
-        raise ServerError("since must be a time in seconds since 1970, and after a number")
+    is_time = isinstance(since, int | float) and abs(since) < _MAX_SECONDS
+    if not is_time or not is_whole_number(after) or not 0 <= after <= _MAX_LOG_ID:
+        raise ServerError("since must be a time in seconds since 1970, and after a row's number")
     names = parse_target(str(body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
     ids = {context.boards[name].id: name for name in names}

@@ -167,5 +167,10 @@ def _is_uncertain(row: JobRow) -> bool:
 
 
 def _last_line(error: str) -> str:
-    """Return the line of a traceback that names the error, for the store."""
-    return error.strip().rpartition("\n")[2][:ERROR_CHARS]
+    """Return the line of a traceback that names the error, as every store accepts it.
+
+    What cannot be stored would fail again with each later write.
+    """
+    line = error.strip().rpartition("\n")[2][:ERROR_CHARS]
+    line = line.encode("utf-8", "replace").decode()  # lone surrogates
+    return line.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL does not store it

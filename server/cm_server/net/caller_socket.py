@@ -439,8 +439,7 @@ class CallerConnection:
             check_fields(body, self._services.limits)
             with_logs = bool(body.get("logs", False))
             if with_logs:
-                allowed = self._services.viewers_read_logs
-                verbs.check_role(self.token, "logs", viewers_read_logs=allowed)
+                self._check_may_read_logs()
             if why := self._watch_refusal_reason(message.job):
                 raise ServerError(why)
             reachable = access.reachable_boards(self.token, self._services.registry.by_name)
@@ -464,6 +463,11 @@ class CallerConnection:
         self._services.audit_log.log_read(entry)
         self._subscriptions[message.job] = subscription
         self._link_services.subscriptions.add(subscription)
+
+    def _check_may_read_logs(self) -> None:
+        """Raise NotAllowed if the token may not read what boards print outside of cells."""
+        viewers_read_logs = self._services.viewers_read_logs
+        verbs.check_role(self.token, "logs", viewers_read_logs=viewers_read_logs)
 
     def _new_audit_entry(self, verb: str, target: str) -> AuditEntry:
         return self._services.audit_log.new_entry(self.token.name, self._link.peer, verb, target)

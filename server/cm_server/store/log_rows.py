@@ -6,7 +6,7 @@ written, so no other housekeeping is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ _logs = sa.Table(
     sa.Column("board", sa.Text, nullable=False),  # its id
     sa.Column("at", sa.Float, nullable=False),  # seconds since 1970, by the server's clock
     sa.Column("lost", sa.Integer, nullable=False),  # bytes that were lost before this text
-    sa.Column("size", sa.Integer, nullable=False),  # characters of the text
+    sa.Column("size", sa.Integer, nullable=False),  # as how many characters it counts
     sa.Column("text", sa.Text, nullable=False),
 )
 sa.Index("logs_board", _logs.c.board, _logs.c.id, _logs.c.size)
@@ -43,6 +43,26 @@ class LogRow(NamedTuple):
     at: float
     lost: int
     text: str
+
+    def cost(self, min_chars: int) -> int:
+        """Return as how many characters the row counts: a short text needs a row, too."""
+        return max(len(self.text), min_chars)
+
+
+class LogTrims(NamedTuple):
+    """What remains of logs.
+
+    Attributes:
+        board_ids: boards whose logs may have become too long.
+        max_board_chars: characters that remain of each of those.
+        min_chars: what each row counts for at least.
+        max_chars: characters that remain of all boards; None to leave the others alone.
+    """
+
+    board_ids: Sequence[str]
+    max_board_chars: int
+    min_chars: int
+    max_chars: int | None
 
 
 class LogPage(NamedTuple):
@@ -75,29 +95,31 @@ class LogRows:
         self._connection = connection
         self._rollback_on_error = rollback_on_error
 
-    def append(self, rows: Sequence[LogRow]) -> None:
-        """Insert rows.
+    def append(self, rows: Sequence[LogRow], trims: LogTrims) -> None:
+        """Insert rows and delete the oldest ones, in one transaction.
+
+        Args:
+            rows: the rows.
+            trims: what may remain.
 
         Raises:
             ServerError: they cannot be written.
         """
         values = [
-            {"board": row.board_id, "at": row.at, "lost": row.lost, "size": len(row.text)}
-            | {"text": row.text}
+            {"board": row.board_id, "at": row.at, "lost": row.lost, "text": row.text}
+            | {"size": row.cost(trims.min_chars)}
             for row in rows
         ]
         with self._rollback_on_error():
             self._connection.execute(sa.insert(_logs), values)
-            self._connection.commit()
-
-    def trim_boards(self, board_ids: Iterable[str], max_chars: int) -> None:
-        """Delete the oldest rows of boards that have more than ``max_chars`` characters."""
-        with self._rollback_on_error():
-            for board_id in board_ids:
-                self._trim_board(board_id, max_chars)
+            for board_id in trims.board_ids:
+                self._trim_board(board_id, trims.max_board_chars)
+            if trims.max_chars is not None:
+                self._trim_all(trims.max_chars)
             self._connection.commit()
 
     def _trim_board(self, board_id: str, max_chars: int) -> None:
+        """Delete the oldest rows of a board that has more than ``max_chars`` characters."""
         query = sa.select(_logs.c.id, _logs.c.size).where(_logs.c.board == board_id)
         total = 0
         for row_id, size in self._connection.execute(query.order_by(_logs.c.id.desc())).all():
@@ -107,16 +129,17 @@ class LogRows:
                 self._connection.execute(sa.delete(_logs).where(is_older))
                 return
 
-    def trim_all(self, max_chars: int) -> None:
+    def _trim_all(self, max_chars: int) -> None:
         """Delete rows until all boards together have at most ``max_chars`` characters.
 
         The boards that printed least recently lose the older half of their rows first.
         """
-        with self._rollback_on_error():
-            total = self._connection.execute(sa.select(sa.func.sum(_logs.c.size))).scalar() or 0
-            while total > max_chars:
-                total -= self._halve_quietest_boards()
-            self._connection.commit()
+        total = self._connection.execute(sa.select(sa.func.sum(_logs.c.size))).scalar() or 0
+        while total > max_chars:
+            removed = self._halve_quietest_boards()
+            if not removed:
+                return  # another server has deleted the rows meanwhile
+            total -= removed
 
     def _halve_quietest_boards(self) -> int:
         """Delete the older half of the rows of some boards; return how many characters."""
