@@ -20,6 +20,7 @@ from .watch import Update, Watch
 
 Since = str | float | datetime | None  # a time: see `time_since`
 _UNFINISHED_SECONDS: Final = 1.0  # after which a line without its end is shown
+_MAX_LINE_CHARS: Final = 16 * 1024  # of a line; then it ends: some programs print no line ends
 
 
 class LogPiece(NamedTuple):
@@ -118,6 +119,8 @@ class LineJoiner:
             at, lost = piece.at, 0
         if rest or lost:
             self._unfinished[piece.board] = _Unfinished(at, lost, rest)
+        if len(rest) > _MAX_LINE_CHARS:
+            yield from self._end_line(piece.board)
 
     def _end_line(self, board: str) -> Iterator[LogLine]:
         begun = self._unfinished.pop(board, None)

@@ -25,7 +25,8 @@ from .samples import Sample
 _FIRST_RETRY_SECONDS: Final = 0.25  # until the first attempt to reconnect; then doubled
 _MAX_RETRY_SECONDS: Final = 5.0
 _MAX_PENDING_SAMPLES: Final = 50_000  # kept for a reader that does not read
-_MAX_PENDING_LOGS: Final = 10_000  # pieces of logs, the same
+_MAX_PENDING_LOG_CHARS: Final = 16 * 1024 * 1024  # of logs, the same
+_LOG_PIECE_CHARS: Final = 128  # that a piece of a log counts for, besides its text
 
 
 class Update(NamedTuple):
@@ -144,9 +145,14 @@ class Watch(Iterator[Update]):
 
 
 class _UpdateBuffer:
-    """Merges received messages into one update until it is read."""
+    """Merges received messages into one update until it is read.
 
-    def __init__(self) -> None:
+    Args:
+        max_log_chars: of logs that are kept; of more, the oldest are dropped.
+    """
+
+    def __init__(self, max_log_chars: int = _MAX_PENDING_LOG_CHARS) -> None:
+        self._max_log_chars = max_log_chars
         self._changed = threading.Condition()
         self._closed = False
         self._error: CloudmanagerError | None = None
@@ -157,6 +163,7 @@ class _UpdateBuffer:
         self._gone: dict[str, None] = {}
         self._samples: collections.deque[Sample] = collections.deque()
         self._logs: collections.deque[list[Any]] = collections.deque()
+        self._log_chars = 0
         self._is_snapshot = False
         self._dropped_samples = self._dropped_logs = 0
         self._time = 0.0
@@ -172,9 +179,10 @@ class _UpdateBuffer:
 
     def _merge(self, update: Update) -> None:
         if update.whole:
-            logs, dropped_logs = self._logs, self._dropped_logs
+            logs = self._logs, self._log_chars, self._dropped_logs
             self._clear()
-            self._logs, self._dropped_logs = logs, dropped_logs  # they hold after a new link, too
+            # They hold after a new link, too.
+            self._logs, self._log_chars, self._dropped_logs = logs
         for name in update.gone:
             self._boards.pop(name, None)
             self._gone[name] = None
@@ -184,8 +192,9 @@ class _UpdateBuffer:
         for _ in range(excess):
             self._samples.popleft()
         self._logs.extend(update.logs)
-        while len(self._logs) > _MAX_PENDING_LOGS:
-            self._logs.popleft()
+        self._log_chars += sum(map(_log_cost, update.logs))
+        while self._log_chars > self._max_log_chars:
+            self._log_chars -= _log_cost(self._logs.popleft())
             self._dropped_logs += 1
         self._dropped_logs += update.logs_left_out
         self._is_snapshot = self._is_snapshot or update.whole
@@ -240,8 +249,14 @@ def read_update(message: wire.Message) -> Update:
     body, whole = wire.read_json(message.payload), bool(message.flags & wire.FULL_SNAPSHOT)
     try:
         samples = [Sample(*row) for row in body["samples"]]
-        logs = {"logs": body.get("logs", []), "logs_left_out": body.get("logs_left_out", 0)}
+        pieces = [[board, at, lost, str(text)] for board, at, lost, text in body.get("logs", [])]
+        logs = {"logs": pieces, "logs_left_out": body.get("logs_left_out", 0)}
         state = (body["boards"], body["gone"], samples, whole, body["left_out"], body["time"])
         return Update(*state, **logs)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise PeerWireError("the server sent a malformed CHANGES") from error
+
+
+def _log_cost(piece: list[Any]) -> int:
+    """Return as how many characters a piece of a log counts."""
+    return len(piece[3]) + _LOG_PIECE_CHARS

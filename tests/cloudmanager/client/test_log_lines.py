@@ -69,6 +69,14 @@ def test_unfinished_line_is_shown_after_a_while():
     assert list(joiner.end_lines()) == []
 
 
+def test_line_without_an_end_ends_after_16_kb():
+    joiner = LineJoiner()
+    pieces = [LogPiece("a", 1.0, 0, "x" * 1000)] * 100
+    lines = [line for piece in pieces for line in joiner.add(piece)]
+    assert [len(line.text) for line in lines] == [17_000] * 5
+    assert [len(line.text) for line in joiner.end_lines()] == [15_000]
+
+
 # Rows
 
 

@@ -71,6 +71,19 @@ def test_pending_samples_are_limited(monkeypatch):
     assert ([sample.ticks for sample in update.samples], update.left_out) == ([2, 3, 4], 2)
 
 
+def test_pending_logs_are_limited_by_their_length():
+    inbox = _UpdateBuffer(max_log_chars=100_000)
+    for n in range(400):
+        inbox.put(changes(logs=[["a", 1.0, 0, f"{n} " + "x" * (9000 if n < 20 else 0)]]))
+    update = read(inbox)
+    kept, dropped = len(update.logs), update.logs_left_out
+    assert [int(text.split()[0]) for *_, text in update.logs] == [*range(dropped, 400)]
+    assert 380 < kept < 400
+    for _ in range(2000):
+        inbox.put(changes(logs=[["a", 1.0, 0, ""]]))
+    assert 500 < len(read(inbox).logs) < 1000, "an empty piece counts, too"
+
+
 def test_updates_before_an_error_are_read_first():
     inbox = _UpdateBuffer()
     inbox.put(changes(board("a")))
@@ -84,6 +97,12 @@ def test_updates_before_an_error_are_read_first():
 def test_malformed_changes_are_a_peer_wire_error(payload):
     with pytest.raises(PeerWireError):
         read_update(wire.Message(wire.CHANGES, 0, 1, payload))
+
+
+@pytest.mark.parametrize("logs", [5, [5], [["a"]], [[]], "abcd"], ids=str)
+def test_malformed_logs_are_a_peer_wire_error(logs):
+    with pytest.raises(PeerWireError):
+        read_update(changes(logs=logs))
 
 
 # On real links
