@@ -161,6 +161,7 @@ def main() -> None:
         sys.exit(f"no defence has {' '.join(words)} in its name")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user
         well = attack(Path(folder), chosen)
     print(f"{len(chosen)} defences in {time.monotonic() - began:.0f} s")
     sys.exit(0 if well else 1)

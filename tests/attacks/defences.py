@@ -10,6 +10,7 @@ from .defence import Defence
 from .faults import FAULTS
 from .files import FILES
 from .keeping import KEEPING
+from .logs import BOARD_LOGS
 from .packages import PACKAGES
 from .servers import SERVERS
 from .shares import SHARES
@@ -29,4 +30,5 @@ DEFENCES: Final[list[Defence]] = [
     *FAULTS,
     *FILES,
     *SHARES,
+    *BOARD_LOGS,
 ]
