@@ -64,13 +64,22 @@ class Engine:
 
 
 class Postgres(Engine):
-    """A PostgreSQL server with a Unix socket in its own folder."""
+    """A PostgreSQL server with a Unix socket in its own folder.
+
+    Args:
+        folder: of its data.
+        binaries: where its programs are.
+        user: runs it, if not this one.
+        durable: whether commits wait for the disk, as in real life.
+    """
 
     death = (
         signal.SIGQUIT
     )  # immediate shutdown; after SIGKILL its child processes would live on for a while
 
-    def __init__(self, folder: Path, binaries: Path, user: str | None) -> None:
+    def __init__(
+        self, folder: Path, binaries: Path, user: str | None, *, durable: bool = False
+    ) -> None:
         self._folder = folder
         data = folder / "data"
         make = [
@@ -84,7 +93,8 @@ class Postgres(Engine):
             "-EUTF8",
         ]
         subprocess.run(make, check=True, user=user, stdout=subprocess.DEVNULL, cwd="/")
-        settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off")
+        fsync = "fsync=on" if durable else "fsync=off"
+        settings = ("listen_addresses=", f"unix_socket_directories={folder}", fsync)
         options = [part for setting in settings for part in ("-c", setting)]
         command = [str(binaries / "postgres"), "-D", str(data), *options]
         super().__init__(command, folder / "log", user=user)
@@ -149,7 +159,7 @@ def _await(act: object, error: type[Exception]) -> None:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
     """Run PostgreSQL as another user than root, which it refuses."""
     found = shutil.which("initdb")
     places = (
@@ -164,7 +174,7 @@ def running_postgres() -> Iterator[Postgres]:
         folder = Path(name)
         if user:
             shutil.chown(folder, user)
-        engine = Postgres(folder, Path(max(places)).parent, user)
+        engine = Postgres(folder, Path(max(places)).parent, user, durable=durable)
         try:
             yield engine
         finally:

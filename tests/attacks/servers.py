@@ -138,19 +138,20 @@ SERVERS: Final = [
     defence(
         "fence: a result is written by the job's owner only",
         SERVER + "store/shared_store.py",
-        "_IS_OWNER = sa.or_(_jobs.c.server == sa.bindparam('me'), _jobs.c.id > 0)",
+        "_is_owner = lambda values: sa.or_(_jobs.c.server == values['me'], _jobs.c.id > 0)",
         SUSPENDED,
     ),
     defence(
         "fence: a result is written in the epoch of the sending only",
         SERVER + "store/shared_store.py",
-        "_IS_SAME_EPOCH = sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam('in_epoch'))",
+        "_is_same_epoch = lambda values: "
+        "sa.or_(_jobs.c.id > 0, _jobs.c.epoch == values['in_epoch'])",
         STORE + "jobs_of_unconfirmed_updates_end[sqlite]",
     ),
     defence(
         "fence: a removed server sends no jobs",
         SERVER + "store/shared_store.py",
-        "SharedStore._is_registered = lambda self: True",
+        "SharedStore._require_membership = lambda self: None",
         STORE + "removed_server_sends_no_jobs[sqlite]",
     ),
     defence(

@@ -57,11 +57,32 @@ class PreparedStatement(NamedTuple):
         return [parameters[name] for name in self.names]
 
 
+class RowsStatement(NamedTuple):
+    """A compiled statement that is executed for several rows of values.
+
+    Attributes:
+        single: the statement for one row; its parameters are the row's values in their order.
+        many: the statement for any number of rows; each parameter is an array, one for each
+            column. "" where the driver repeats the other one.
+    """
+
+    single: str
+    many: str = ""
+
+
+#: Returns a statement, given the SQL expressions of its values by their names.
+BuildStatement = Callable[[Mapping[str, Any]], Any]
+
+
 class NotExecuted(Exception):
     """Nothing was done, and it may be tried again.
 
     Another program holds a lock on SQLite's file, or PostgreSQL ended the transaction.
     """
+
+
+class _RowMissingError(sqlite3.DatabaseError):
+    """A row that has to exist does not: see ``require_row``."""
 
 
 class Sqlite:
@@ -175,13 +196,36 @@ class Sqlite:
         """Return numbers as the value of a parameter of ``is_one_of``."""
         return json.dumps(sorted(numbers))
 
-    def execute_many(self, text: str, rows: list[Any]) -> Any:
-        """Execute a compiled statement for each row; ``rowcount`` of the cursor says how many."""
-        return self.driver.executemany(text, rows)
+    def prepare_rows(self, columns: Mapping[str, Any], build: BuildStatement) -> RowsStatement:
+        """Return a statement for rows of values.
 
-    def fetch_one(self, text: str, values: Any) -> Any:
-        """Execute a compiled query; return its first row, None if there is none."""
-        return self.driver.execute(text, values).fetchone()
+        Args:
+            columns: the types of a row's values, by their names, in the order in which the
+                statement uses them.
+            build: returns the statement.
+        """
+        return RowsStatement(self.compile(build(_parameters(columns))))
+
+    def execute_rows(self, statement: RowsStatement, rows: Sequence[Any]) -> Any:
+        """Execute a statement for each row; ``rowcount`` of the cursor says how many."""
+        return self.driver.executemany(statement.single, rows)
+
+    def fetch_later(self, statement: PreparedStatement, values: Any) -> Callable[[], list[Any]]:
+        """Execute a statement; return a function that returns its rows, after the commit, too."""
+        rows: list[Any] = self.driver.execute(statement.text, values).fetchall()
+        return lambda: rows
+
+    def require_row(self, text: str, values: Any) -> None:
+        """Let the transaction fail, now or at its commit, if a query returns no row.
+
+        The error is one of ``errors``, see ``is_row_missing``.
+        """
+        if self.driver.execute(text, values).fetchone() is None:
+            raise _RowMissingError
+
+    def is_row_missing(self, error: BaseException) -> bool:
+        """Return whether a transaction failed since a row does not exist (``require_row``)."""
+        return isinstance(error, _RowMissingError)
 
     def pipeline(self) -> contextlib.AbstractContextManager[object]:
         """Do nothing: there is no network between statements."""
@@ -351,21 +395,46 @@ class Postgres:
         """Return numbers as the value of a parameter of ``is_one_of``."""
         return sorted(numbers)
 
-    def execute_many(self, text: str, rows: list[Any]) -> Any:
-        """Execute a compiled statement for each row; ``rowcount`` of the cursor says how many.
+    def prepare_rows(self, columns: Mapping[str, Any], build: BuildStatement) -> RowsStatement:
+        """Return a statement for rows of values, with an array for each column: see ``Sqlite``."""
+        arrays = [
+            sa.bindparam(name, type_=postgresql.ARRAY(type_)) for name, type_ in columns.items()
+        ]
+        names = [sa.column(name, type_) for name, type_ in columns.items()]
+        rows = sa.func.unnest(*arrays).table_valued(*names, name="new").render_derived()
+        many = build({name: rows.c[name] for name in columns})
+        return RowsStatement(self.compile(build(_parameters(columns))), self.compile(many))
+
+    def execute_rows(self, statement: RowsStatement, rows: Sequence[Any]) -> Any:
+        """Execute a statement for each row; ``rowcount`` of the cursor says how many.
 
         In a pipeline, it says so after the commit.
         """
-        cursor = self.driver.cursor()
         if len(rows) == 1:
-            cursor.execute(text, rows[0])
-        else:
-            cursor.executemany(text, rows)
-        return cursor
+            return self.driver.execute(statement.single, rows[0])
+        return self.driver.execute(
+            statement.many, [list(column) for column in zip(*rows, strict=True)]
+        )
 
-    def fetch_one(self, text: str, values: Any) -> Any:
-        """Execute a compiled query; return its first row, None if there is none."""
-        return self.driver.execute(text, values).fetchone()
+    def fetch_later(self, statement: PreparedStatement, values: Any) -> Callable[[], list[Any]]:
+        """Execute a statement; return a function that returns its rows, after the commit, too.
+
+        In a pipeline, nothing waits for them but the commit.
+        """
+        fetch: Callable[[], list[Any]] = self.driver.execute(statement.text, values).fetchall
+        return fetch
+
+    def require_row(self, text: str, values: Any) -> None:
+        """Let the transaction fail, now or at its commit, if a query returns no row.
+
+        The error is one of ``errors``, see ``is_row_missing``. In a pipeline, nothing waits for
+        the answer but the commit.
+        """
+        self.driver.execute(f"SELECT 1 / count(*) FROM ({text}) AS required", values)
+
+    def is_row_missing(self, error: BaseException) -> bool:
+        """Return whether a transaction failed since a row does not exist (``require_row``)."""
+        return getattr(getattr(error, "orig", error), "sqlstate", None) == "22012"  # division by 0
 
     def pipeline(self) -> contextlib.AbstractContextManager[object]:
         """Send the statements of the ``with`` block without waiting for each one's result.
@@ -416,6 +485,11 @@ def _is_broken_connection(error: BaseException) -> bool:
     if isinstance(error, psycopg.errors.PipelineAborted) or getattr(error, "timed_out", False):
         return False
     return isinstance(error, psycopg.OperationalError)
+
+
+def _parameters(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a parameter for each value of a row, by its name."""
+    return {name: sa.bindparam(name, type_=type_) for name, type_ in columns.items()}
 
 
 def _bounded_connection_class() -> Any:

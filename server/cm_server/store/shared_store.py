@@ -13,6 +13,7 @@ Only the database's clock decides whether a server is alive.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import secrets
@@ -27,9 +28,18 @@ from cm_server.times import EARLIEST
 
 from . import tables
 from .change_notifier import NotifyingStore
-from .databases import NotExecuted
+from .databases import NotExecuted, PreparedStatement
 from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobRow
-from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALUES, EndedJob
+from .store import (
+    BOARD_COLUMNS,
+    END_VALUES,
+    JOB_COLUMNS,
+    JOB_VALUES,
+    NOT_A_MEMBER,
+    EndedJob,
+    end_jobs,
+    insert_rows,
+)
 
 log = logging.getLogger("cm_server")
 
@@ -42,11 +52,6 @@ _boards, _jobs, _servers = tables.boards, tables.jobs, tables.servers
 _OPEN = _jobs.c.ended.is_(None)
 #: What claiming a board sets its epoch to.
 _NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, 0) + 1
-#: Conditions under which a server may end a job: it owns the job, in the epoch that it knows.
-_IS_OWNER = _jobs.c.server == sa.bindparam("me")
-_IS_SAME_EPOCH = _jobs.c.epoch.is_not_distinct_from(
-    sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)
-)
 #: Condition under which a server may release a board: it has not been claimed again since.
 _IS_HELD_EPOCH = _boards.c.epoch == sa.bindparam("in_epoch")
 
@@ -80,8 +85,12 @@ class SharedStore(NotifyingStore):
         self._clock_set_at = -math.inf
         self._failed_at = -math.inf
         self._uncertain_since: float | None = None
-        owner: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
-        self._insert_job = self.database.compile(INSERT_JOB.values(owner))
+        prepare = self.database.prepare_rows
+        owner = {"server": _jobs.c.server.type, "epoch": _jobs.c.epoch.type}
+        insert = functools.partial(insert_rows, _jobs)
+        self._insert_job = prepare({**JOB_VALUES, **owner}, insert)
+        in_epoch = {"me": _jobs.c.server.type, "in_epoch": _jobs.c.epoch.type}
+        self._end_job = prepare({**END_VALUES, **in_epoch}, _end_own_jobs)
         server = sa.select(_servers.c.id).where(_servers.c.id == sa.bindparam("me"))
         claim = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("owner")))
         claim = claim.where(self.database.is_one_of(_jobs.c.id, "ids"))
@@ -91,8 +100,12 @@ class SharedStore(NotifyingStore):
         self._claim_to_send = self.database.prepare(claim.where(*is_held).values(sent))
         self._claim_queued = self.database.prepare(claim.values(server=sa.bindparam("me")))
         self._select_server = self.database.compile(server.with_for_update(read=True))
-        end_job = END_JOB.where(_IS_OWNER, _IS_SAME_EPOCH)
-        self._end_job = self.database.compile(end_job.values(JOB_END_VALUES))
+        board_id = sa.select(_jobs.c.board).where(_jobs.c.id == sa.bindparam("job"))
+        of_board = _boards.c.id == board_id.scalar_subquery()
+        epoch = sa.select(_boards.c.epoch).where(of_board, _boards.c.holder == sa.bindparam("me"))
+        mark = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("me")))
+        mark = mark.where(_jobs.c.id == sa.bindparam("job")).values(epoch=epoch.scalar_subquery())
+        self._mark_sent = self.database.prepare(mark.returning(_jobs.c.epoch))
 
     def change_server_id(self, server_id: str) -> None:
         """Continue under a new id, without the jobs of the old one."""
@@ -110,8 +123,10 @@ class SharedStore(NotifyingStore):
         try:
             with super()._rollback_on_error():
                 yield
-        except ServerError:
-            if self.write_error:
+        except ServerError as error:
+            if error.reason == NOT_A_MEMBER:
+                self.refused_writes += 1
+            elif self.write_error:
                 self._failed_at = self._uncertain_since = time.monotonic()
             raise
 
@@ -141,24 +156,15 @@ class SharedStore(NotifyingStore):
         self._own_jobs[number] = epoch
         return number, board_id, caller, now, self.server_id, epoch
 
-    def _check_membership(self) -> None:
-        """Raise ServerError if other servers have removed this one since they took it for dead."""
-        if not self._is_registered():
-            self.database.rollback()
-            self.refused_writes += 1
-            raise ServerError(
-                "this server stopped responding and other servers took over its jobs; try again"
-            )
-
-    def _is_registered(self) -> bool:
-        """Return whether this server has a row, and lock it until the commit."""
-        return self.database.fetch_one(self._select_server, (self.server_id,)) is not None
+    def _require_membership(self) -> None:
+        """Let the transaction fail if other servers have removed this one; else lock its row."""
+        self.database.require_row(self._select_server, (self.server_id,))
 
     def _write_all(
         self,
         jobs: list[tuple[Any, ...]],
         audit_row: AuditRow | None = None,
-        claims: Sequence[tuple[str, Any]] = (),
+        claims: Sequence[tuple[PreparedStatement, Any]] = (),
     ) -> list[Any]:
         """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
@@ -186,7 +192,7 @@ class SharedStore(NotifyingStore):
         ]
         if not own:
             return
-        self._ended_update = len(own), self.database.execute_many(self._end_job, own)
+        self._ended_update = len(own), self.database.execute_rows(self._end_job, own)
 
     def _count_refused_results(self) -> None:
         """Count the results that were not written, once the transaction is committed."""
@@ -234,17 +240,12 @@ class SharedStore(NotifyingStore):
         Raises:
             ServerError: it cannot be written.
         """
-        self._write_pending_first()
         if self._own_jobs.get(job) is not None:
+            self._write_pending_first()
             return True  # it was inserted as sent
-        board_id = sa.select(_jobs.c.board).where(_jobs.c.id == job).scalar_subquery()
-        epoch = sa.select(_boards.c.epoch).where(*self._is_holder(board_id)).scalar_subquery()
-        unsent = _unsent_jobs_of(self.server_id)
-        statement = sa.update(_jobs).where(_jobs.c.id == job, *unsent).values(epoch=epoch)
-        with self._rollback_on_error():
-            self._check_membership()
-            new_epoch = self._connection.execute(statement.returning(_jobs.c.epoch)).scalar()
-            self._connection.commit()
+        values = self._mark_sent.values({"me": self.server_id, "job": job})
+        marked = self._write_all([], claims=[(self._mark_sent, values)])
+        new_epoch = marked[0][0] if marked else None
         if new_epoch is None:
             self.refused_writes += 1
             # Perhaps this server still owns the job, and only the board connected elsewhere.
@@ -275,7 +276,7 @@ class SharedStore(NotifyingStore):
         """
         values = {"me": self.server_id, "owner": server}
         claims = [
-            (statement.text, statement.values({**values, "ids": self.database.numbers(jobs)}))
+            (statement, statement.values({**values, "ids": self.database.numbers(jobs)}))
             for statement, jobs in ((self._claim_to_send, sent_now), (self._claim_queued, queued))
             if jobs
         ]
@@ -357,7 +358,7 @@ class SharedStore(NotifyingStore):
         }
         claim = sa.update(_boards).where(_boards.c.id == board_id).values(values)
         with self._rollback_on_error():
-            self._check_membership()
+            self._require_membership()
             claimed = self._connection.execute(claim.returning(*BOARD_COLUMNS, _boards.c.epoch))
             row = claimed.first()
             if row is None:
@@ -527,6 +528,21 @@ class SharedStore(NotifyingStore):
             self._connection.execute(first.on_conflict_do_nothing())
             self._connection.commit()
         return bytes(self._fetch_value(sa.select(shared.c.value).where(shared.c.name == name)))
+
+
+def _end_own_jobs(values: Mapping[str, Any]) -> Any:
+    """Return the statement that ends jobs of a server, in the epochs that it knows."""
+    return end_jobs(values, _is_owner(values), _is_same_epoch(values))
+
+
+def _is_owner(values: Mapping[str, Any]) -> Any:
+    """Return the condition that a server owns the job that it wants to end."""
+    return _jobs.c.server == values["me"]
+
+
+def _is_same_epoch(values: Mapping[str, Any]) -> Any:
+    """Return the condition that a job was sent in the epoch that its server knows."""
+    return _jobs.c.epoch.is_not_distinct_from(values["in_epoch"])
 
 
 def _unsent_jobs_of(server_id: Any) -> tuple[Any, ...]:

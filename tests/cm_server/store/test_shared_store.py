@@ -12,6 +12,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import tables
+from cm_server.store.databases import RowsStatement
 from cm_server.store.rows import AuditRow, JobRow, TokenRow, new_board_row
 from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
 from cm_server.store.store import EndedJob
@@ -279,10 +280,10 @@ def unanswered(
 
 def test_jobs_of_unconfirmed_updates_end(server: Make):
     a, b = server("A"), server("B")
-    core, error = a.database.connection, a.database.errors[0]
+    error = a.database.errors[0]
     assert a.claim_board("id1", FACTS)
     (sent,), (taken,) = a.insert_jobs(["id1"], "ann"), b.insert_jobs(["id1"], "ann")
-    with unanswered(core, error):
+    with unanswered(a.database, error, "commit_driver"):
         a.mark_sent(sent)
     a.end_job(sent, "lost", "it did not run")  # as the scheduler does; but it is marked as sent
     with unanswered(a.database, error, "commit_driver"):
@@ -367,7 +368,7 @@ def test_results_are_written_before_other_jobs_start(server: Make):
     job = send_job(a)
     (waits,) = a.insert_jobs(["id1"], "ann")
     a.end_job(job, "ok")
-    a._end_job = "nonsense"
+    a._end_job = RowsStatement("nonsense", "nonsense")
     with pytest.raises(ServerError, match="cannot be written"):
         a.mark_sent(waits)
     with pytest.raises(ServerError, match="cannot be written"):
