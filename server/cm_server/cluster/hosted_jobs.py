@@ -14,7 +14,7 @@ from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.model import Cell, Job, Requester
 
-from .job_streams import INPUTS, KINDS, kind_of
+from .job_streams import INPUTS, KINDS, kind_of, pack_counted
 
 if TYPE_CHECKING:
     from cm_server.jobs.model import Board
@@ -116,7 +116,7 @@ class RemoteObserver:
             self._send(stream, stream.input_message)
 
     def _send(self, stream: HostedStream, message: bytes) -> None:
-        self._peer_messages.send(self.server, "say", {"sent": stream.sent}, message)
+        self._peer_messages.send_piece(self.server, "say", pack_counted(message, stream.sent))
 
 
 class _Claim(NamedTuple):

@@ -6,6 +6,8 @@ with each message and each second. The caller's server compares.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cloudmanager.protocol import wire
@@ -30,3 +32,21 @@ def kind_of(message: bytes) -> int | None:
     if op == wire.TRUNCATED:
         return VALUE if flags & wire.VALUE_TRUNCATED else OUTPUT
     return _KIND_BY_OP.get(op)
+
+
+#: Before each message about a job in a batch: its length, and how many of each kind were sent.
+_PIECE = struct.Struct(f">I{KINDS}I")
+
+
+def pack_counted(message: bytes, sent: Sequence[int]) -> bytes:
+    """Pack a message about a job with the numbers of messages that were sent until now."""
+    return _PIECE.pack(len(message), *sent) + message
+
+
+def read_counted(batch: bytes) -> Iterator[tuple[bytes, list[int]]]:
+    """Yield the messages of a batch, each with its numbers."""
+    at = 0
+    while at < len(batch):
+        size, *sent = _PIECE.unpack_from(batch, at)
+        at += _PIECE.size + size
+        yield batch[at - size : at], sent

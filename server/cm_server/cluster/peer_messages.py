@@ -65,6 +65,8 @@ class PeerMessages:
         self._fleet, self._key, self._server_id = fleet, key, server_id
         self._numbers: dict[str, itertools.count[int]] = {}
         self._outbox: dict[str, list[bytes]] = {}
+        #: The last record for each recipient if more can be added to it: its ``op`` and its pieces.
+        self._open_batches: dict[str, tuple[str, list[bytes]]] = {}
         self._unconfirmed: set[str] = set()  # recipients of messages since the last beat
         self._last_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._partial: dict[tuple[str, str], bytearray] = {}
@@ -94,12 +96,33 @@ class PeerMessages:
 
     def send(self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
         """Send a message to a server or to ``ALL``, at the end of this iteration of the loop."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self.flush)
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
-        self._outbox.setdefault(recipient, []).append(record)
+        self._outbox_of(recipient).append(record)
+
+    def send_piece(self, recipient: str, op: str, piece: bytes) -> None:
+        """Send a message without a head to a server; several in a row are one message for it.
+
+        Its payload is the pieces, one after the other. Most messages are results of boards, and
+        the JSON of a head for each would cost as much as everything else about them.
+        """
+        batch = self._open_batches.get(recipient)
+        if batch is None or batch[0] != op:
+            self._outbox_of(recipient)
+            batch = self._open_batches[recipient] = op, []
+        batch[1].append(piece)
+
+    def _outbox_of(self, recipient: str) -> list[bytes]:
+        """Return the records for a server that ``flush`` will send; more are added at the end."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self.flush)
         self._unconfirmed.add(recipient)
+        records = self._outbox.setdefault(recipient, [])
+        if recipient in self._open_batches:
+            op, pieces = self._open_batches.pop(recipient)
+            text, payload = json.dumps({"op": op}).encode(), b"".join(pieces)
+            records.append(_RECORD.pack(len(text), len(payload)) + text + payload)
+        return records
 
     def send_beats(self) -> None:
         """Send a message to all servers, and one to each that was sent one since the last time.
@@ -114,6 +137,8 @@ class PeerMessages:
 
     def flush(self) -> None:
         """Publish the messages in the outbox."""
+        for recipient in list(self._open_batches):
+            self._outbox_of(recipient)
         outbox, self._outbox = self._outbox, {}
         for recipient, records in outbox.items():
             batch = b"".join(records)

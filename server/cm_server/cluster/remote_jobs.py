@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server import cleanup
 from cm_server.jobs.model import BoardChannel, Cell, Job, RemoteBoardState
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from cm_server.store.rows import JobRow
 
 from .hosted_jobs import RELAY_LOST
-from .job_streams import CHUNKS, INPUTS, KINDS, OUTPUT, VALUE, kind_of
+from .job_streams import CHUNKS, INPUTS, KINDS, OUTPUT, VALUE, kind_of, read_counted
 from .peer_messages import ALL
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class RemoteJobs:
         self._peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
             "refused": self._on_jobs_refused,
-            "say": self._on_job_message,
+            "say": self._on_job_messages,
             "states": self._on_states,
         }
 
@@ -365,12 +366,19 @@ class RemoteJobs:
             )
         self._dispatch.scheduler.launch([job])
 
-    def _on_job_message(self, sender: str, head: dict[str, Any], data: bytes) -> None:
+    def _on_job_messages(self, sender: str, _head: dict[str, Any], batch: bytes) -> None:
+        """Handle messages of boards; one whose handler fails does not stop those behind it."""
+        for data, sent in read_counted(batch):
+            try:
+                self._on_job_message(sender, data, sent)
+            except Exception as error:
+                cleanup.log_failure("a message about a job at another server", error)
+
+    def _on_job_message(self, sender: str, data: bytes, sent: list[int]) -> None:
         message = wire.unpack(data)
         job = self._find_job(message.job, sender)
         if job is None:
             return
-        sent = head["sent"]
         self._note_sent(job, sent, arrived=kind_of(data))
         if message.op == wire.INPUT:
             if sent[INPUTS] == self._stream(job).asked:
@@ -385,7 +393,7 @@ class RemoteJobs:
             self._on_started(job)
         self._dispatch.board_messages.on_job_message(job, message, data)
 
-    def _note_sent(self, job: Job, sent: Sequence[int], *, arrived: int | None = None) -> None:
+    def _note_sent(self, job: Job, sent: list[int], *, arrived: int | None = None) -> None:
         """Compare what a job's owner has sent with what arrived.
 
         Lost pieces of its output, or of its value, are reported to the caller where they are
@@ -400,7 +408,7 @@ class RemoteJobs:
         lost = [count - seen for count, seen in zip(sent, stream.received, strict=True)]
         if arrived is not None:
             lost[arrived] -= 1
-        stream.received = list(sent)
+        stream.received = sent
         if lost[OUTPUT] > 0:
             job.deliver(wire.pack(wire.TRUNCATED, job=job.id))
         if lost[VALUE] > 0:

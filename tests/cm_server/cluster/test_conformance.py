@@ -18,6 +18,7 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cm_server.cluster.hosted_jobs import RELAY_LOST
+from cm_server.cluster.job_streams import read_counted
 from cm_server.cluster.peer_messages import _HEAD, _RECORD
 from cm_server.cluster.pubsub import InProcessPubSub
 from tests.cm_server.pairs import Two, others_of, run, two_servers
@@ -63,7 +64,11 @@ class Faults:
 
         def publish_with_fault(subject: str, data: bytes) -> None:
             is_hit = any(
-                head["op"] == op and (board_op is None or payload[0] == board_op)
+                head["op"] == op
+                and (
+                    board_op is None
+                    or any(data[0] == board_op for data, _ in read_counted(payload))
+                )
                 for head, payload in records_of(data)
             )
             if not is_hit or self.happened.is_set():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import Any
 
 from cloudmanager.protocol import wire
 from cm_server.cluster.hosted_jobs import RemoteObserver
+from cm_server.cluster.job_streams import read_counted
 from cm_server.jobs.model import RemoteBoardState
 from cm_server.limits import Limits
 from tests.cm_server.pairs import Two, others_of, store_of
@@ -17,10 +17,11 @@ from tests.cm_server.peers import FakeCaller
 def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
     sent: list[tuple[int, int]] = []
 
-    def send(_server: str, _op: str, _head: Any, message: bytes) -> None:
-        sent.append((message[0], message[1]))
+    def send_piece(_server: str, _op: str, piece: bytes) -> None:
+        sent.extend((message[0], message[1]) for message, _ in read_counted(piece))
 
-    peer_messages = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send=send)
+    pubsub = SimpleNamespace(pending_bytes=0)
+    peer_messages = SimpleNamespace(pubsub=pubsub, send_piece=send_piece)
     observer = RemoteObserver(peer_messages, "b", Limits.unsent_bytes)  # type: ignore[arg-type]
     output, value = wire.pack(wire.OUTPUT, b"x", job=1), wire.pack(wire.VALUE, b"x", job=1)
     observer.deliver(output, droppable=True)

@@ -65,6 +65,18 @@ async def test_messages_arrive_at_one_or_all_servers_in_order(servers: list[Reco
     assert a.received == []
 
 
+async def test_pieces_in_a_row_are_one_message_and_keep_their_place(servers: list[Recorder]):
+    a, b, _ = servers
+    a.peer_messages.send(IDS[1], "note", {"n": 1})
+    for piece in (b"a", b"b", b"c"):
+        a.peer_messages.send_piece(IDS[1], "note", piece)
+    a.peer_messages.send(IDS[1], "note", {"n": 2})
+    a.peer_messages.send_piece(IDS[1], "note", b"d")
+    await settle()
+    received = [(head.get("n"), data) for _, head, data in b.received]
+    assert received == [(1, b""), (None, b"abc"), (2, b""), (None, b"d")]
+
+
 async def test_long_message_is_fragmented_and_arrives_complete_or_not_at_all(
     servers: list[Recorder], hub: InProcessBroker, monkeypatch
 ):
