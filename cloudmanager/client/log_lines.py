@@ -21,6 +21,9 @@ from .watch import Update, Watch
 Since = str | float | datetime | None  # a time: see `time_since`
 _UNFINISHED_SECONDS: Final = 1.0  # after which a line without its end is shown
 _MAX_LINE_CHARS: Final = 16 * 1024  # of a line; then it ends: some programs print no line ends
+#: Pieces of boards of other servers arrive so much later than the newest ones, at most: they are
+#: written and read once a second, and wait for a slow database.
+_LATE_SECONDS: Final = 15.0
 
 
 class LogPiece(NamedTuple):
@@ -181,10 +184,11 @@ class LogFollower(Iterator[LogLine]):
     ) -> None:
         self._connect = connect
         self._target = target
-        self._since = time_since(since)
+        self._since: float | None = None if since is None else time_since(since)
         self._reads_stored = since is not None
         self._on_lost = on_lost
-        self._latest: set[LogPiece] = set()  # those at the time `_since`
+        self._newest_at = 0.0  # of the newest piece
+        self._latest: dict[LogPiece, None] = {}  # those of the last `_LATE_SECONDS`
         self._read: set[LogPiece] = set()  # those that the watch may send once more
         self._watch = Watch(connect, target, samples=False, logs=True, idle=_UNFINISHED_SECONDS)
         self._lines = (line for lines in self.batches() for line in lines)
@@ -224,9 +228,12 @@ class LogFollower(Iterator[LogLine]):
     def _new_pieces(self, update: Update) -> Iterator[LogPiece]:
         """Yield an update's pieces; on a new link, first those that were missed before it."""
         if update.whole:
+            if self._since is None:
+                self._since = update.time
             pieces: list[LogPiece] = []
             if self._reads_stored:
-                pieces = run_blocking(read_logs(self._connect(), self._target, self._since))
+                since = max(self._since, self._newest_at - _LATE_SECONDS)
+                pieces = run_blocking(read_logs(self._connect(), self._target, since))
             self._reads_stored = True
             yield from self._remember(piece for piece in pieces if piece not in self._latest)
             self._read = set(pieces)
@@ -237,9 +244,8 @@ class LogFollower(Iterator[LogLine]):
     def _remember(self, pieces: Iterable[LogPiece]) -> Iterator[LogPiece]:
         """Yield the pieces, and remember where to continue on the next link."""
         for piece in pieces:
-            if piece.at > self._since:
-                self._since = piece.at
-                self._latest.clear()
-            if piece.at == self._since:
-                self._latest.add(piece)
+            self._newest_at = max(self._newest_at, piece.at)
+            self._latest[piece] = None
+            while (oldest := next(iter(self._latest))).at < self._newest_at - _LATE_SECONDS:
+                del self._latest[oldest]
             yield piece

@@ -196,6 +196,7 @@ class Server:
         # Other servers
         self.cluster = self._make_cluster(environment.pubsub)
         self.board_logs.listeners.append(self.subscriptions.on_log)
+        self.subscriptions.on_logs_followed = self.cluster.follow_logs
         self.status.cluster_warnings = self.cluster.warnings
         self.sample_collector.listeners += [self.subscriptions.on_sample, self.cluster.on_sample]
 
@@ -269,6 +270,7 @@ class Server:
             callers=self.callers,
             enrolment=self.enrolment,
             samples=self.sample_collector,
+            log_listener=self.subscriptions,
             reconnects=self.reconnects,
             peer_log=self.peer_log,
         )

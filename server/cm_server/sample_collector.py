@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
 
 from .jobs.model import Board
 from .limits import Limits
-from .sample_buffer import Sample
+from .sample_buffer import Sample, SampleBuffer
 
 
 class SampleCollector:
@@ -51,8 +52,27 @@ class SampleCollector:
         buffer = board.sample_buffer
         self._emitting_boards += not buffer.samples
         buffer.samples.append(sample)
+        self._trim(buffer)
+        for listener in self.listeners:
+            listener(board, sample)
+
+    def add_older_samples(self, board: Board, samples: Sequence[Sample]) -> None:
+        """Add samples that another server received; those that are not older are ignored.
+
+        Args:
+            board: whose.
+            samples: in the order of time.
+        """
+        buffer = board.sample_buffer
+        oldest = buffer.samples[0].at if buffer.samples else math.inf
+        older = [sample for sample in samples if sample.at < oldest]
+        if older:
+            self._emitting_boards += not buffer.samples
+            buffer.samples.extendleft(reversed(older))
+            self._trim(buffer)
+
+    def _trim(self, buffer: SampleBuffer) -> None:
+        """Drop the oldest samples of a board that has more than its share."""
         share = self._limits.total_samples // self._emitting_boards or 1
         while len(buffer.samples) > min(self._max_per_board, share):
             buffer.samples.popleft()
-        for listener in self.listeners:
-            listener(board, sample)

@@ -74,6 +74,9 @@ class Subscription:
         send: sends a message to the caller.
         is_ready: returns whether the caller has read everything that was sent.
         limits: how much is sent in an update, and pending.
+
+    Attributes:
+        with_logs: whether the caller wants what boards print outside of cells.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Subscription:
         limits: Limits,
     ) -> None:
         self.owner = owner
-        self.ref, self._target, self._reachable, self._with_samples, self._with_logs = request
+        self.ref, self._target, self._reachable, self._with_samples, self.with_logs = request
         self._send = send
         self._is_ready = is_ready
         self._limits = limits
@@ -118,7 +121,7 @@ class Subscription:
         while len(self._samples) > self._limits.subscription_pending_samples:
             self._samples.popleft()
             self._dropped_samples += 1
-        if self._with_logs:
+        if self.with_logs:
             self._dropped_logs += data.dropped_logs
             for each in data.logs:
                 self._logs.append(each)
@@ -192,6 +195,9 @@ class Subscriptions:
         registry: the boards; it is listened to only while there are subscriptions.
         call_later: calls a function after a number of seconds.
         limits: the time between updates, and how much is pending.
+
+    Attributes:
+        on_logs_followed: called with whether any subscription wants logs, after each change of it.
     """
 
     def __init__(
@@ -201,6 +207,8 @@ class Subscriptions:
         limits: Limits,
     ) -> None:
         self._limits = limits
+        self.on_logs_followed: Callable[[bool], None] = lambda _is_followed: None
+        self._log_followers = 0
         self._registry = registry
         self._call_later = call_later
         self._tick_scheduled = False
@@ -231,6 +239,7 @@ class Subscriptions:
         self._subscriptions.append(subscription)
         self._shares.add(subscription.owner)
         self._registry.subscriptions_listener = self._on_change
+        self._count_log_followers()
         subscription.add_changes(self._registry.by_name.values())
         subscription.send_update({})
         self._schedule_tick()
@@ -239,8 +248,15 @@ class Subscriptions:
         """Remove a subscription."""
         self._subscriptions.remove(subscription)
         self._shares.add(subscription.owner, -1)
+        self._count_log_followers()
         if not self._subscriptions:
             self._registry.subscriptions_listener = None
+
+    def _count_log_followers(self) -> None:
+        before = self._log_followers
+        self._log_followers = sum(each.with_logs for each in self._subscriptions)
+        if bool(before) != bool(self._log_followers):
+            self.on_logs_followed(bool(self._log_followers))
 
     def on_sample(self, board: Board, sample: Sample) -> None:
         """Record a sample of a board, for the next update."""
@@ -261,6 +277,11 @@ class Subscriptions:
             self._log_chars += max(len(text.text), self._limits.log_min_chars)
         else:
             self._dropped_logs += 1
+        self._schedule_tick()
+
+    def on_logs_left_out(self, count: int) -> None:
+        """Count texts that were dropped before they came here."""
+        self._dropped_logs += count
         self._schedule_tick()
 
     def _on_change(self, board: Board) -> None:

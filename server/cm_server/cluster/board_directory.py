@@ -7,9 +7,10 @@ server has the lease of each. No sockets, no SQL.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ log = logging.getLogger("cm_server")
 
 PUBLISH_SECONDS = 0.1  # that a change is delayed, so that several share one message
 BOARDS_PER_MESSAGE = 500
+SAMPLES_PER_MESSAGE = 2000  # of older samples; each message takes some milliseconds
 
 
 class BoardDirectory:
@@ -53,7 +55,11 @@ class BoardDirectory:
         self._registry = services.registry
         self._changed: dict[Board, None] = {}
         self._pending_samples: list[list[Any]] = []
+        self._sample_counts: Counter[str] = Counter()  # of this server's boards, by id
+        # Of other servers' boards: the server, and the number of the last sample from there.
+        self._last_samples: dict[str, tuple[str, int]] = {}
         self._publish_scheduled = self._closed = False
+        self._has_samples = False  # whether older samples of other servers' boards were requested
         self._epochs = context.epochs
         self._released: set[str] = set()  # ids of those whose link is closed, also in the store
         self._published_facts: dict[
@@ -63,6 +69,7 @@ class BoardDirectory:
         self._peer_messages.handlers |= {
             "boards": self._on_boards,
             "samples": self._on_samples,
+            "older-samples": self._on_older_samples,
             "who": self._on_boards_requested,
             "rows": self._on_rows_changed,
         }
@@ -115,8 +122,9 @@ class BoardDirectory:
             self._call_later(seconds, self.publish_changes)
 
     def on_sample(self, board: Board, sample: Sample) -> None:
-        """Publish a sample of a board of this server."""
-        self._pending_samples.append([board.id, *sample])
+        """Publish a sample of a board of this server, with its number: the bus may lose some."""
+        self._sample_counts[board.id] += 1
+        self._pending_samples.append([board.id, self._sample_counts[board.id], *sample])
         self._schedule_publish()
 
     def publish_changes(self) -> None:
@@ -175,10 +183,29 @@ class BoardDirectory:
         since, queued = board.connected_since, len(board.queue)
         return [board.id, [self._epochs[board.id], board.state, since, job, queued], facts]
 
-    def _on_boards_requested(self, sender: str, _head: dict[str, Any], _payload: bytes) -> None:
-        """Send all boards of this server, with their facts, to the server that requests them."""
+    def _on_boards_requested(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """Send all boards of this server, with their facts, to the server that requests them.
+
+        A server that has just started also gets their samples.
+        """
         self._published_facts.clear()
-        self._send_boards(sender, [self._registry.by_id[board_id] for board_id in self._epochs])
+        boards = [self._registry.by_id[board_id] for board_id in self._epochs]
+        self._send_boards(sender, boards)
+        if head.get("samples"):
+            self._send_older_samples(sender, deque(boards))
+
+    def _send_older_samples(self, server: str, boards: deque[Board]) -> None:
+        """Send the samples of boards, some boards at a time; other messages go on meanwhile."""
+        samples: list[list[Any]] = []
+        while boards and len(samples) < SAMPLES_PER_MESSAGE:
+            board = boards.popleft()
+            samples += [[board.id, *sample] for sample in board.sample_buffer.samples]
+        if samples:
+            self._peer_messages.send(server, "older-samples", {"samples": samples})
+        if boards and not self._closed:
+            self._call_later(
+                PUBLISH_SECONDS, functools.partial(self._send_older_samples, server, boards)
+            )
 
     # From other servers
 
@@ -229,17 +256,35 @@ class BoardDirectory:
         if board.current_job is not None or (board.queue and remote_state.online):
             self._remote_jobs.on_board_moved(board)
 
-    def _on_samples(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
-        for board_id, *sample in head["samples"]:
+    def _on_samples(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """Add samples of boards of another server; those that the bus has lost are counted."""
+        for board_id, number, *fields in head["samples"]:
+            board = self._registry.by_id.get(board_id)
+            if board is None:
+                continue
+            sample = Sample(*fields)
+            server, last = self._last_samples.get(board_id, ("", 0))
+            if server == sender:
+                sample = sample._replace(missed=sample.missed + max(number - last - 1, 0))
+            self._last_samples[board_id] = sender, number
+            self._services.samples.add_sample(board, sample)
+
+    def _on_older_samples(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """Add samples that boards of another server sent before this server started."""
+        samples: dict[str, list[Sample]] = {}
+        for board_id, *fields in head["samples"]:
+            samples.setdefault(board_id, []).append(Sample(*fields))
+        for board_id, older in samples.items():
             board = self._registry.by_id.get(board_id)
             if board is not None:
-                self._services.samples.add_sample(board, Sample(*sample))
+                self._services.samples.add_older_samples(board, older)
 
     def _drop_claim(self, board_id: str) -> None:
         """Remove what is known of a board as one of this server."""
         self._epochs.pop(board_id, None)
         self._released.discard(board_id)
         self._published_facts.pop(board_id, None)
+        self._sample_counts.pop(board_id, None)
 
     def clear(self) -> None:
         """Clear the directory: this server has no boards, and knows no others."""
@@ -260,7 +305,10 @@ class BoardDirectory:
                 board.remote_state = None
 
     async def request_boards(self) -> None:
-        """Read the holders of all boards from the store, and request the states from them."""
+        """Read the holders of all boards from the store, and request the states from them.
+
+        The first time, their samples are requested, too.
+        """
         holders = await self._store_queue.run(lambda store: store.board_holders())
         own_id = self._store_queue.store.server_id
         for board_id, (server, epoch) in holders.items():
@@ -268,7 +316,8 @@ class BoardDirectory:
             if board is not None and server != own_id and epoch > board.epoch:
                 since = board.last_seen or time.time()
                 self._set_remote_state(board, RemoteBoardState(server, epoch, "idle", since), None)
-        self._peer_messages.send(ALL, "who", {})
+        self._peer_messages.send(ALL, "who", {"samples": not self._has_samples})
+        self._has_samples = self._has_samples or self._peer_messages.pubsub.connected
 
     # Rows of the store that another server changed
 

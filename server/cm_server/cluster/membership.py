@@ -29,6 +29,7 @@ from .hosted_jobs import HostedJobs
 from .peer_messages import ALL, PeerMessages
 from .pubsub import NoPubSub, PubSub
 from .remote_jobs import RemoteJobs
+from .remote_logs import RemoteLogs
 from .services import ClusterContext, ClusterServices
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Cluster:
         services.dispatch.scheduler.remote = self.remote_jobs
         self.board_directory = BoardDirectory(services, context, self.remote_jobs)
         self.hosted_jobs = HostedJobs(services, context)
+        self._remote_logs = RemoteLogs(services, context)
         store.on_change = self._on_change
         self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -272,6 +274,7 @@ class Cluster:
     def _poll_outcomes(self) -> None:
         self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
         self._tasks.start_one("poll", self.remote_jobs.poll_outcomes())
+        self._remote_logs.poll()
         self.hosted_jobs.send_states()
         self.remote_jobs.send_requests()
         self.peer_messages.send_beats()
@@ -311,6 +314,10 @@ class Cluster:
         """Publish a sample of a board that is connected to this server."""
         if board.link is not None:
             self.board_directory.on_sample(board, sample)
+
+    def follow_logs(self, is_followed: bool) -> None:
+        """Begin to read what boards of other servers print, or end it."""
+        self._remote_logs.set_followed(is_followed)
 
     # Requests of callers about other servers
 

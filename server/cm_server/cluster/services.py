@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from cm_server.auth.caller_links import CallerLinks
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
+from cm_server.board_logs import LogText
 from cm_server.jobs.dispatch import Dispatch
-from cm_server.jobs.model import TimerHandle
+from cm_server.jobs.model import Board, TimerHandle
 from cm_server.jobs.reconnects import Reconnects
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
@@ -20,6 +22,16 @@ from cm_server.store.store_queue import StoreQueue
 
 from .background import BackgroundTasks
 from .peer_messages import PeerMessages
+
+
+class LogListener(Protocol):
+    """Hands what boards print to those who follow it."""
+
+    def on_log(self, board: Board, text: LogText) -> None:
+        """Hand on what a board printed."""
+
+    def on_logs_left_out(self, count: int) -> None:
+        """Count texts that were dropped."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class ClusterServices:
         callers: closed when their token is no longer valid, or this server was suspended.
         enrolment: applies changes of boards.
         samples: receives the samples of other servers' boards.
+        log_listener: receives what other servers' boards print.
         reconnects: depends on the number of servers.
         peer_log: for lines about boards.
     """
@@ -45,6 +58,7 @@ class ClusterServices:
     callers: CallerLinks
     enrolment: Enrolment
     samples: SampleCollector
+    log_listener: LogListener
     reconnects: Reconnects
     peer_log: PeerLog
 

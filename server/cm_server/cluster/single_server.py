@@ -71,6 +71,9 @@ class SingleServer:
     def on_sample(self, _board: Board, _sample: Sample) -> None:
         """Do nothing: nobody else has subscribers."""
 
+    def follow_logs(self, _is_followed: bool) -> None:
+        """Do nothing: all boards are connected here."""
+
     def stop_program(self, board: Board) -> bool:
         """Interrupt a board's own program; return whether it is connected."""
         return self._dispatch.stop_program(board)

@@ -6,6 +6,7 @@ written, so no other housekeeping is needed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -13,6 +14,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from .installed_packages import METADATA
+
+#: How many of the newest numbers are looked at once more: rows of several servers get their numbers
+#: in another order than they are committed.
+RECHECKED_IDS = 2000
+#: After which no row with a skipped number is expected any more: a statement is abandoned earlier.
+RECHECK_SECONDS = 15.0
+_IDS_PER_QUERY = 10_000  # SQLite accepts 32,766 parameters
 
 _BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's INTEGER has 64 bits
 
@@ -94,6 +102,12 @@ class LogRows:
     ) -> None:
         self._connection = connection
         self._rollback_on_error = rollback_on_error
+        #: While rows of other servers are read: the greatest number that was seen; the smaller
+        #: ones that were not, each with the time when it was missed first; and the rows that this
+        #: server has written meanwhile.
+        self._newest_id: int | None = None
+        self._skipped_ids: dict[int, float] = {}
+        self._own_ids: set[int] = set()
 
     def append(self, rows: Sequence[LogRow], trims: LogTrims) -> None:
         """Insert rows and delete the oldest ones, in one transaction.
@@ -111,7 +125,11 @@ class LogRows:
             for row in rows
         ]
         with self._rollback_on_error():
-            self._connection.execute(sa.insert(_logs), values)
+            if self._newest_id is None:
+                self._connection.execute(sa.insert(_logs), values)
+            else:
+                insert = sa.insert(_logs).returning(_logs.c.id)
+                self._own_ids.update(self._connection.execute(insert, values).scalars())
             for board_id in trims.board_ids:
                 self._trim_board(board_id, trims.max_board_chars)
             if trims.max_chars is not None:
@@ -183,6 +201,74 @@ class LogRows:
         found.close()
         self._connection.commit()
         return LogPage(rows, last_id, complete)
+
+    # What other servers write to the same store
+
+    def read_others(self, max_chars: int) -> tuple[list[LogRow], int]:
+        """Return the rows that other servers have written since the last call, the oldest first.
+
+        The first call, and the first one after ``stop_reading_others``, returns none.
+
+        Args:
+            max_chars: about how many characters are returned at most; the oldest are left out.
+
+        Returns:
+            The rows, and how many were left out.
+        """
+        is_first = self._newest_id is None
+        if is_first:
+            newest = self._connection.execute(sa.select(sa.func.max(_logs.c.id))).scalar() or 0
+            self._newest_id = max(newest - RECHECKED_IDS, 0)
+        sizes = self._read_new_sizes()
+        others = [] if is_first else sorted(sizes.keys() - self._own_ids)
+        self._own_ids.clear()
+        chosen: list[int] = []
+        while others and max_chars > 0:
+            chosen.append(others.pop())
+            max_chars -= sizes[chosen[-1]]
+        rows = self._read_rows(chosen[::-1])
+        self._connection.commit()
+        return rows, len(others)
+
+    def stop_reading_others(self) -> None:
+        """Forget what was read: nobody is interested any more."""
+        self._newest_id = None
+        self._skipped_ids.clear()
+        self._own_ids.clear()
+
+    def _read_new_sizes(self) -> dict[int, int]:
+        """Return the sizes of rows that were not there the last time, by number."""
+        assert self._newest_id is not None
+        now = time.monotonic()
+        self._skipped_ids = {
+            row_id: since
+            for row_id, since in self._skipped_ids.items()
+            if now - since < RECHECK_SECONDS
+        }
+        columns = sa.select(_logs.c.id, _logs.c.size)
+        newer = self._connection.execute(columns.where(_logs.c.id > self._newest_id)).all()
+        found = {row_id: size for row_id, size in newer}  # noqa: C416 - rows are no pairs for mypy
+        if self._skipped_ids:
+            late = columns.where(_logs.c.id.in_(list(self._skipped_ids)))
+            for row_id, size in self._connection.execute(late).all():
+                found[row_id] = size
+                del self._skipped_ids[row_id]
+        newest = max(found, default=self._newest_id)
+        for row_id in range(max(self._newest_id + 1, newest - RECHECKED_IDS), newest):
+            if row_id not in found:
+                self._skipped_ids[row_id] = now
+        self._newest_id = max(newest, self._newest_id)
+        return found
+
+    def _read_rows(self, ids: Sequence[int]) -> list[LogRow]:
+        """Return the rows with these numbers, in the order of the numbers."""
+        columns = sa.select(_logs.c.board, _logs.c.at, _logs.c.lost, _logs.c.text)
+        rows: list[LogRow] = []
+        for start in range(0, len(ids), _IDS_PER_QUERY):
+            part = columns.where(_logs.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
+            found = self._connection.execute(part.order_by(_logs.c.id)).all()
+            rows += [LogRow(*row) for row in found]
+        return rows
 
     def delete_board(self, board_id: str) -> None:
         """Delete a board's rows, in a transaction that the calling code commits."""

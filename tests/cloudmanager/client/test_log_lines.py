@@ -9,12 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloudmanager import AsyncFleet, Fleet
 from cloudmanager.client.fleet import Boards
-from cloudmanager.client.log_lines import LineJoiner, LogLine, LogPiece, Logs, join_lines
+from cloudmanager.client.log_lines import (
+    LineJoiner,
+    LogFollower,
+    LogLine,
+    LogPiece,
+    Logs,
+    join_lines,
+)
+from cloudmanager.client.watch import Update
 from cloudmanager.display.log_view import log_rows
 from cloudmanager.protocol.errors import NoSuchBoard, NotAllowed
 from cloudmanager.protocol.spans import parse_span, time_since
@@ -111,6 +120,45 @@ def test_span(text: str, seconds: int):
 def test_what_is_no_span_is_refused(text: str):
     with pytest.raises(ValueError, match="is not a span"):
         parse_span(text)
+
+
+class StoredPages:
+    """A server whose store has some pieces; ``asked`` are the times from which they were read."""
+
+    def __init__(self) -> None:
+        self.pieces: list[LogPiece] = []
+        self.asked: list[float] = []
+
+    async def request(self, _verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(body["since"])
+        pieces = [list(piece) for piece in self.pieces if piece.at >= body["since"]]
+        return {"logs": pieces, "complete": True}
+
+
+def pieces_of(follower: LogFollower, update: Update) -> list[str]:
+    return [piece.text for piece in follower._new_pieces(update)]
+
+
+def test_follower_reads_what_another_server_wrote_late_after_a_broken_link():
+    server = StoredPages()
+    follower = LogFollower(lambda: server, "all")  # type: ignore[arg-type,return-value]
+    assert pieces_of(follower, Update(whole=True, time=100.0)) == []
+    here, late = LogPiece("a", 120.0, 0, "here\n"), LogPiece("b", 118.5, 0, "late\n")
+    assert pieces_of(follower, Update(logs=[list(here)])) == ["here\n"]
+    old = LogPiece("b", 90.0, 0, "before it followed\n")
+    server.pieces = [old, late, here]
+    assert pieces_of(follower, Update(whole=True, time=125.0)) == ["late\n"]
+    # The watch sends them once more, and then something new.
+    new = LogPiece("b", 126.0, 0, "new\n")
+    assert pieces_of(follower, Update(logs=[list(late), list(new)])) == ["new\n"]
+
+
+def test_follower_that_has_read_nothing_yet_begins_where_it_started():
+    server = StoredPages()
+    follower = LogFollower(lambda: server, "all")  # type: ignore[arg-type,return-value]
+    for at in (100.0, 130.0):
+        assert pieces_of(follower, Update(whole=True, time=at)) == []
+    assert server.asked == [100.0]
 
 
 # Real boards

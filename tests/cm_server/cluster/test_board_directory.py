@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from cloudmanager.protocol import wire
-from cm_server.cluster import membership
+from cm_server.cluster import board_directory, membership
 from cm_server.cluster.peer_messages import ALL, PeerMessages
 from tests.cm_server.pairs import Two, others_of, store_of
-from tests.cm_server.peers import FakeBoard, FakeCaller
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 
 async def test_newest_epoch_wins_and_older_messages_are_ignored(pair: Two):
@@ -103,3 +103,47 @@ async def test_message_without_the_key_is_dropped(pair: Two):
         await pair.b.until(lambda: others_of(pair.b).peer_messages.dropped > dropped)
         others_of(pair.a).peer_messages.send(ALL, "stop", {"board": identity.id})
         assert (await board.next()).op == wire.INTERRUPT
+
+
+async def emit(board: FakeBoard, *values: int) -> None:
+    for value in values:
+        await board.send(wire.EMIT, value.to_bytes(8, "big") + b'{"t":%d}' % value)
+
+
+def samples_at(service: Service) -> list[tuple[int, int]]:
+    """Return the clock and the number of missed samples of each sample of lab-1."""
+    board = service.server.registry.by_name["lab-1"]
+    return [(sample.ticks, sample.missed) for sample in board.sample_buffer.samples]
+
+
+async def test_samples_that_the_bus_lost_are_counted(pair: Two):
+    _, board = await pair.board_at_b()
+    assert pair.hub is not None
+    async with board:
+        await emit(board, 1)
+        await pair.a.until(lambda: samples_at(pair.a) == [(1, 0)])
+        pair.hub.set_connected(False)
+        await emit(board, 2, 3)
+        await pair.b.until(lambda: len(samples_at(pair.b)) == 3)
+        await pair.b.until(lambda: not others_of(pair.b).board_directory._pending_samples)
+        pair.hub.set_connected(True)
+        await emit(board, 4)
+        await pair.a.until(lambda: samples_at(pair.a) == [(1, 0), (4, 2)])
+        assert samples_at(pair.b) == [(1, 0), (2, 0), (3, 0), (4, 0)]
+
+
+async def test_server_that_starts_later_gets_older_samples_once(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    monkeypatch.setattr(board_directory, "SAMPLES_PER_MESSAGE", 1)
+    async with board:
+        await emit(board, 1, 2, 3)
+        await pair.a.until(lambda: len(samples_at(pair.a)) == 3)
+        a = pair.a.server.registry.by_name["lab-1"]
+        a.sample_buffer.samples.clear()  # as if server A started now
+        directory = others_of(pair.a).board_directory
+        directory._has_samples, directory._last_samples = False, {}
+        await emit(board, 4)
+        await pair.a.until(lambda: samples_at(pair.a) == [(4, 0)])
+        for _ in range(2):
+            await directory.request_boards()
+            await pair.a.until(lambda: samples_at(pair.a) == [(1, 0), (2, 0), (3, 0), (4, 0)])
