@@ -10,6 +10,7 @@ from cloudmanager.protocol.errors import NotAllowed, ServerError, TargetError
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry, AuditLog, shorten
 from cm_server.limits import Limits
+from cm_server.store.databases import RowsStatement
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 
@@ -60,7 +61,9 @@ def test_action_writes_one_row(book):
 
 
 def test_action_fails_if_its_row_cannot_be_written(book, monkeypatch):
-    monkeypatch.setattr(book.store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(
+        book.store, "_insert_audit", RowsStatement("INSERT INTO nowhere VALUES (1)")
+    )
     operation = book.audit.log_action(AuditEntry("ann", "here", "interrupt"))
     assert book.rows == []
     with pytest.raises(ServerError, match="cannot be written"):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server.store.databases import RowsStatement
 from cm_server.store.rows import AuditRow, BoardRow, CellAudit, JobRow, TokenRow, new_board_row
 from cm_server.store.store import Store
 
@@ -230,7 +231,7 @@ def test_cell_and_its_audit_row_are_one_transaction(store: Store, path: Path):
 
 
 def test_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monkeypatch):
-    monkeypatch.setattr(store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(store, "_insert_audit", RowsStatement("INSERT INTO nowhere VALUES (1)"))
     with pytest.raises(ServerError, match="cannot be written"):
         store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT * FROM jobs") == []
