@@ -140,7 +140,8 @@ class _BoardsUnderTestBase:
         Returns:
             Whether there was a power cut; the boards have been restarted and are connected then.
         """
-        flash = "__import__('cm').unix.flash"
+        boards, flash = self._virtual_boards, "__import__('cm').unix.flash"
+        before = boards.crashes
         self._run(f"{flash}.cut_power_after({int(writes)})", None, True, {})
         worker = threading.Thread(target=act, daemon=True)
         worker.start()
@@ -148,10 +149,10 @@ class _BoardsUnderTestBase:
         since = time.time()
         while worker.is_alive():
             worker.join(_MIN_POLL_SECONDS)
-            off = set(self.names) - set(self._virtual_boards.pids)
-            for name in off:
-                self._virtual_boards.restart(name)
-            cut |= off
+            crashes = boards.crashes
+            cut = {name for name in self.names if crashes.get(name) != before.get(name)}
+            for name in cut.difference(boards.pids):  # at once: it would start again after a pause
+                boards.restart(name)
         wait_online(self._fleet, cut, since=since)
         self._run(f"{flash}.cut_power_after(1 << 30)", None, True, {})
         return bool(cut)

@@ -233,6 +233,10 @@ class InterruptThread:
             if not self.mailbox[_CALLBACK_SCHEDULED]:
                 self._unanswered_since = now
             elif self._watchdog and now - self._unanswered_since > self._watchdog:
+                span = f"{self._watchdog:g} s"
+                self._output.write_line(
+                    f"[Watchdog: only native code ran for {span}. The board restarts.]"
+                )
                 os._exit(RESTART)
             self._scheduled_at = now
             self.mailbox[_CALLBACK_SCHEDULED] = 1
@@ -343,6 +347,11 @@ class BoardOutput:
                 if os.fstat(self.log).st_size > _MAX_LOG_BYTES:
                     os.truncate(self.log, 0)
                 os.write(self.log, data)
+
+    def write_line(self, text: str) -> None:
+        """Append a line of our own to the log; do nothing if the disk is full."""
+        with contextlib.suppress(OSError):
+            os.write(self.log, f"\n{text}\n".encode())
 
     def close(self) -> None:
         """Close the log."""

@@ -42,7 +42,8 @@ def simulate(
     """Start virtual boards and return once all of them are connected.
 
     Each is a real MicroPython process, which keeps its flash in a file. It is not a sandbox:
-    everybody who may run cells on it can act as you on this machine.
+    everybody who may run cells on it can act as you on this machine. If they do not all connect,
+    they are stopped, and those that this call has enrolled are revoked.
 
     Args:
         fleet: the fleet that they join.
@@ -55,24 +56,26 @@ def simulate(
     Raises:
         ServerError: a board of that name is connected already.
         CloudmanagerError: a board did not join, others can reach the server, a board of that name
-            is not a virtual one, or MicroPython's unix port is missing.
+            is not a virtual one, heap or flash are too small, or MicroPython's unix port is
+            missing.
         ServerUnreachable: no server.
     """
     folder = folder or boards_folder()
     if not allow_remote:
         _check_local(fleet)
-    _check_virtual(fleet, names, folder)
-    identities = [
-        BoardIdentity.from_enrolment(row, fleet.address.url) for row in fleet.enrol(list(names))
-    ]
     url = config.split_url(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
-    boards = VirtualBoards(identities, address, folder, detach=detach, **sizes)
-    boards.start()
+    boards = VirtualBoards([], address, folder, detach=detach, **sizes)  # it checks the sizes
+    known = _check_virtual(fleet, names, folder)
+    rows = fleet.enrol(list(names))
+    boards.identities = [BoardIdentity.from_enrolment(row, fleet.address.url) for row in rows]
     try:
-        _await_boards(fleet, names, boards.folder)
+        boards.start()
+        _await_boards(fleet, names, boards)
     except BaseException:
         boards.stop()
+        with contextlib.suppress(CloudmanagerError):
+            _revoke_boards(fleet, [name for name in names if name not in known])
         raise
     return boards
 
@@ -181,10 +184,15 @@ def start_new_boards(fleet: Fleet, names: Sequence[str]) -> VirtualBoards:
 
 def _erase_boards(fleet: Fleet, names: Sequence[str]) -> None:
     """Revoke demo boards, with their labels and samples, and delete their flash."""
+    _revoke_boards(fleet, names)
+    for name in names:
+        shutil.rmtree(_demo_folder() / name, ignore_errors=True)
+
+
+def _revoke_boards(fleet: Fleet, names: Sequence[str]) -> None:
     for name in names:
         with contextlib.suppress(TargetError):  # it is not enrolled
             fleet.revoke(name)
-        shutil.rmtree(_demo_folder() / name, ignore_errors=True)
 
 
 def _demo_folder() -> Path:
@@ -216,14 +224,18 @@ def _check_local(fleet: Fleet) -> None:
         raise error
 
 
-def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> None:
+def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> set[str]:
     """Refuse names of boards that are not virtual: a new key would lock those boards out.
+
+    Returns:
+        The names of all boards that are enrolled.
 
     Raises:
         CloudmanagerError: a board of such a name is enrolled that did not connect from a computer.
     """
     real = []
-    for board in fleet.boards():
+    known = fleet.boards()
+    for board in known:
         # A virtual board that never connected has a flash, but has not reported its platform.
         has_flash = not board["platform"] and (folder / board["name"]).exists()
         is_virtual = has_flash or board["platform"] in _UNIX_PLATFORMS
@@ -237,6 +249,7 @@ def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> None:
         )
         error.hint = f"Choose another name, or remove it first: `mbm board-revoke '{real[0]}'`."
         raise error
+    return {str(board["name"]) for board in known}
 
 
 def boards_folder() -> Path:
@@ -244,15 +257,24 @@ def boards_folder() -> Path:
     return config.make_home_folder() / "virtual"
 
 
-def _await_boards(fleet: Fleet, names: Sequence[str], folder: Path) -> None:
+def _await_boards(fleet: Fleet, names: Sequence[str], boards: VirtualBoards) -> None:
+    """Wait until all boards are connected.
+
+    Raises:
+        CloudmanagerError: a board has ended, or did not connect in time.
+    """
     deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(names)
     missing = set(names)
     while missing:
         online = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing -= online
-        if missing and time.monotonic() > deadline:
-            log = folder / min(missing) / "board.log"
-            error = CloudmanagerError(f"{fold_names(missing)} did not join the server")
-            error.hint = f"The board's own log is {log}."
+        ended = missing.intersection(boards.crashes)
+        if ended or missing and time.monotonic() > deadline:
+            who = min(ended or missing)
+            what = f"{fold_names(missing)} did not join the server"
+            if ended:
+                what = f"The process of {who} ended before it joined the server"
+            error = CloudmanagerError(what)
+            error.hint = f"The board's own log is {boards.folder / who / 'board.log'}."
             raise error
         time.sleep(0.02)

@@ -2,7 +2,9 @@
 
 It reads commands from its standard input, a line of JSON each, and answers each with a line. It has
 one thread, since it forks, and no socket. It ends when its input ends (its parent died), unless it
-is detached; its boards end with it.
+is detached; its boards end with it. A board whose process ends by itself, such as by a crash of
+native code or by the system's out-of-memory killer, is started again, and its log says why it
+ended.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ from .interrupt_thread import BoardOutput, log_path, run_board
 
 _PR_SET_PDEATHSIG = 1  # prctl's, linux/prctl.h
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FIRST_PAUSE_SECONDS = 1.0  # until a board that ended by itself starts again, doubled each time
+_MAX_PAUSE_SECONDS = 60.0
+_GOOD_SECONDS = 60.0  # a board that ran for so long had started well: the pause is the first one
 
 
 class Supervisor:
@@ -37,6 +43,10 @@ class Supervisor:
         self.specs: dict[str, dict[str, Any]] = {}
         self.pids: dict[str, int] = {}
         self.outputs: dict[str, int] = {}  # the ends of the boards' pipes that are read
+        self.crashes: dict[str, int] = {}  # how often boards have ended by themselves
+        self.due: dict[str, float] = {}  # when boards that ended by themselves start again
+        self._started: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
         self.is_detached = False
         self.is_ending = False
 
@@ -47,6 +57,8 @@ class Supervisor:
         when the board ends.
         """
         self.specs[spec["name"]] = spec
+        self.due.pop(spec["name"], None)
+        self._started[spec["name"]] = time.monotonic()
         reader, writer = os.pipe()
         parent = os.getpid()
         pid = os.fork()
@@ -76,17 +88,48 @@ class Supervisor:
             os._exit(code)
 
     def reap_boards(self) -> None:
-        """Remove boards whose process has ended; restart those that ended with RESTART."""
+        """Remove boards whose process has ended, and start them again.
+
+        A board that ended with RESTART starts at once; one that crashed or was killed, after a
+        pause, in `start_due_boards`.
+        """
         for name, pid in list(self.pids.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 continue
-            self._forget_board(name)
-            if os.waitstatus_to_exitcode(status) == RESTART and not self.is_ending:
+            code = os.waitstatus_to_exitcode(status)
+            if code == RESTART:
+                self._forget_board(name)
+                if not self.is_ending:
+                    self.start_board(self.specs[name])
+                continue
+            pause = self._next_pause(name)
+            self.due[name] = time.monotonic() + pause
+            self.crashes[name] = self.crashes.get(name, 0) + 1
+            why = f"[The board's process {_describe_end(code)}. It starts again in {pause:g} s.]"
+            self._forget_board(name, why)
+
+    def _next_pause(self, name: str) -> float:
+        """Return the seconds until a board starts again that has ended by itself."""
+        ran = time.monotonic() - self._started[name]
+        before = self._pauses.get(name, 0.0) if ran < _GOOD_SECONDS else 0.0
+        self._pauses[name] = min(before * 2 or _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
+        return self._pauses[name]
+
+    def start_due_boards(self) -> float | None:
+        """Start boards whose pause is over; return the seconds until the next one, if any."""
+        for name, due in list(self.due.items()):
+            if time.monotonic() >= due:
                 self.start_board(self.specs[name])
+        return max(0.0, min(self.due.values()) - time.monotonic()) if self.due else None
 
     def signal_board(self, name: str, signal_number: int = signal.SIGKILL) -> None:
-        """Send a signal to a board; after SIGKILL, wait until its process has ended."""
+        """Send a signal to a board; after SIGKILL, wait until its process has ended.
+
+        SIGKILL is a power cut: the board stays off until it is started.
+        """
+        if signal_number == signal.SIGKILL:
+            self.due.pop(name, None)
         pid = self.pids.get(name)
         if pid is None:
             return
@@ -95,13 +138,15 @@ class Supervisor:
             os.waitpid(pid, 0)
             self._forget_board(name)
 
-    def _forget_board(self, name: str) -> None:
-        """Remove a board that has ended; copy what it printed last to its log."""
+    def _forget_board(self, name: str, why: str = "") -> None:
+        """Remove a board that has ended; copy what it printed last, and why, to its log."""
         del self.pids[name]
         reader = self.outputs.pop(name)
         with contextlib.suppress(OSError):  # its folder has been deleted, or the disk is full
             output = BoardOutput(reader, log_path(self.specs[name]))
             output.copy_to_log()
+            if why:
+                output.write_line(why)
             output.close()
         os.close(reader)
 
@@ -136,7 +181,7 @@ class Supervisor:
         watched = [0, wake]
         rest = b""
         while not self.is_ending:
-            ready, _, _ = select.select(watched, [], [])
+            ready, _, _ = select.select(watched, [], [], self.start_due_boards())
             if wake in ready:
                 os.read(wake, 4096)
             self.reap_boards()
@@ -146,7 +191,8 @@ class Supervisor:
                 for line in lines:
                     self.handle_command(json.loads(line))
                     self.reap_boards()
-                    _write_all(1, json.dumps(self.pids).encode() + b"\n")
+                    answer = {"pids": self.pids, "crashes": self.crashes}
+                    _write_all(1, json.dumps(answer).encode() + b"\n")
                 if not data:
                     watched.remove(0)
                     if not self.is_detached:  # never set it to False: SIGTERM may have set it
@@ -156,6 +202,20 @@ class Supervisor:
 
     def _on_signal(self, number: int, _: object) -> None:
         self.is_ending = self.is_ending or number in (signal.SIGTERM, signal.SIGINT)
+
+
+def _describe_end(code: int) -> str:
+    """Return how a process ended, such as "was killed by SIGSEGV".
+
+    Args:
+        code: its exit status, or the number of a signal as a negative number.
+    """
+    if code >= 0:
+        return f"ended with status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -27,6 +27,10 @@ from cloudmanager.protocol.errors import CloudmanagerError
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 _END_SECONDS = 10.0  # until a supervisor must have ended
 _PID_FILES = "supervisor*.pid"  # one for each supervisor of detached boards
+#: Bytes of heap and of flash with which a board boots, runs cells and receives files; a program and
+#: its packages need more. Measured by tests/cloudmanager/virtual/test_simulate.py.
+MIN_HEAP = 56 * 1024
+MIN_FLASH = 160 * 1024
 
 
 def _parse_size(text: str) -> int:
@@ -34,6 +38,20 @@ def _parse_size(text: str) -> int:
     units = {"k": 1024, "m": 1024 * 1024}
     unit = units.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
+
+
+def _check_size(what: str, text: str, least: int) -> int:
+    """Return the number of bytes of a size.
+
+    Raises:
+        CloudmanagerError: a board does not start with so few.
+    """
+    size = _parse_size(text)
+    if size < least:
+        error = CloudmanagerError(f"A virtual board does not start with a {what} of {text}")
+        error.hint = f"It needs at least {least // 1024}k, and more for programs and packages."
+        raise error
+    return size
 
 
 def _run_uninterrupted(function: Callable[[], None]) -> None:
@@ -58,9 +76,12 @@ class VirtualBoards:
         identities: their ids, names and keys; the server must know them.
         address: host and TCP port of the server that they connect to.
         folder: each board keeps its flash and its log in a subfolder of its name.
-        heap: size of each MicroPython heap in bytes, such as "64k".
-        flash: size of each flash in bytes.
+        heap: size of each MicroPython heap in bytes, such as "64k"; at least MIN_HEAP.
+        flash: size of each flash in bytes; at least MIN_FLASH.
         detach: keep them running when this process ends; `stop_detached` ends them.
+
+    Raises:
+        CloudmanagerError: heap or flash are too small.
     """
 
     def __init__(  # noqa: PLR0913 (public, and used with keywords)
@@ -77,8 +98,8 @@ class VirtualBoards:
         self.address = address
         self.folder = Path(folder).absolute()
         self.detach = detach
-        self._heap = _parse_size(heap)
-        self._blocks = _parse_size(flash) // _BLOCK_BYTES
+        self._heap = _check_size("heap", heap, MIN_HEAP)
+        self._blocks = _check_size("flash", flash, MIN_FLASH) // _BLOCK_BYTES
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -104,9 +125,15 @@ class VirtualBoards:
             self._send_command(do="stay", pid_file=str(self._pid_file()))
 
     def add_board(self, identity: BoardIdentity, *, heap: str = "", flash: str = "") -> None:
-        """Start one more board; its default sizes of heap and flash are those of the others."""
-        blocks = _parse_size(flash) // _BLOCK_BYTES if flash else self._blocks
-        self._start_board(identity, _parse_size(heap) if heap else self._heap, blocks)
+        """Start one more board; its default sizes of heap and flash are those of the others.
+
+        Raises:
+            CloudmanagerError: heap or flash are too small.
+        """
+        heap_bytes = _check_size("heap", heap, MIN_HEAP) if heap else self._heap
+        flash_bytes = _check_size("flash", flash, MIN_FLASH) if flash else 0
+        blocks = flash_bytes // _BLOCK_BYTES or self._blocks
+        self._start_board(identity, heap_bytes, blocks)
         self.identities.append(identity)
 
     def _start_board(self, identity: BoardIdentity, heap: int, blocks: int) -> None:
@@ -121,14 +148,14 @@ class VirtualBoards:
         }
         self._send_command(do="start", spec=spec)
 
-    def _send_command(self, **command: object) -> dict[str, int]:
+    def _send_command(self, **command: object) -> dict[str, dict[str, int]]:
         """Send a command to the supervisor over a pipe, so that no secret is on a command line.
 
         Ctrl-C does not interrupt it: half a command, or an answer that was not read, would be
         taken for a part of the next one.
 
         Returns:
-            The processes of the boards that run, by name.
+            "pids" and "crashes", by the boards' names.
         """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -150,16 +177,28 @@ class VirtualBoards:
         _run_uninterrupted(ask)
         if errors:
             raise errors[0]
-        pids: dict[str, int] = json.loads(answers[0])
-        return pids
+        answer: dict[str, dict[str, int]] = json.loads(answers[0])
+        return answer
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process ids of the boards that run, by name."""
-        return self._send_command(do="list") if self._process else {}
+        """The process ids of the boards that run, by name.
+
+        A board whose process ended by itself, such as by a crash, is started again after a pause of
+        1 s, which doubles up to a minute if it goes on ending.
+        """
+        return self._send_command(do="list")["pids"] if self._process else {}
+
+    @property
+    def crashes(self) -> dict[str, int]:
+        """How often the process of each board has ended by itself, if it has; by name."""
+        return self._send_command(do="list")["crashes"] if self._process else {}
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a board; SIGKILL is a power cut, after which it stays off."""
+        """Send a signal to a board; SIGKILL is a power cut, after which it stays off.
+
+        A board that another signal ends starts again, as after a crash.
+        """
         self._send_command(do="kill", name=name, signal=int(number))
 
     def restart(self, name: str) -> None:

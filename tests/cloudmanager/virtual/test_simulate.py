@@ -64,6 +64,50 @@ def test_heap_is_as_large_as_asked(fleet: Fleet):
         boards.stop()
 
 
+def test_least_heap_and_flash_run_cells_and_receive_files(fleet: Fleet):
+    heap, flash = (f"{n // 1024}k" for n in (virtual_boards.MIN_HEAP, virtual_boards.MIN_FLASH))
+    boards = simulate.simulate(fleet, ["least-1"], heap=heap, flash=flash)
+    data = bytes(range(256)) * 40
+    try:
+        least = fleet["least-1"]
+        for _ in range(3):
+            assert least.run("print('x' * 1000)\n[n for n in range(100)]").ok
+            assert least.put(data, ":/data.bin").ok
+            assert least.read(":/data.bin")["least-1"].value == data
+        assert least.run("import asyncio\nawait asyncio.sleep(0.01)\n6 * 7").value == 42
+        assert least.reset().ok
+        assert least.run("6 * 7", wait=20).value == 42
+    finally:
+        boards.stop()
+    assert boards.crashes == {}
+
+
+@pytest.mark.parametrize("sizes", [{"heap": "8k"}, {"flash": "16k"}])
+def test_board_that_cannot_start_is_refused_and_not_enrolled(fleet: Fleet, sizes):
+    with pytest.raises(CloudmanagerError, match="A virtual board does not start with a"):
+        simulate.simulate(fleet, ["tiny-1"], **sizes)
+    assert "tiny-1" not in [board["name"] for board in fleet.boards()]
+
+
+def test_board_that_ends_at_its_start_is_reported_at_once(fleet: Fleet, monkeypatch):
+    """With too little heap for its boot, as when the client needs more than it did."""
+    monkeypatch.setattr(virtual_boards, "MIN_HEAP", 0)
+    fleet.enrol(["dead-2"])
+    (simulate.boards_folder() / "dead-2").mkdir(parents=True)  # it was virtual before
+    since = time.monotonic()
+    with pytest.raises(CloudmanagerError, match=r"The process of dead-[12] ended") as caught:
+        simulate.simulate(fleet, ["dead-1", "dead-2"], heap="8k")
+    assert time.monotonic() - since < simulate.JOIN_SECONDS / 2
+    assert caught.value.hint.endswith("board.log.")
+    log = (simulate.boards_folder() / "dead-1" / "board.log").read_text()
+    assert "MemoryError" in log
+    assert "The board's process ended with status 1." in log
+    names = [board["name"] for board in fleet.boards()]
+    assert "dead-1" not in names, "it was enrolled for this"
+    assert "dead-2" in names, "it was enrolled before"
+    fleet.revoke("dead-2")
+
+
 def test_connected_board_is_not_started_twice(fleet: Fleet, boards: virtual_boards.VirtualBoards):
     with pytest.raises(ServerError, match="demo-1 is connected already"):
         simulate.simulate(fleet, ["demo-1"])

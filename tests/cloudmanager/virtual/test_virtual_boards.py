@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -129,18 +130,38 @@ def test_interrupted_command_does_not_mix_up_answers(
             boards._process.send_signal(signal.SIGCONT)
         timer.join()
         answer = boards._send_command(do="kill", name="lab-1", signal=int(signal.SIGKILL))
-        assert answer == {"lab-2": before["lab-2"]}
+        assert answer["pids"] == {"lab-2": before["lab-2"]}
 
 
-def test_board_that_ends_by_itself_is_not_restarted(
+def test_board_whose_process_is_killed_starts_again_and_its_log_says_why(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     with VirtualBoards(some(1), listener.getsockname(), tmp_path) as boards:
-        os.kill(boards.pids["lab-1"], signal.SIGKILL)
-        deadline = time.monotonic() + WAIT
-        while boards.pids:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        link, _ = listener.accept()
+        first = boards.pids["lab-1"]
+        with link:
+            os.kill(first, signal.SIGKILL)
+            again, _ = listener.accept()
+            again.close()
+        assert boards.crashes == {"lab-1": 1}
+        assert boards.pids["lab-1"] != first
+        log = (tmp_path / "lab-1" / "board.log").read_text()
+        assert "The board's process was killed by SIGKILL. It starts again in 1 s." in log
+
+
+@pytest.mark.parametrize(("what", "size"), [("heap", "8k"), ("flash", "16k")])
+def test_size_with_which_a_board_does_not_start_is_refused(
+    tmp_path: Path, what: str, size: str
+) -> None:
+    expected = f"A virtual board does not start with a {what} of {size}"
+    sizes: dict[str, Any] = {what: size}
+    with pytest.raises(CloudmanagerError, match=expected) as caught:
+        VirtualBoards(some(1), ("127.0.0.1", 1), tmp_path, **sizes)
+    least = {"heap": virtual_boards.MIN_HEAP, "flash": virtual_boards.MIN_FLASH}[what]
+    assert f"It needs at least {least // 1024}k" in caught.value.hint
+    boards = VirtualBoards([], ("127.0.0.1", 1), tmp_path)
+    with pytest.raises(CloudmanagerError, match=expected):
+        boards.add_board(some(1)[0], **sizes)
 
 
 def test_boards_end_with_the_process_that_started_them(
