@@ -25,6 +25,7 @@ package(  # noqa: F821
         "hardware.py",
         "identity.py",
         "link.py",
+        "log.py",
         "look.py",
         "loop.py",
         "mac.py",

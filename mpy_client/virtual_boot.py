@@ -143,7 +143,7 @@ def start():
     unix.mailbox = mailbox
     unix.pipe = pipe
     unix.output = output
-    unix.log = log
+    unix.log_file = log
     unix.stdout_fd = _descriptor(sys.stdout)
     unix.stderr_fd = _descriptor(sys.stderr)
     unix.threads = virtual_thread

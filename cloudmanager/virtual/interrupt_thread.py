@@ -8,8 +8,8 @@ interrupts through `mp_sched_keyboard_interrupt`; MicroPython performs both at i
 A signal without effect ends a system call in which the board may be sleeping. Thread and board
 share a mailbox of 40 bytes.
 
-Whatever the process prints goes into a pipe. While a job runs on the board, the client reads it and
-sends it to the caller; otherwise this thread copies it to the board's log.
+Whatever the process prints goes into a pipe. Once the client has started, it reads the pipe; until
+then this thread copies what is in it to the board's log.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CALL_AGAIN = 7  # 1 if the callback ran in client code: the board repeats it
 _CALLBACK_ADDRESS = 8  # 8 bytes: the address of callback
 _DEADLINE = 16  # 8 bytes: milliseconds of the monotonic clock, or 0
 _LINK_FD = 24  # 4 bytes: the link's socket, or -1
-_CAPTURES = 28  # 1 while output belongs to a job: only the board reads the pipe
+_CAPTURES = 28  # 1 once the client reads the pipe
 _COPYING = 29  # 1 while the thread copies output to the log: the board waits until it is 0
 _OUTPUT_FULL = 30  # 1 if the pipe is so full that the board must read it at once
 _OUTPUT_CLOSED = 31  # 1 if stdout or stderr was closed: the thread opens them again
@@ -137,7 +137,7 @@ class InterruptThread:
                 time.sleep(_TICK_SECONDS)
 
     def _check_output(self) -> bool:
-        """Copy output to the log, unless it belongs to a job; repair closed streams.
+        """Copy output to the log, unless the client does it; repair closed streams.
 
         Returns:
             Whether there was something to do.
@@ -146,6 +146,7 @@ class InterruptThread:
             os.dup2(self._writer, 1)
             os.dup2(self._writer, 2)
             self.mailbox[_OUTPUT_CLOSED] = 0
+        self._output.limit_log()
         waiting = self._output.waiting()
         self.mailbox[_OUTPUT_FULL] = waiting >= _FULL_BYTES
         if waiting >= _FULL_BYTES:
@@ -344,14 +345,18 @@ class BoardOutput:
         with contextlib.suppress(OSError):  # the disk is full, or the pipe is empty
             for _ in range(_PIPE_BYTES // _READ_BYTES):
                 data = os.read(self.reader, _READ_BYTES)
-                if os.fstat(self.log).st_size > _MAX_LOG_BYTES:
-                    os.truncate(self.log, 0)
+                self.limit_log()
                 os.write(self.log, data)
 
     def write_line(self, text: str) -> None:
         """Append a line of our own to the log; do nothing if the disk is full."""
         with contextlib.suppress(OSError):
             os.write(self.log, f"\n{text}\n".encode())
+
+    def limit_log(self) -> None:
+        """Truncate the log if it is too large; the client writes to it, too."""
+        if os.fstat(self.log).st_size > _MAX_LOG_BYTES:
+            os.truncate(self.log, 0)
 
     def close(self) -> None:
         """Close the log."""

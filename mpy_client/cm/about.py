@@ -1,6 +1,6 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 951 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 955 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.facts import rssi
 from cm.firmware import binascii, gc, os, sys
@@ -8,7 +8,7 @@ from cm.firmware import binascii, gc, os, sys
 VERSION = "0.1"
 # Names in one string: MicroPython keeps those of variables and keys in memory for ever.
 _FACT_NAMES = const("platform version mpy machine client heap rssi program watchdog")
-_ALL_PARTS = const("run files ask loop boot look samples")
+_ALL_PARTS = const("run files ask loop boot look samples log")
 
 
 # Returns the names of the installed parts: a part is installed if its file exists. A frozen client

@@ -1,9 +1,9 @@
 # The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
 # Boards: all; loaded if there is an app.py, and kept while it is needed.
-# Cost: 1,799 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,853 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
-from cm import firmware, link, run, state
+from cm import firmware, link, log, run, state
 from cm.firmware import io, os, sys, time
 
 ticks_ms = time.ticks_ms
@@ -100,6 +100,7 @@ def _finish(error):
         buf = io.StringIO()
         sys.print_exception(error, buf)
         trace = buf.getvalue()[-2000:]
+        print(trace)
         if ticks_diff(ticks_ms(), started) >= _GOOD_MS:
             _good()
         _save()
@@ -139,6 +140,8 @@ def launch():
     main = error = None
     sys.modules.pop("app", None)
     sys.path[:] = firmware.path
+    beside = log.beside
+    log.beside = log.always
     console.attach()
     try:
         console.set_user_code(True)
@@ -152,6 +155,7 @@ def launch():
         error = e
     link.restore()
     console.detach()
+    log.beside = beside
     link.job[:] = last  # for the check for cells that are sent twice
     stop = state.stop
     state.stop = 0

@@ -1,6 +1,6 @@
 # The port layer of real boards: the console (os.dupterm), the client's one timer, resets, sleep.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,839 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,870 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import io, machine, micropython, os, time
 
@@ -102,7 +102,8 @@ def idle():
 
 
 def append(b, nested):
-    if in_user and not nested and not state.tasks:
+    log = state.log
+    if not (log and log.take(b, nested)) and in_user and not nested and not state.tasks:
         run.append(b, True)
         if b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
             run.flush()

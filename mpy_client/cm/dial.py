@@ -1,6 +1,6 @@
 # Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 3,166 bytes of .mpy, 4,608 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 3,141 bytes of .mpy, 4,608 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, mac, state
 from cm.about import about
 from cm.firmware import binascii, gc, hashlib, json, os, select, socket, time, tls
@@ -97,19 +97,17 @@ def _authenticate(job, config):
     return json.loads(bytes(link.mv[at : _expect(_WELCOME)]))
 
 
-# Sets options of the socket: TCP_NODELAY; on a board a callback for each received message; on the
-# unix port keep-alive, so that a busy board notices a lost link. The numbers are those of lwIP and
-# Linux.
+# Sets options of the socket: TCP_NODELAY; on a board a callback for each received message (a number
+# of lwIP); those of the unix port are in unix.py.
 def _set_options(sock):
     sock.setsockopt(6, 1, 1)
-    if hasattr(os, "dupterm_notify"):
-        try:
-            sock.setsockopt(1, 20, state.console.notify)
-        except (OSError, ValueError, TypeError):
-            pass
-    else:
-        for level, option, value in ((1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
-            sock.setsockopt(level, option, value)
+    if hasattr(state.console, "set_keep_alive"):
+        state.console.set_keep_alive(sock)
+        return
+    try:
+        sock.setsockopt(1, 20, state.console.notify)
+    except (OSError, ValueError, TypeError):
+        pass
 
 
 # Starts TLS, verified by the server's own certificate authority for the one name in its
@@ -198,6 +196,8 @@ def dial():
             if isinstance(e, MemoryError) or e.args[:1] == (_ENOMEM,):
                 raise MemoryError
             if e.args and not state.tries & state.tries - 1:  # after attempts 1, 2, 4, 8 …
+                import cm.log  # noqa: F401 - it keeps what is printed
+
                 print("No link to the server:", e)
             if state.trial or state.nic:
                 from cm.outage import check

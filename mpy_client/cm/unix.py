@@ -1,11 +1,11 @@
 # The console of the unix port: a pipe with what is printed, a mailbox of interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,937 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,398 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # File descriptors 1 and 2 are a pipe (cloudmanager/virtual/supervisor.py), so that the output of C
 # code and of threads is complete, printing is no work of the client, and threads never touch the
-# link. While a job runs, the client reads the pipe; otherwise the interrupt thread copies what is
-# in it to board.log.
+# link. The client reads the pipe while user code runs, and when it waits for the server; the log,
+# what is printed outside of cells, is also written to the file board.log.
 from cm import link, run, state
 from cm.firmware import builtins, io, struct, sys, time
 from cm.link import run_calls
@@ -43,14 +43,15 @@ _MAX_BYTES = const(100000)  # of output in a row: the 64 KB of the pipe, and mor
 mailbox = None
 pipe = None  # wakes the interrupt thread
 output = None  # the pipe's end from which output is read, without blocking
-log = None  # board.log
+log_file = None  # board.log
 stdout_fd = stderr_fd = None  # memory: the file descriptors in these streams; -1 in a closed one
 threads = None  # the module that user code imports as _thread
 flash = None
 
 room = link.mv[_OUT:_OUT_END]
-piece = bytearray(64)
+piece = bytearray(128)
 print_now = print  # what user code gets as print()
+watched = None  # asyncio.core, once watch_tasks() has changed it
 
 
 # Starts client code; a pending interrupt is raised before anything is half done.
@@ -69,7 +70,7 @@ def end_guard(may_raise):
         poll()
     if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
-    mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.ahead > 0
+    mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.log.size > 0 or state.ahead > 0
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
     if interrupt:
         mailbox[_INTERRUPT_STATE] = 3
@@ -94,6 +95,8 @@ def poll():
     run_calls()
     if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
         take_output()
+    if state.log.size and ticks_diff(ticks_ms(), state.log.sent) >= _FLUSH_MS:
+        state.log.send()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
@@ -116,10 +119,12 @@ def callback(_):
     end_guard(False)
 
 
-# Moves output from the pipe to the buffer of the job, and sends full buffers. It ends even if a
-# thread prints endlessly. An empty buffer is filled without allocating: the heap may be full.
+# Moves output from the pipe to the buffer of the job, and sends full buffers; or to the log. It
+# ends even if a thread prints endlessly. An empty buffer is filled without allocating: the heap may
+# be full.
 def take_output():
-    if not mailbox[_CAPTURES]:
+    if not mailbox[_CELL_RUNS] or (state.log.beside and state.log.beside()):
+        take_log()
         return
     left = _MAX_BYTES
     try:
@@ -141,19 +146,36 @@ def take_output():
         state.output_lost = True
 
 
-# Lets output belong to the job that starts. What was printed before belongs to the log.
-def capture_output():
-    mailbox[_CAPTURES] = 1
-    while mailbox[_COPYING]:
-        pass
+# Moves output from the pipe to the log.
+def take_log():
+    n = 0
     try:
         for _ in range(_MAX_BYTES // len(piece)):
-            n = output.readinto(piece)
-            if not n:
+            n = output.readinto(piece) or 0
+            view = memoryview(piece)[:n]
+            state.log.write(view, True)
+            log_file.write(view)
+            if n < len(piece):
                 return
-            log.write(memoryview(piece)[:n])
-    except Exception:  # no memory or no room
-        pass
+    except Exception:  # no memory, or no room on the host's disk
+        state.log.lost += n
+
+
+# Takes the output of a task after each of its steps, since each may belong to another cell or to
+# the log: asyncio calls this function between two steps (extmod/asyncio/core.py).
+def watch_tasks(core):
+    global watched
+    watched = core
+    wait = core.IOQueue.wait_io_event
+
+    def wait_io_event(queue, ms):
+        if mailbox[_USER_CODE_RUNS] and not state.tasks:
+            set_guard(True)
+            if set_guard(False):
+                raise KeyboardInterrupt
+        return wait(queue, ms)
+
+    core.IOQueue.wait_io_event = wait_io_event
 
 
 # Opens stdout and stderr again: user code may close them, which has no effect on a chip.
@@ -186,7 +208,16 @@ def print_whole(*args, **kw):
 def prepare_threads():
     global print_now
     print_now = builtins.print = print_whole
-    mailbox[_THREADS] = 1
+    if not mailbox[_THREADS]:
+        mailbox[_THREADS] = 1
+        state.calls.append(bool)  # for ever: an idle client reads the pipe each second
+
+
+# Lets the kernel look whether the peer is still there, so that a busy board notices a lost link.
+# The numbers are Linux's: SO_KEEPALIVE; TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT.
+def set_keep_alive(sock):
+    for level, option, value in ((1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
+        sock.setsockopt(level, option, value)
 
 
 # Marks the start or the end of input().
@@ -201,9 +232,13 @@ def set_input(on):
         end_guard(False)
 
 
-# Called when the client starts.
+# Called when the client starts: from now on it reads the pipe, and the interrupt thread does not.
 def start():
-    pass
+    import cm.log  # noqa: F401 - it sets state.log
+
+    mailbox[_CAPTURES] = 1
+    while mailbox[_COPYING]:
+        pass
 
 
 # Returns whether an exception is Ctrl-C on the cable: a virtual board has none.
@@ -211,15 +246,17 @@ def is_cable(_):
     return False
 
 
-# Called before user code runs. Output of tasks between cells belongs to the log.
+# Called before user code runs. What was printed before belongs to the log.
 def attach():
     builtins.print = print_now
     sys.modules["_thread"] = threads
     mailbox[_INTERRUPT_STATE] = mailbox[_OUTPUT_PENDING] = mailbox[_CALL_AGAIN] = 0
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
     pack_into("<i", mailbox, _LINK_FD, state.socket.fileno() if state.socket else -1)
-    if not state.tasks:
-        capture_output()
+    take_log()
+    core = sys.modules.get("asyncio.core")
+    if core and core is not watched:
+        watch_tasks(core)
     mailbox[_CELL_RUNS] = 1
     if mailbox[_ASLEEP]:
         pipe.write(b"w")
@@ -244,7 +281,7 @@ def set_user_code(on):
 def detach():
     take_output()
     repair_output()
-    mailbox[_CELL_RUNS] = mailbox[_CAPTURES] = 0
+    mailbox[_CELL_RUNS] = 0
 
 
 # Called when the client ends.

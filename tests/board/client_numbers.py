@@ -49,6 +49,7 @@ _LINK: Final = {
         "_EMIT",
         "_PROGRAM",
         "_FACTS",
+        "_LOG",
         "_TOP_LEVEL_AWAIT",
         "_AGAIN",
         "_INPUT_EOF",

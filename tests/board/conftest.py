@@ -1,11 +1,15 @@
 """Real boards (MicroPython's unix port) against a small strict server."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cloudmanager.board_client import BoardIdentity, client_files
+from cloudmanager.board_client import BoardIdentity, client_files, compile_client
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .bootlab import Lab as BootLab
@@ -57,6 +61,34 @@ def board(lab):
     link = lab.link()
     yield link
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
+
+
+@pytest.fixture(scope="module")
+def console_peer(tmp_path_factory):
+    """The server of a board with os.dupterm and machine.Timer (standin_boot.py)."""
+    key = os.urandom(32)
+    peer = Peer({"id-1": key}, spread=0.2)
+    folder = tmp_path_factory.mktemp("client")
+    settings = {
+        "client": str(compile_client(folder)),
+        "config": {"id": "id-1", "key": key.hex(), "host": "127.0.0.1", "tcp_port": peer.tcp_port},
+    }
+    script = str(Path(__file__).with_name("standin_host.py"))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+    assert process.stdin
+    process.stdin.write(json.dumps(settings).encode() + b"\n")
+    process.stdin.flush()
+    try:
+        peer.link("id-1")
+        yield peer
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        peer.stop()
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ seen = dict.fromkeys(
         "dial",
         "files",
         "samples",
+        "log",
     )
 )
 # ---
@@ -230,4 +231,8 @@ import cm.samples
 
 # ---
 seen["samples"] = gc.mem_alloc()
+import cm.log
+
+# ---
+seen["log"] = gc.mem_alloc()
 print(json.dumps([sys.implementation.version[:3], seen, bytes(answer[:length])[-2:].decode()]))

@@ -20,7 +20,7 @@ HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
 OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
-EMIT, PROGRAM, FACTS = 0x26, 0x27, 0x28
+EMIT, PROGRAM, FACTS, LOG = 0x26, 0x27, 0x28, 0x29
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -65,6 +65,8 @@ class Link:
         self.samples = []  # (ticks in ms, how many were lost before it, values)
         self.facts = []  # (free heap in bytes, RSSI in dBm)
         self.programs = []  # what it said of its own program
+        self.log = bytearray()  # what it has printed outside of cells
+        self.log_lost = 0  # bytes of that which were lost
         self.closed = threading.Event()
 
     def send(self, data):
@@ -107,6 +109,10 @@ class Link:
     def program(self, *wanted, timeout=10):
         """Wait until the board has reported this state of its program: (flags, text)."""
         self.peer.until(lambda _: wanted in self.programs, timeout)
+
+    def logged(self, text, timeout=10):
+        """Wait until the board's log contains a text."""
+        self.peer.until(lambda _: text in self.log, timeout)
 
     def stop(self):
         """Interrupt the board's program."""
@@ -157,6 +163,12 @@ class Link:
         if op == FACTS:
             with self.peer.changed:
                 self.facts.append(struct.unpack(">Ib", data[6:]))
+                self.peer.changed.notify_all()
+            return
+        if op == LOG:
+            with self.peer.changed:
+                self.log_lost += struct.unpack_from(">I", data, 6)[0]
+                self.log += data[10:]
                 self.peer.changed.notify_all()
             return
         if number == bytes(4):  # the board's own program

@@ -324,6 +324,48 @@ def test_blocking_program_may_print(lab):
     assert link.run("print('fine')").output == b"fine\r\n"
 
 
+def test_output_and_traceback_of_a_program_are_in_the_log(lab):
+    link = lab.boot("print('begun')\nraise ValueError('wrong')").link()
+    link.logged(b"ValueError: wrong")
+    first, *rest = bytes(link.log).decode().split("\r\n")
+    assert (first, rest[0]) == ("begun", "Traceback (most recent call last):")
+    assert link.run("print('cell')").output == b"cell\r\n"
+
+
+def test_output_of_an_async_program_beside_a_cell_is_in_the_log(lab):
+    app = (
+        "import asyncio\nasync def main():\n    n = 0\n    while True:\n        print('app', n)\n"
+        "        n += 1\n        await asyncio.sleep_ms(10)\n"
+    )
+    link = lab.boot(app).link()
+    link.logged(b"app 3")
+    code = "async def __cm_cell__():\n    import asyncio\n    await asyncio.sleep_ms(100)\n"
+    job = link.run(code + "    print('cell')\n", awaits=True)
+    assert job.output == b"cell\r\n"
+    link.logged(b"app 15")
+
+
+def test_blocking_program_prints_while_there_is_no_link(lab):
+    app = (
+        "import time, cm.state\nprint('begun')\nwhile cm.state.socket: time.sleep_ms(5)\n"
+        "print('alone')\n"
+    )
+    link = lab.boot(app).link()
+    link.logged(b"begun")
+    link.cut()
+    again = lab.link(after=link)
+    again.logged(b"alone")
+    assert again.run("print(1)").output == b"1\r\n"
+
+
+def test_why_a_board_did_not_connect_is_in_the_log(lab):
+    lab.peer.shut()
+    lab.boot()
+    lab.chip.hear(b"No link to the server", timeout=20)
+    lab.peer.open()
+    lab.link(timeout=20).logged(b"No link to the server: [Errno 111] ECONNREFUSED")
+
+
 def test_board_runs_cells_after_its_program_has_ended(lab):
     link = lab.boot("x = 7").link()
     link.program(0, "app.py ended")

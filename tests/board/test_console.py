@@ -3,18 +3,11 @@
 The stand-in (standin_boot.py) is no MicroPython port: it obeys the rules of extmod/os_dupterm.c.
 """
 
-import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from cloudmanager.board_client import compile_client
-
-from .peer import ERROR, INTERRUPTED, OK, TIMEOUT, Peer
+from .peer import ERROR, INTERRUPTED, OK, TIMEOUT
 
 BUSY = [
     "while True: pass",
@@ -27,30 +20,8 @@ BUSY = [
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory):
-    key = os.urandom(32)
-    peer = Peer({"id-1": key}, spread=0.2)
-    folder = tmp_path_factory.mktemp("client")
-    settings = {
-        "client": str(compile_client(folder)),
-        "config": {"id": "id-1", "key": key.hex(), "host": "127.0.0.1", "tcp_port": peer.tcp_port},
-    }
-    script = str(Path(__file__).with_name("standin_host.py"))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log
-        )
-    assert process.stdin
-    process.stdin.write(json.dumps(settings).encode() + b"\n")
-    process.stdin.flush()
-    try:
-        peer.link("id-1")
-        yield peer
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        peer.stop()
+def peer(console_peer):
+    return console_peer
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ CLIENT = ROOT / "mpy_client"
 PACKAGE = "@micropython/micropython-webassembly-pyscript"
 VERSIONS = ("1.23.0", "1.29.0-6")  # the oldest supported version, and the newest
 
-LINK_AND_RUN = 6_101  # bytes of .mpy; the design allows 6 KB
+LINK_AND_RUN = 6_128  # bytes of .mpy; the design allows 6 KB
 #: Modules that every chip uses. The other modules are loaded only for what needs them (files,
 #: packages, enrolment); otherwise they need only flash, of which chips have at least 2 MB.
 CORE = [
@@ -38,10 +38,10 @@ CORE = [
     "state",
 ]
 CORE_BYTES = 15_360  # of .mpy; the design allows 15 KB
-ALL = 28_000  # bytes of .mpy of all parts that a chip can have; the design allows 32 KB
+ALL = 29_600  # bytes of .mpy of all parts that a chip can have; the design allows 32 KB
 FILE = 4_096  # bytes of .mpy of any file
-HEAP = 12_848  # bytes of a board that has connected and run a cell; the design allows 12.7 KB
-SMALL_HEAP = "27K"  # in which importing the client must succeed, on a 64-bit board
+HEAP = 12_928  # bytes of a board that has connected and run a cell; the design allows 12.7 KB
+SMALL_HEAP = "29K"  # in which importing the client must succeed, on a 64-bit board
 FETCH = 240  # seconds for npm
 CLOSE = 0.03  # relative error of the sizes that files state
 
@@ -56,6 +56,7 @@ STEPS = (
     "mac dial",
     "dial files",
     "files samples",
+    "samples log",
 )
 FILES = sorted(path.name for path in CLIENT.glob("cm/*.py"))
 STATED = re.compile(r"([\d,]+) bytes of (\.mpy|heap)")
