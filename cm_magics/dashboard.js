@@ -23,6 +23,8 @@ class Pane {
     this.file = el("div", { class: "cm-file cm-wide" }); // the file that is open
     acceptFiles(this.content, (files) => this.board && this.upload([this.board], files, "/"));
     this.openJobs = new Map(); // number of each job whose output is shown -> the output
+    this.log = el("pre", { class: "cm-log", role: "log", "aria-live": "off", tabindex: "0" });
+    this.logLines = [];
   }
 
   close() {
@@ -66,9 +68,12 @@ class Pane {
     this.openJobs.clear();
     this.sectionNodes.clear();
     this.chart.clear();
+    this.logLines = [];
+    setText(this.log, "nothing was printed outside of cells");
     setText(this.title, board);
     this.file.replaceChildren();
-    this.content.replaceChildren(...sections.map((section) => this.newSection(section)), this.file, this.newChartSection());
+    const nodes = [...sections.map((section) => this.newSection(section)), this.file, this.newLogSection(), this.newChartSection()];
+    this.content.replaceChildren(...nodes);
     this.node.hidden = false;
     this.content.scrollTop = 0;
     const isTyping = document.activeElement?.matches("input, textarea, [contenteditable='true']");
@@ -154,11 +159,25 @@ class Pane {
     if (node) setText(node, text);
   }
 
+  newLogSection() {
+    return el("div", { class: "cm-section cm-wide" }, el("h4", {}, "Log"), this.log);
+  }
+
+  // Add lines to the log, and stay at its end unless the user has scrolled back.
+  addLog(lines) {
+    if (!lines.length) return;
+    const { log } = this, isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 8;
+    this.logLines = [...this.logLines, ...lines].slice(-MAX_LOG_LINES);
+    setText(log, this.logLines.join("\n"));
+    if (isAtEnd) log.scrollTop = log.scrollHeight;
+  }
+
   newChartSection() {
     return el("div", { class: "cm-section cm-wide" }, el("h4", {}, "Emitted values"), this.chart.node);
   }
 }
 
+const MAX_LOG_LINES = 1000; // of a board's log that is shown
 const MAX_UPLOAD_BYTES = 8 * 1024 * 1024; // Jupyter's server refuses larger messages (10 MiB)
 
 // Let the user choose files of this computer, and call `use` with them.
@@ -404,6 +423,8 @@ class Dashboard {
       this.pane.fillSection(message.section);
     } else if (kind === "job") {
       this.pane.showJob(message);
+    } else if (kind === "log" && message.board === this.pane.board) {
+      this.pane.addLog(message.lines);
     } else if (kind === "samples" && message.board === this.pane.board) {
       this.pane.chart.add(message.samples);
     }

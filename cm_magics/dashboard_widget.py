@@ -21,6 +21,7 @@ from cloudmanager.protocol.targets import Target, parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.rows import FLEET_HEADINGS, fleet_rows, format_time
 
+from .board_log import BoardLog
 from .board_page import delete_file, file_text, make_section, make_sections, read_file
 from .dashboard_actions import (
     ACTIONS,
@@ -77,6 +78,7 @@ class Dashboard(LiveWidget):
         self._open_board: str | None = None  # the board whose page is open
         self._saved_rows: list[tuple[str, ...]] = []  # without what changes all the time
         self._saved_state: Bundle = {}
+        self._board_log = BoardLog(fleet, self.send)
         super().__init__(fleet, "all", initial_filter=target.text if target else "")
 
     def on_update(self, update: Update) -> None:
@@ -130,7 +132,7 @@ class Dashboard(LiveWidget):
             names = _names_in(message)
             actions = [action for action in ACTIONS if action.name == message.get("action")]
             if names and actions:
-                self._open_board = None  # its page makes room for the outcome
+                self._close_page()  # it makes room for the outcome
                 run_in_thread(self._run_action, actions[0], names, str(message.get("text", "")))
         elif kind == "upload":
             names, path = _names_in(message), str(message.get("path", ""))
@@ -141,6 +143,7 @@ class Dashboard(LiveWidget):
                 self._on_file, message.get("board"), str(message.get("path")), message.get("verb")
             )
         elif kind == "page":
+            self._close_page()
             self._open_board = message.get("board")
             if self._open_board is not None:
                 run_in_thread(self._send_page, self._open_board)
@@ -279,8 +282,20 @@ class Dashboard(LiveWidget):
             "sections": make_sections(self._fleet, board),
             "samples": samples,
         }
-        if self._open_board == name:
-            self.send({"kind": "page", **page})
+        with self._lock:
+            if self._open_board == name:
+                self.send({"kind": "page", **page})
+                self._board_log.show(name)
+
+    def _close_page(self) -> None:
+        with self._lock:
+            self._open_board = None
+            self._board_log.show(None)
+
+    def stop_watching(self) -> None:
+        """End the subscription and the log of the board whose page is open."""
+        self._close_page()
+        super().stop_watching()
 
     def _send_page_update(self, update: Update) -> None:
         """Send the open page what an update contains about its board."""

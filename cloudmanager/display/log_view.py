@@ -31,11 +31,15 @@ class _Group:
         return is_equal and is_near and line.board not in self.boards
 
 
-def log_rows(lines: Iterable[LogLine]) -> list[str]:
+def log_rows(lines: Iterable[LogLine], *, with_boards: bool = True) -> list[str]:
     """Return lines as text, in the order of their times: time, boards, text.
 
     Equal lines that several boards print at about the same time are one row, as when many boards
     start the same program.
+
+    Args:
+        lines: of one or more boards.
+        with_boards: whether the rows name the boards.
     """
     groups: list[_Group] = []
     latest: dict[str, _Group] = {}  # the newest group of each text
@@ -46,14 +50,15 @@ def log_rows(lines: Iterable[LogLine]) -> list[str]:
             groups.append(group)
         else:
             group.boards.append(line.board)
-    return [_row(group) for group in groups]
+    return [_row(group, with_boards) for group in groups]
 
 
-def _row(group: _Group) -> str:
+def _row(group: _Group, with_boards: bool) -> str:
     line = group.line
     lost = f"({line.lost:,} bytes lost) " if line.lost else ""
     text = sanitize_text(line.text.replace("\r", "\\r"))
-    return f"{_time_text(line.at)} {fold_names(group.boards)}: {lost}{text}"
+    boards = f"{fold_names(group.boards)}: " if with_boards else ""
+    return f"{_time_text(line.at)} {boards}{lost}{text}"
 
 
 def _time_text(at: float) -> str:

@@ -136,6 +136,16 @@ LONG = "import time\nfor _ in range(1200):\n    time.sleep(0.1)"
 SENSOR = "import cm, time\nfor n in range(600):\n    cm.emit(temp=20 + n / 10)\n    time.sleep(0.1)"
 
 
+PRINTING = """
+import asyncio
+async def work():
+    for n in range(1000):
+        print("line", n)
+        await asyncio.sleep_ms(50)
+task = asyncio.create_task(work())
+"""
+
+
 def filter_boards(view: DashboardPage) -> None:
     """Type valid and invalid targets into the filter."""
     view.target.fill("rack-[2-3]")
@@ -218,7 +228,16 @@ def test_boards_page_has_facts_jobs_files_packages_and_a_plot(desk: DashboardPag
     expect(view.pane).to_contain_text("level  7")
     expect(view.pane).to_contain_text("/cm.json")
     assert len(fleet.jobs("rack-3")) == jobs + 1
+
+    # What it prints outside of cells appears as it is printed.
+    fleet["rack-3"].run(PRINTING)
+    expect(view.pane.locator(".cm-log")).to_contain_text(re.compile(r"\d\d:\d\d:\d\d line 30"))
+    view.pane.locator(".cm-log").scroll_into_view_if_needed()
     view.notebook.picture("dashboard-page")
+    at_end = "(log) => log.scrollHeight > log.clientHeight && "
+    at_end += "log.scrollHeight - log.scrollTop - log.clientHeight < 8"
+    assert view.pane.locator(".cm-log").evaluate(at_end)
+    fleet["rack-3"].run("task.cancel()")
     view.page.keyboard.press("Escape")
     expect(view.pane).to_be_hidden()
 

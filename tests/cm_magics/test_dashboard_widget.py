@@ -6,6 +6,7 @@ A recorder takes the place of the page: it keeps the messages that would be sent
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -374,6 +375,63 @@ def test_boards_page_has_facts_jobs_and_samples_and_is_updated(page: Page, dashb
     fleet["demo-2"].run("cm.emit(temp=5)")
     time.sleep(0.6)  # two updates
     assert [m for m in page.messages if m["kind"] in ("samples", "page")] == []
+
+
+PRINTING = """
+import asyncio
+async def work():
+    n = 0
+    while True:
+        print("tick", n, evil)
+        n += 1
+        await asyncio.sleep_ms(50)
+evil = {evil!r}
+task = asyncio.create_task(work())
+"""
+
+
+@pytest.fixture
+def printing(fleet: Fleet, boards: Any) -> Iterator[None]:
+    """A task on demo-3 that prints."""
+    fleet["demo-3"].run(PRINTING.format(evil=HOSTILE))
+    yield
+    fleet["demo-3"].run("task.cancel()")
+
+
+@pytest.mark.usefixtures("printing")
+def test_boards_page_has_the_log_stored_and_new(page: Page, dashboard: Dashboard, fleet: Fleet):
+    fleet["demo-3"].run("None")  # the log goes on beside cells
+    page.send(dashboard, do="page", board="demo-3")
+    page.until("page")
+    first = page.until("log", lambda message: message["lines"])
+    assert first["board"] == "demo-3"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d tick \d+ <script>.*", first["lines"][-1])
+    assert "\x1b" not in str(first["lines"])
+    assert "\u202e" not in str(first["lines"])
+    page.until("log", lambda message: message["lines"] != first["lines"])
+    page.send(dashboard, do="page", board=None)
+    assert dashboard._board_log._follower is None
+
+
+@pytest.mark.usefixtures("printing")
+def test_action_ends_the_log_of_the_page_that_it_closes(page: Page, dashboard: Dashboard):
+    page.send(dashboard, do="page", board="demo-3")
+    page.until("log")
+    page.send(dashboard, do="action", action="run", boards=["demo-1"], text="1")
+    page.until("action", lambda message: message["state"] == "done")
+    assert dashboard._board_log._follower is None
+
+
+def test_viewer_is_shown_why_there_is_no_log(page: Page, fleet: Fleet, boards: Any):
+    token = fleet.request("token-create", name="log-viewer", role="viewer")["token"]
+    with Fleet(token=token) as viewers:
+        shown = Dashboard(viewers)
+        page.until("boards", lambda message: message["is_snapshot"])
+        page.send(shown, do="page", board="demo-1")
+        (line,) = page.until("log")["lines"]
+        shown.close()
+    fleet.request("token-revoke", name="log-viewer")
+    assert "operator" in line
 
 
 def test_text_from_boards_is_sanitized(page: Page, dashboard: Dashboard, fleet: Fleet):
