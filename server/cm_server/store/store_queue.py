@@ -47,18 +47,38 @@ class Operation(Generic[T]):
         use: what is done; called with the store.
         size: bytes that are held in memory meanwhile.
         refusable: whether a peer requested it, and hears of it if it cannot be done.
+        is_limited: whether it counts as one of ``Limits.store_operations``; the results and keys of
+            boards do not, of which a server has no more than boards and jobs.
 
     Attributes:
         created: when it began to wait, by the monotonic clock; 0 if it does not.
         done: whether it has ended; then ``result`` returns at once.
     """
 
-    __slots__ = ("_callbacks", "_error", "_result", "_use", "created", "done", "refusable", "size")
+    __slots__ = (
+        "_callbacks",
+        "_error",
+        "_result",
+        "_use",
+        "created",
+        "done",
+        "is_limited",
+        "refusable",
+        "size",
+    )
 
-    def __init__(self, use: Callable[[Any], T], size: int = 0, *, refusable: bool = False) -> None:
+    def __init__(
+        self,
+        use: Callable[[Any], T],
+        size: int = 0,
+        *,
+        refusable: bool = False,
+        is_limited: bool = False,
+    ) -> None:
         self._use = use
         self.size = size
         self.refusable = refusable
+        self.is_limited = is_limited
         self.created = 0.0
         self.done = False
         self._result: T | None = None
@@ -156,6 +176,7 @@ class StoreQueue(Generic[S]):
         self._is_immediate = store.database.answers_at_once
         self._waiting: deque[Operation[Any]] = deque()
         self._waiting_size = 0
+        self._limited_count = 0  # of those that wait
         self._running: Operation[Any] | None = None
         self._running_future: Future[None] | None = None
         self._flush: Operation[None] | None = None
@@ -188,16 +209,13 @@ class StoreQueue(Generic[S]):
                 then.
             durable: whether it waits for the disk, and is therefore not done in the loop.
         """
-        operation: Operation[T] = Operation(use, size, refusable=refusable)
+        operation: Operation[T] = Operation(use, size, refusable=refusable, is_limited=refusable)
         why = _STOPPED if self._closed else self._refusal_reason(size) if refusable else ""
         if why:
             operation.refuse(ServerError(why))
             operation.finish()
-        elif durable or not self._is_idle() or not self._execute_now(operation):
-            operation.created = time.monotonic()
-            self._waiting.append(operation)
-            self._waiting_size += size
-            self._start_next()
+        else:
+            self._execute(operation, durable=durable)
         return operation
 
     def run_later(self, use: Callable[[S], object], *, durable: bool = False) -> Operation[Any]:
@@ -205,13 +223,22 @@ class StoreQueue(Generic[S]):
 
         What the store cannot write, it logs itself.
         """
-        if self._refusal_reason(0):
-            operation: Operation[Any] = Operation(_nothing)
+        operation: Operation[Any] = Operation(use, is_limited=True)
+        if self._closed or self._refusal_reason(0):
             operation.finish()
             return operation
-        operation = self.run(use, durable=durable)
+        self._execute(operation, durable=durable)
         operation.when_done(_log_failure)
         return operation
+
+    def _execute(self, operation: Operation[Any], *, durable: bool) -> None:
+        """Carry out an operation now if possible, else let it wait for its turn."""
+        if durable or not self._is_idle() or not self._execute_now(operation):
+            operation.created = time.monotonic()
+            self._waiting.append(operation)
+            self._waiting_size += operation.size
+            self._limited_count += operation.is_limited
+            self._start_next()
 
     def flush(self) -> None:
         """Write pending results and facts; those that cannot be written stay pending."""
@@ -243,7 +270,7 @@ class StoreQueue(Generic[S]):
         if self._closing:
             return _STOPPED
         is_full = (
-            len(self._waiting) >= self._limits.store_operations
+            self._limited_count >= self._limits.store_operations
             or self._waiting_size + size > self._limits.store_bytes
         )
         if self._waiting and is_full:
@@ -264,11 +291,17 @@ class StoreQueue(Generic[S]):
             return  # the server does not serve yet, or no more: ``drain`` follows
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "store")
-        operation = self._running = self._waiting.popleft()
+        operation = self._running = self._next_waiting()
         self._running_future = self._thread.submit(self._execute_patiently, operation)
         self._running_future.add_done_callback(
             lambda _: _call_in_loop(loop, self._on_executed, operation)
         )
+
+    def _next_waiting(self) -> Operation[Any]:
+        """Remove and return the operation that has waited longest."""
+        operation = self._waiting.popleft()
+        self._limited_count -= operation.is_limited
+        return operation
 
     def _execute_patiently(self, operation: Operation[Any]) -> None:
         """Carry out an operation; while the database is locked, try again (any thread)."""
@@ -375,7 +408,7 @@ class StoreQueue(Generic[S]):
         elif left < 0:
             return False
         else:
-            operation = self._waiting.popleft()
+            operation = self._next_waiting()
             self._execute_patiently(operation)
         self._finish_drained(operation)
         return True
@@ -393,6 +426,7 @@ class StoreQueue(Generic[S]):
         """
         for operation in [operation for operation in self._waiting if operation.refusable]:
             self._waiting.remove(operation)
+            self._limited_count -= operation.is_limited
             operation.refuse(ServerError(_STOPPED))
             self._finish_drained(operation)
         self._closing = True

@@ -138,6 +138,18 @@ async def test_refused_operations_are_done_with_a_sentence(tmp_path: Path):
     site.close()
 
 
+async def test_results_and_keys_of_many_boards_do_not_let_requests_be_refused(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_operations=2))
+    with site.locked():
+        boards = [site.queue.run(lambda store: store.flush()) for _ in range(100)]
+        request = site.insert()
+        assert not request.done, "it waits behind them"
+    for operation in [*boards, request]:
+        await within(operation)
+    assert list(request.result()) == [1]
+    site.close()
+
+
 async def test_bytes_that_wait_are_limited(tmp_path: Path):
     site = Site(tmp_path / "server.db", Limits(store_bytes=100))
     with site.locked():
@@ -280,8 +292,8 @@ class InterruptedStore(SharedStore):
 
     interruptions = 0
 
-    def _check_membership(self) -> None:
-        super()._check_membership()
+    def _require_membership(self) -> None:
+        super()._require_membership()
         self.interrupt()
 
     def interrupt(self) -> None:
@@ -326,7 +338,7 @@ async def test_transaction_survives_that_postgresql_stands_still(
     interrupted: StoreQueue[InterruptedStore], monkeypatch: pytest.MonkeyPatch, at_commit: bool
 ):
     stops = [3 * databases.IDLE_SECONDS]
-    name = "commit" if at_commit else "_check_membership"
+    name = "commit" if at_commit else "_require_membership"
     place: Any = psycopg.Connection if at_commit else InterruptedStore
     original = getattr(place, name)
 
