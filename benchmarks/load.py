@@ -29,6 +29,7 @@ from benchmarks import own_server
 from benchmarks.simulated_boards import simulated_boards
 from cloudmanager import Fleet, local_server
 from cloudmanager.client.async_fleet import AsyncFleet
+from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.server_options import ServerOptions
 
 #: Figures for the plot in docs/; see benchmarks/README.md.
@@ -228,10 +229,14 @@ def _run_cells_until(number: int, all_back: threading.Event, figures: Figures) -
     name = f"sim-{number * (figures.boards // _BOARDS_TRIED) + 1}"
     with Fleet() as fleet:
         while not all_back.is_set():
-            result = fleet[name].run("print(1)", wait=_MAX_WAIT_SECONDS)[name]
             figures.cells += 1
-            if result.status != "ok":
-                figures.refused.append(f"{name}: {result.status} {result.error}")
+            try:
+                result = fleet[name].run("print(1)", wait=_MAX_WAIT_SECONDS)[name]
+            except CloudmanagerError as error:
+                figures.refused.append(f"{name}: {error}")
+            else:
+                if result.status != "ok":
+                    figures.refused.append(f"{name}: {result.status} {result.error}")
             all_back.wait(0.2)
 
 
