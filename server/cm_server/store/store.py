@@ -346,7 +346,7 @@ class Store:
                 self.database.rollback()
                 return False
             if audit_row is not None:
-                self.database.execute_many(self._insert_audit, [audit_row])
+                self.database.execute_rows(self._insert_audit, [audit_row])
             self.database.commit()
         return True
 

@@ -11,11 +11,14 @@ import sqlalchemy as sa
 
 from cloudmanager.protocol import wire
 from cm_server.store import log_rows
-from cm_server.store.log_rows import LogRow
+from cm_server.store.log_rows import LogRow, LogTrims
 from cm_server.store.shared_store import SharedStore
 from tests.cm_server.pairs import Two
 from tests.cm_server.peers import FakeBoard, FakeCaller
 from tests.engines import Postgres
+
+
+KEEP_ALL = LogTrims((), 0, 0, None)
 
 
 def row(text: str, board: str = "id1") -> LogRow:
@@ -98,17 +101,17 @@ def two_stores(
 
 def test_rows_of_other_servers_are_read_once(two_stores: Callable[[], SharedStore]):
     a, b = two_stores(), two_stores()
-    b.log_rows.append([row("old")])
+    b.log_rows.append([row("old")], KEEP_ALL)
     assert a.log_rows.read_others(100) == ([], 0)
-    a.log_rows.append([row("own")])
-    b.log_rows.append([row("one"), row("two", "id2")])
-    a.log_rows.append([row("own")])
+    a.log_rows.append([row("own")], KEEP_ALL)
+    b.log_rows.append([row("one"), row("two", "id2")], KEEP_ALL)
+    a.log_rows.append([row("own")], KEEP_ALL)
     assert a.log_rows.read_others(100) == ([row("one"), row("two", "id2")], 0)
     assert a.log_rows.read_others(100) == ([], 0)
     a.log_rows.stop_reading_others()
-    b.log_rows.append([row("nobody reads this")])
+    b.log_rows.append([row("nobody reads this")], KEEP_ALL)
     assert a.log_rows.read_others(100) == ([], 0)
-    b.log_rows.append([row("123456"), row("12345"), row("1234")])
+    b.log_rows.append([row("123456"), row("12345"), row("1234")], KEEP_ALL)
     assert a.log_rows.read_others(8) == ([row("12345"), row("1234")], 1)
 
 
@@ -116,7 +119,7 @@ def test_row_that_is_committed_after_one_with_a_greater_number_is_read(
     two_stores: Callable[[], SharedStore],
 ):
     a, b = two_stores(), two_stores()
-    b.log_rows.append([row("old")])
+    b.log_rows.append([row("old")], KEEP_ALL)
     a.log_rows.read_others(100)
     table = log_rows._logs
     values = {"id": 9, "board": "id1", "at": 1.0, "lost": 0, "size": 5, "text": "first"}

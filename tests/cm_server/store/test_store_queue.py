@@ -144,9 +144,9 @@ async def test_results_and_keys_of_many_boards_do_not_let_requests_be_refused(tm
         boards = [site.queue.run(lambda store: store.flush()) for _ in range(100)]
         request = site.insert()
         assert not request.done, "it waits behind them"
-    for operation in [*boards, request]:
-        await within(operation)
-    assert list(request.result()) == [1]
+    for board in boards:
+        await within(board)
+    assert list(await within(request)) == [1]
     site.close()
 
 
