@@ -17,7 +17,6 @@ from tests.cm_server.pairs import Two
 from tests.cm_server.peers import FakeBoard, FakeCaller
 from tests.engines import Postgres
 
-
 KEEP_ALL = LogTrims((), 0, 0, None)
 
 
