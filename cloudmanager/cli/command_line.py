@@ -29,6 +29,7 @@ from . import (
     completion,
     file_commands,
     fleet_commands,
+    inventory_commands,
     log_commands,
     package_commands,
     reservation_commands,
@@ -185,6 +186,7 @@ def _make_parser() -> argparse.ArgumentParser:
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
+    inventory_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

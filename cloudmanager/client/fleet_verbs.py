@@ -11,6 +11,7 @@ from cloudmanager.results.rows import BoardList, JobList
 
 from .future import sleep
 from .health import Health, find_problems
+from .inventory import InventoryCheck, parse_csv, to_csv
 from .jobs import INTERRUPT_GRACE_SECONDS
 from .samples import Sample, Samples
 from .verb import HasExchange, verb
@@ -99,6 +100,41 @@ class FleetVerbs(HasExchange):
     async def rename(self, board: str, name: str) -> str:
         """Rename a board and return its new name; requires the role admin."""
         return str(await self.exchange().request("rename", {"target": board, "name": name}))
+
+    @verb
+    async def export_inventory(self, target: str = "all") -> bytes:
+        """Return the inventory as a CSV file: names, serial numbers, notes, labels.
+
+        Args:
+            target: the boards, connected or not.
+        """
+        return to_csv(await self.exchange().request("boards", {"target": target}))
+
+    @verb
+    async def import_inventory(self, data: bytes, *, dry_run: bool = False) -> list[dict[str, Any]]:
+        """Change boards as a CSV file says: all rows, or none; requires the role admin.
+
+        A row is about the board with its ``id`` or, without one, with its ``name``. Columns that
+        the file does not have stay as they are; an empty cell removes a label, a serial number or
+        a note.
+
+        Args:
+            data: the file; see ``export_inventory``.
+            dry_run: change nothing, only check.
+
+        Returns:
+            For each row ``line``, ``board`` (its name until now), ``changes``, and ``error``: why
+            it is wrong, or "". If one is wrong, nothing was changed.
+
+        Raises:
+            ValueError: the file is no CSV file, or a column is wrong; nothing was changed.
+            ServerError: it changes more than one request may; nothing was changed.
+        """
+        rows = parse_csv(data)
+        check = InventoryCheck(rows, await self.exchange().request("boards", {"target": None}))
+        body = {"rows": [row.to_request() for row in check.changed], "dry_run": dry_run}
+        reported = await self.exchange().request("import", body) if check.changed else []
+        return check.outcomes(reported)
 
     @verb
     async def rotate(self, target: str) -> dict[str, str]:

@@ -256,4 +256,22 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "_may_read_logs = lambda context: True",
         "cm_server/api/test_health_verbs.py::test_viewers_get_no_text_of_logs",
     ),
+    defence(
+        "an import changes boards within the token's reach only",
+        SERVER + "api/inventory_verbs.py",
+        """
+def _find_board(context, row):
+    boards = context.services.registry
+    return boards.by_id.get(row.get("id")) or boards.by_name.get(row.get("board"))
+""",
+        "cm_server/api/test_inventory_verbs.py::"
+        "test_administrator_of_some_boards_imports_only_these",
+    ),
+    defence(
+        "a spreadsheet does not execute what somebody wrote as a note",
+        LIBRARY + "client/inventory.py",
+        "_quote_formula = lambda cell: cell",
+        "cloudmanager/client/test_inventory.py::"
+        "test_no_cell_of_the_file_begins_like_a_formula_and_the_note_comes_back",
+    ),
 ]

@@ -43,6 +43,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "enrol": {"names": ["lab-9"]},
     "enrol-token": {"target": "new-*"},
     "rename": {"target": "lab-2", "name": "lab-8"},
+    "import": {"rows": [{"board": "lab-2", "note": "spare"}]},
     "rotate": {"target": "lab-1"},
     "revoke": {"target": "lab-2"},
     "token-create": {"name": "new", "role": "viewer"},
@@ -70,6 +71,10 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "health": [],
     "enrol": [{"names": ["{board}"]}],
     "rename": [{"target": "{board}", "name": "lab-7"}, {"target": "lab-2", "name": "{board}"}],
+    "import": [
+        {"rows": [{"board": "{board}", "note": "mine"}]},
+        {"rows": [{"board": "lab-1", "name": "{board}"}], "dry_run": True},
+    ],
     "rotate": [{"target": "{board}"}],
     "revoke": [{"target": "{board}"}],
 }

@@ -25,7 +25,7 @@ from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
-from . import health_verbs, job_verbs, reservation_verbs
+from . import health_verbs, inventory_verbs, job_verbs, reservation_verbs
 from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
@@ -399,6 +399,11 @@ async def _rename_board(context: RequestContext) -> str:
     return boards[0].name
 
 
+async def _import_boards(context: RequestContext) -> list[dict[str, Any]]:
+    """Change names, labels, serial numbers and notes of boards, all or nothing."""
+    return await inventory_verbs.import_boards(context, _check_new_name)
+
+
 async def _rotate_keys(context: RequestContext) -> dict[str, str]:
     """Rotate the keys of boards; return for each whether it was asked already or has to wait."""
     boards = resolve_boards(context)
@@ -478,6 +483,7 @@ VERBS = {
     "enrol-token": Verb("admin", _create_enrol_token, requires_all_boards=True, changes_rows=True),
     "revoke": Verb("admin", _revoke_boards, changes_rows=True),
     "rename": Verb("admin", _rename_board, changes_rows=True),
+    "import": Verb("admin", _import_boards, changes_rows=True),
     "rotate": Verb("admin", _rotate_keys, changes_rows=True),
     "token-create": Verb("admin", _create_token, requires_all_boards=True, changes_rows=True),
     "token-list": Verb("admin", _list_tokens, requires_all_boards=True),

@@ -61,10 +61,11 @@ class NotifyingStore(Store):
 
     def update_boards(
         self, changes: Mapping[str, Mapping[str, Any]], audit_row: AuditRow | None = None
-    ) -> None:
+    ) -> dict[str, dict[str, str]]:
         """Change values of many boards."""
-        super().update_boards(changes, audit_row)
+        labels = super().update_boards(changes, audit_row)
         self.on_change(list(changes))
+        return labels
 
     def reserve_boards(
         self,

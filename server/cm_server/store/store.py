@@ -298,23 +298,32 @@ class Store:
 
     def update_boards(
         self, changes: Mapping[str, Mapping[str, Any]], audit_row: AuditRow | None = None
-    ) -> None:
+    ) -> dict[str, dict[str, str]]:
         """Change values of many boards: all of them or, if one cannot be written, none.
 
         Args:
-            changes: board id -> ``name``, ``labels``, ``serial``, ``note``; boards may exchange
-                their names.
+            changes: board id -> new ``name``, ``serial``, ``note``, and ``labels``, of which an
+                empty value removes a label; boards may exchange their names.
             audit_row: for the audit log.
+
+        Returns:
+            All labels of each board whose labels were changed, by its id.
         """
-        board = tables.boards.c
+        board, new_labels = tables.boards.c, {}
         with self._durable_transaction(audit_row):
             for board_id in (each for each, values in changes.items() if "name" in values):
                 # No board has such a name; so each name is free when its new board gets it.
                 unused = sa.update(tables.boards).where(board.id == board_id)
                 self._connection.execute(unused.values(name=f"~{board_id}"))
-            for board_id, values in changes.items():
+            for board_id, given in changes.items():
+                values = dict(given)
+                if "labels" in values:
+                    query = sa.select(board.labels).where(board.id == board_id)
+                    old = self._connection.execute(query.with_for_update()).scalar() or {}
+                    values["labels"] = new_labels[board_id] = _merge_labels(old, values["labels"])
                 statement = sa.update(tables.boards).where(board.id == board_id)
                 self._connection.execute(statement.values(**values))
+        return new_labels
 
     def reserve_boards(
         self,

@@ -27,6 +27,7 @@ REFUSED: list[dict[str, Any]] = [
     {"verb": "plan", "target": "lab-2", "wanted": ["x"]},
     {"verb": "enrol", "names": ["lab-2"]},
     {"verb": "rename", "target": "lab-2", "name": "lab-3"},
+    {"verb": "import", "rows": [{"board": "lab-2", "note": "x"}]},
     {"verb": "rotate", "target": "lab-2"},
     {"verb": "revoke", "target": "lab-2"},
     {"verb": "token-create", "name": "t"},

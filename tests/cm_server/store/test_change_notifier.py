@@ -28,6 +28,9 @@ def test_changes_of_boards_and_tokens_are_reported():
         ),
         ("set_labels", (["id1"], {"room": "lab"}), (["id1"],)),
         ("start_key_rotation", ({"id1": b"n"}, NOTE), (["id1"],)),
+        ("update_boards", ({"id1": {"note": "x"}},), (["id1"],)),
+        ("reserve_boards", (["id1"], "ann", 9e9), (["id1"],)),
+        ("release_boards_of", (["id1"], "ann"), (["id1"],)),
         ("revoke_token", ("abc", 8.0), ("tokens",)),
         ("delete_boards", (["id1"],), (["id1"],)),
     ]
