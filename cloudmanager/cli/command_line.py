@@ -133,7 +133,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         print(_GUIDE, file=sys.stderr)
         sys.exit(USAGE)
     parser = _make_parser()
+    arguments, board_arguments = _split_arguments(arguments)
     options, rest = parser.parse_known_args(arguments)
+    if board_arguments:
+        options.arguments = board_arguments
     no_options = all(text == "-" or not text.startswith("-") for text in rest)
     if no_options and isinstance(getattr(options, "names", None), list):
         options.names = [*options.names, *rest]
@@ -152,6 +155,17 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if getattr(options, "file", None) is not None and getattr(options, "code", None) is not None:
         verb_parser.error("give the cell with -c or in FILE, not both")
     return options
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the arguments of mbm, and those after ``--`` of a program that runs on boards.
+
+    argparse would take the first of the latter for the FILE if that is missing.
+    """
+    if arguments[0] != "board-execute" or "--" not in arguments:
+        return arguments, ()
+    at = list(arguments).index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _make_parser() -> argparse.ArgumentParser:

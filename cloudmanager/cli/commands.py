@@ -64,6 +64,8 @@ def add_board_verbs(add_verb: AddVerb) -> None:
     )
     execute.add_argument("-c", dest="code", metavar="CODE", help="the cell as text")
     add_run_options(execute)
+    execute.set_defaults(arguments=[])
+    execute.epilog = "What follows -- is in sys.argv on the boards, after FILE: FILE -- -v 5"
     label = add_verb(
         "board-label",
         board_label,
@@ -218,17 +220,28 @@ def board_execute(options: argparse.Namespace) -> int:
 
     code = _read_code(options)
     given = run_keywords(options)
+    argv = _board_argv(options)
     with Fleet() as fleet:
         boards = fleet[options.target]
         if options.json:
-            results = boards.run(code, **given)
+            results = boards.run(code, argv=argv, **given)
             print_json({name: result.to_json() for name, result in results.items()})
         else:
-            group = boards.submit(code, **given, listen=True, answers=_is_interactive())
+            answers = _is_interactive()
+            group = boards.submit(code, argv=argv, **given, listen=True, answers=answers)
             shows_waits = len(group.jobs) > 1 and sys.stdout.isatty()  # in its live display
             with WaitNotice(fleet.queued_jobs, quiet=shows_waits):
                 results = follow_cell(group)
     return OK if results.ok else FAILED
+
+
+def _board_argv(options: argparse.Namespace) -> list[str] | None:
+    """Return what ``sys.argv`` contains, as for python; None for a cell that is no program."""
+    is_file = options.file is not None and options.file != "-"
+    if not is_file and not options.arguments:
+        return None
+    name = "-c" if options.code is not None else options.file or "-"
+    return [name, *options.arguments]
 
 
 def board_label(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 from cloudmanager import config
@@ -164,6 +164,7 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
+        argv: Sequence[str] | None = None,
         answers: bool = False,
         **options: Unpack[RunKeywords],
     ) -> AsyncJobGroup:
@@ -172,6 +173,7 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
         Args:
             code: Python; the value of a trailing expression is returned. It may ``await``.
             inputs: name -> value, assigned on the boards before the cell.
+            argv: what ``sys.argv`` contains on the boards.
             answers: whether the reader of the events answers ``input()``.
             options: see ``RunOptions``.
 
@@ -179,7 +181,7 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
             CloudmanagerError, TypeError, ValueError: as for ``Boards.submit``.
         """
         run_options = RunOptions(answers=answers, **options)
-        group = JobGroup(make_cell(code, inputs), run_options, listen=True)
+        group = JobGroup(make_cell(code, inputs, argv), run_options, listen=True)
         await self.connect()
         self.exchange().submit(group, self.target)
         with group.interrupted_on_error():

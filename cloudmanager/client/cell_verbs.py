@@ -12,9 +12,9 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 from cloudmanager.results.rows import BoardList
 
-from . import cells
+from . import cells, restarts
 from .cells import Cell
-from .input_values import prelude
+from .input_values import argv_assignment, prelude
 from .jobs import Event, JobGroup
 from .keywords import run_keywords
 from .progress import ProgressCallback
@@ -35,6 +35,7 @@ class CellVerbs(HasTarget):
         *,
         inputs: Mapping[str, Any] | None = None,
         inputs_by_board: Mapping[str, Mapping[str, Any]] | None = None,
+        argv: Sequence[str] | None = None,
         progress: ProgressCallback | None = None,
         **options: Unpack[RunKeywords],
     ) -> Results:
@@ -49,6 +50,7 @@ class CellVerbs(HasTarget):
                 objects with a ``tolist()``.
             inputs_by_board: board -> inputs for this board alone, in addition to ``inputs``; an
                 entry for each board on which the cell runs.
+            argv: what ``sys.argv`` contains on the boards, such as ``["main.py", "-v"]``.
             progress: called with a board, 0 or 1 (whether the cell has ended there) and 1; see
                 ``ProgressCallback``.
             options: see ``RunOptions``.
@@ -65,20 +67,33 @@ class CellVerbs(HasTarget):
             names = await _run_names(self)
             _check_boards(inputs_by_board, names)
             given = {name: {**(inputs or {}), **inputs_by_board[name]} for name in names}
-            prepared = {name: make_cell(code, each) for name, each in given.items()}
+            prepared = {name: make_cell(code, each, argv) for name, each in given.items()}
             return await _run_cells(self, prepared, run_options, progress)
-        return await _run_cell(self, make_cell(code, inputs), run_options, progress)
+        return await _run_cell(self, make_cell(code, inputs, argv), run_options, progress)
 
     @verb
-    async def reset(self, *, progress: ProgressCallback | None = None) -> Results:
+    async def reset(
+        self, *, hard: bool = False, progress: ProgressCallback | None = None
+    ) -> Results:
         """Make a soft reset of each board, and wait until it has reconnected.
 
         The board does not start ``app.py`` this time, as for a cell with ``fresh``.
 
         Args:
+            hard: whether to reset the chip, as its RESET button does: ``app.py`` starts.
             progress: see ``run``.
         """
+        if hard:
+            return await restarts.reset_chips(self, progress)
         return await _run_cell(self, prepare_cached(""), RunOptions(fresh=True), progress)
+
+    @verb
+    async def bootloader(self) -> Results:
+        """Start each board's boot loader, in which firmware is installed over a cable.
+
+        The board leaves the fleet until it is reset.
+        """
+        return await restarts.start_bootloaders(self)
 
     @verb
     async def upgrade_client(self, *, progress: ProgressCallback | None = None) -> Results:
@@ -223,6 +238,11 @@ def _make_group(cell: Cell, options: RunOptions, progress: ProgressCallback | No
     return group
 
 
-def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:
-    """Prepare a cell with its inputs."""
-    return cells.prepare_cell(code, prelude(inputs)) if inputs else prepare_cached(code)
+def make_cell(
+    code: str, inputs: Mapping[str, Any] | None, argv: Sequence[str] | None = None
+) -> Cell:
+    """Prepare a cell with its inputs and arguments."""
+    lines = [argv_assignment(argv)] if argv is not None else []
+    if inputs:
+        lines.append(prelude(inputs))
+    return cells.prepare_cell(code, "\n".join(lines)) if lines else prepare_cached(code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
 from cloudmanager import config
@@ -185,6 +185,7 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
+        argv: Sequence[str] | None = None,
         listen: bool = False,
         answers: bool = False,
         **options: Unpack[RunKeywords],
@@ -195,6 +196,7 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             code: Python; the value of a trailing expression is returned. It may ``await``.
             inputs: name -> value, assigned on the boards before the cell: Python literals, and
                 objects with a ``tolist()``.
+            argv: what ``sys.argv`` contains on the boards.
             listen: whether ``events()`` of the returned group will be read.
             answers: whether the reader of the events answers ``input()``.
             options: see ``RunOptions``.
@@ -206,7 +208,7 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             ServerUnreachable: no server answers.
         """
         run_options = RunOptions(answers=answers, **options)
-        group = JobGroup(make_cell(code, inputs), run_options, listen=listen)
+        group = JobGroup(make_cell(code, inputs, argv), run_options, listen=listen)
         self._fleet.exchange().submit(group, self.target)
         with group.interrupted_on_error():
             group.accepted.result()

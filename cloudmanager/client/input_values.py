@@ -11,7 +11,7 @@ from __future__ import annotations
 import array
 import keyword
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cloudmanager.protocol.text import sanitize_text
@@ -42,6 +42,15 @@ def prelude(inputs: Mapping[str, Any]) -> str:
         ValueError: a name is not an identifier, or a value is nested too deeply.
     """
     return "\n".join(_assignment(name, value) for name, value in inputs.items())
+
+
+def argv_assignment(arguments: Sequence[str]) -> str:
+    """Return a statement that makes these texts ``sys.argv``, where a board has that.
+
+    MicroPython's ``sys`` cannot be assigned to, but the list can be changed.
+    """
+    literals = ",".join(map(repr, arguments))
+    return f"getattr(__import__('sys'),'argv',[])[:]=[{literals}]"
 
 
 def _assignment(name: str, value: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +137,52 @@ def test_board_execute_shows_output_and_value(boards, mbm):
     assert "demo-[1-3]" in done.out
     assert done.out.count("hi\n") == 1
     assert "42" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argv"),
+    [
+        (["FILE"], ["FILE"]),
+        (["FILE", "--", "-v", "a b", "--timeout"], ["FILE", "-v", "a b", "--timeout"]),
+        (["FILE", "--timeout", "9", "--", "x"], ["FILE", "x"]),
+        (["--timeout", "9", "FILE", "--", "--", "é'\\n"], ["FILE", "--", "é'\\n"]),
+        (["-c", "CODE", "--", "-c"], ["-c", "-c"]),
+        (["FILE", "--"], ["FILE"]),
+    ],
+)
+def test_board_execute_passes_arguments(boards, mbm, tmp_path: Path, arguments, argv):
+    code = "if True:\n    import sys\nsys.argv"
+    (tmp_path / "main.py").write_text(code)
+    names = {"FILE": str(tmp_path / "main.py"), "CODE": code}
+    words = [names.get(word, word) for word in arguments]
+    at = words.index("--") if "--" in words else len(words)
+    done = mbm("board-execute", "demo-1", "--json", *words[:at], *words[at:])
+    assert done.json["demo-1"]["value"] == [names.get(word, word) for word in argv]
+
+
+def test_arguments_do_not_move_the_lines_of_a_traceback(boards, mbm, tmp_path: Path):
+    (tmp_path / "main.py").write_text("for n in range(1):\n    pass\n1 / 0\n")
+    done = mbm("board-execute", "demo-1", str(tmp_path / "main.py"), "--", "a")
+    assert "line 3" in done.out + done.err
+    assert "1 / 0" in done.out + done.err
+
+
+def test_program_of_a_pipe_has_arguments_too(boards, monkeypatch, mbm):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"import sys; sys.argv")))
+    done = mbm("board-execute", "demo-1", "--json", "--", "a")
+    assert done.json["demo-1"]["value"] == ["-", "a"]
+
+
+def test_cell_without_arguments_leaves_them_alone(boards, fleet, mbm):
+    fleet["demo-1"].run("import sys; sys.argv[:] = ['mine']").raise_for_error()
+    done = mbm("board-execute", "demo-1", "--json", "-c", "sys.argv")
+    assert done.json["demo-1"]["value"] == ["mine"]
+    names = ["demo-1", "demo-2"]
+    given = {name: {"n": name} for name in names}
+    results = fleet["demo-[1-2]"].run(
+        "import sys; (sys.argv, n)", argv=["x"], inputs_by_board=given
+    )
+    assert results.to_dict() == {name: (["x"], name) for name in names}
 
 
 def test_board_execute_prints_json(boards, mbm):
