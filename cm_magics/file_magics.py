@@ -7,13 +7,10 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
-from cloudmanager.client.sources import expand_patterns
-from cloudmanager.display.folding import printable_output
-from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.client.copy_words import copy_words
 from cloudmanager.results.results import Results
 
-from . import cell_display
-from .base import TargetMagics, make_parser, without_traceback
+from .base import TargetMagics, make_parser
 from .magic_options import MagicParser
 from .magics import with_variables
 
@@ -23,11 +20,12 @@ _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a
 %board_cp lab-* app :lib             a folder: /lib/app; `app/` is only what is in it: /lib
 %board_cp lab-* a.py :new.py         to a name; `:new/` is a folder
 %board_cp lab-1 :log.txt .           from a board; from several boards, into a folder for each
+%board_cp lab-* :a.py :old/          on the boards themselves
 
 Identical files are not sent again, and an interrupted copy resumes where it stopped.
 """
 _LS_HELP: Final = (
-    "List a folder on boards, by default the root, or a pattern: %board_ls lab-1 :lib, :*.csv"
+    "List folders on boards, by default the root, or a pattern: %board_ls lab-1 :lib :*.csv"
 )
 _RM_HELP: Final = (
     "Remove files from boards, or with -r folders: %board_rm lab-* :old.py :logs/*.csv"
@@ -105,19 +103,7 @@ class FileMagics(TargetMagics):
             raise UsageError(
                 "Usage: %board_cp TARGET FROM… TO (a path on the boards begins with `:`)"
             )
-        *sources, dest = words
-        if dest.startswith(":"):
-            with without_traceback():
-                found = expand_patterns(sources)
-            source = sources[0] if found == sources[:1] else found
-            return self._run_verb(lambda progress: boards.put(source, dest, progress=progress))
-        if len(sources) != 1 or not sources[0].startswith(":"):
-            raise UsageError(
-                "Either TO or a single FROM must be a path on the boards, such as `:lib/`."
-            )
-        return self._run_verb(
-            lambda progress: boards.get(sources[0], dest, glob=True, progress=progress)
-        )
+        return self._run_verb(lambda progress: copy_words(boards, *words, progress=progress))
 
     board_cp.__doc__ = _CP_PARSER.format_help()
 
@@ -126,8 +112,8 @@ class FileMagics(TargetMagics):
     def board_ls(self, line: str) -> Results:
         """List a folder; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_LS_PARSER, line)
-        path = words[0] if words else ":/"
-        return self._run_verb(lambda _: boards.ls(path, recursive=options.recursive, glob=True))
+        paths = words or ":/"
+        return self._run_verb(lambda _: boards.ls(paths, recursive=options.recursive, glob=True))
 
     board_ls.__doc__ = _LS_PARSER.format_help()
 
@@ -138,22 +124,7 @@ class FileMagics(TargetMagics):
         boards, words, options = self._parse_line(_RM_PARSER, line)
         if not words:
             raise UsageError("Usage: %board_rm TARGET :PATH… (files, or with -r folders)")
-
-        def remove(path: str) -> Results:
-            return self._run_verb(lambda _: boards.rm(path, recursive=options.recursive, glob=True))
-
-        removed: list[Results] = []
-        failures: list[Exception] = []
-        for word in words:  # a path that cannot be removed does not keep the next ones
-            try:
-                removed.append(remove(word))
-            except (CloudmanagerError, OSError) as error:
-                failures.append(error)
-        for failure in failures[:-1]:  # the last one is shown by IPython
-            cell_display.display_text(printable_output(f"{type(failure).__name__}: {failure}"))
-        if failures:
-            raise failures[-1]
-        return removed[-1]
+        return self._run_verb(lambda _: boards.rm(words, recursive=options.recursive, glob=True))
 
     board_rm.__doc__ = _RM_PARSER.format_help()
 

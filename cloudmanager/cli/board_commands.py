@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from cloudmanager.client.copy_words import copy_words
+from cloudmanager.client.file_jobs import as_file_results
 from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
@@ -20,10 +22,13 @@ from cloudmanager.protocol.errors import BoardOffline, CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
+from .edit_files import OpenFleet, edit_files
+
 PROGRAM: Final = "app.py"  # the fact `program` of a board while its own program runs
 _POLL_SECONDS: Final = 0.12  # between two looks at programs that are being stopped
 _MAX_DEPTH: Final = 20  # levels of lists and dicts in a setting; a chip's stack ends at about 50
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")  # they have no UTF-8
+EDIT: Final = "edit"  # the macro
 SETTINGS: Final = ":settings.json"  # a file on boards for the settings of the user's programs
 
 
@@ -31,9 +36,11 @@ class Macro(NamedTuple):
     """One macro.
 
     Attributes:
-        arguments: the names of its arguments; those in brackets may be left out.
+        arguments: the names of its arguments; those in brackets may be left out, and one that ends
+            in "…" may be repeated.
         description: what it does, for ``--help``.
-        action: called with the boards, the arguments, and True for each of its options.
+        action: called with the boards, the arguments, and True for each of its options; None for
+            `edit`, which ``run_edit`` runs.
         options: its options, as mpremote and shells have them -> the names of the arguments.
         words: returns the result of a board as text for people; None: as it is.
         progress_unit: what its progress counts, "boards" or "bytes"; "" if the action does not take
@@ -42,15 +49,39 @@ class Macro(NamedTuple):
 
     arguments: tuple[str, ...]
     description: str
-    action: Callable[..., Results]
+    action: Callable[..., Results] | None = None
     options: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     words: Callable[[Result], str] | None = None
     progress_unit: str = ""
 
     def usage(self, name: str) -> str:
-        """Return its name, its options of one letter and its arguments."""
-        letters = [each for each in self.options if len(each) == 2 and each != "-R"]
-        return " ".join((name, *(f"[{each}]" for each in letters), *self.arguments))
+        """Return its name, its options and its arguments."""
+        options: dict[tuple[str, ...], str] = {}  # what an option sets -> its first spelling
+        for option, names in self.options.items():
+            if len(names) == 1:
+                options.setdefault(names, option)
+        return " ".join((name, *(f"[{each}]" for each in options.values()), *self.arguments))
+
+    def check_words(self, name: str, words: Sequence[str]) -> None:
+        """Check the arguments.
+
+        Raises:
+            ValueError: there are too few or too many, or one is an option that the macro lacks.
+        """
+        required = sum(not argument.startswith("[") for argument in self.arguments)
+        is_repeated = any("…" in argument for argument in self.arguments)
+        if len(words) < required or not (is_repeated or len(words) <= len(self.arguments)):
+            raise ValueError(f"Wrong number of arguments. Usage: {self._line(name)}")
+        takes_paths = any("PATH" in argument for argument in self.arguments)
+        unknown = [word for word in words if word.startswith("-") and takes_paths]
+        if unknown:
+            raise ValueError(
+                f"{name} has no option {unknown[0]}. Usage: {self._line(name)} "
+                "(a path that begins with a dash is written with a colon, :-x)"
+            )
+
+    def _line(self, name: str) -> str:
+        return f"mbm board TARGET {self.usage(name)}"
 
 
 def find_macro(name: str) -> Macro:
@@ -65,6 +96,12 @@ def find_macro(name: str) -> Macro:
         guess = f" Did you mean {nearest}?" if nearest else ""
         raise ValueError(f"No macro is called {name}.{guess} The macros are {', '.join(MACROS)}.")
     return macro
+
+
+def run_edit(open_fleet: OpenFleet, target: str, arguments: Sequence[str]) -> Results:
+    """Run the macro `edit`, which has the terminal for itself, and connects when it has to."""
+    MACROS[EDIT].check_words(EDIT, arguments)
+    return edit_files(open_fleet, target, *_board_paths(arguments))
 
 
 def run_macro(
@@ -85,11 +122,10 @@ def run_macro(
         ValueError: no macro has this name, or the number of arguments is wrong.
     """
     macro = find_macro(name)
+    assert macro.action is not None
     given = [each for each in arguments if each in macro.options]
     words = [each for each in arguments if each not in macro.options]
-    required = sum(not argument.startswith("[") for argument in macro.arguments)
-    if not required <= len(words) <= len(macro.arguments):
-        raise ValueError(f"Wrong number of arguments. Usage: mbm board TARGET {macro.usage(name)}")
+    macro.check_words(name, words)
     options: dict[str, Any] = {}
     for each in given:
         options |= dict.fromkeys(macro.options[each], True)
@@ -114,6 +150,10 @@ def in_words(results: Results, name: str) -> Results:
 def _board_path(text: str) -> str:
     """Return a path on boards; the user may leave out its colon."""
     return text if text.startswith(":") else f":{text}"
+
+
+def _board_paths(texts: Sequence[str]) -> list[str]:
+    return [_board_path(text) for text in texts]
 
 
 def _echo(boards: Boards, text: str) -> Results:
@@ -162,16 +202,51 @@ def _still_running(name: str) -> Result:
     return failed_result(name, error)
 
 
-def _remove(boards: Boards, path: str, *, recursive: bool = False, force: bool = False) -> Results:
-    """Remove a file or, with ``recursive``, a folder; with ``force``, one that may be missing."""
-    results = boards.rm(_board_path(path), glob=True, recursive=recursive)
-    if not force:
-        return results
-    removed = {
-        name: empty_result(name) if isinstance(result.error, FileNotFoundError) else result
-        for name, result in results.items()
+def _draw_trees(
+    boards: Boards, *paths: str, in_bytes: bool = False, in_units: bool = False
+) -> Results:
+    """Return folders as trees, with the sizes of files in bytes or in units."""
+    found = boards.tree(_board_paths(paths) or ":/")
+    sizes = "bytes" if in_bytes else "units" if in_units else ""
+    trees = {
+        name: result.with_value([tree._replace(sizes=sizes) for tree in result.value])
+        if result.ok
+        else result
+        for name, result in as_file_results(found).items()
     }
-    return Results(removed, results.left_out)
+    return Results(trees, found.left_out)
+
+
+#: The value: year, month, day, hour, minute, second.
+_READ_CLOCK_CODE: Final = "__import__('time').localtime()[:6]"
+#: DATETIME is that of `machine.RTC`: year, month, day, weekday, hour, minute, second, subseconds.
+_SET_CLOCK_CODE: Final = """\
+try:
+    from machine import RTC
+except ImportError:
+    raise OSError("this board has no clock of its own")
+RTC().datetime(DATETIME)
+"""
+
+
+def _clock(boards: Boards, *, set_clock: bool = False) -> Results:
+    """Read the boards' clocks, after setting them to this computer's time if ``set_clock``.
+
+    Boards keep UTC, as the server sets it.
+    """
+    if not set_clock:
+        return boards.run(_READ_CLOCK_CODE)
+    now = time.gmtime()
+    fields = (*now[:3], now.tm_wday, *now[3:6], 0)
+    code = _SET_CLOCK_CODE.replace("DATETIME", repr(fields))
+    return boards.run(f"exec({code!r}, {{}})\n{_READ_CLOCK_CODE}")
+
+
+def _clock_words(result: Result) -> str:
+    """Return the date and the time of a clock; "" for a failure."""
+    if not result.ok:
+        return ""
+    return "{:04}-{:02}-{:02} {:02}:{:02}:{:02}".format(*result.value)
 
 
 #: The value: platform, the text of sys.version, numbers of the version, and name of the hardware.
@@ -293,20 +368,44 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "reset": Macro(
         (),
-        "soft-reset the boards",
-        lambda boards, progress: boards.reset(progress=progress),
+        "soft-reset the boards; with --hard, reset their chips, as the RESET button does",
+        lambda boards, progress, **options: boards.reset(progress=progress, **options),
+        {"--hard": ("hard",)},
         progress_unit="boards",
     ),
+    "bootloader": Macro(
+        (),
+        "start the boot loader, to install firmware over a cable; the boards leave the fleet",
+        lambda boards: boards.bootloader(),
+    ),
     "ls": Macro(
-        ("[PATH]",),
-        "list a folder, or what matches a pattern; with -r, subfolders too",
-        lambda boards, path=":/", **options: boards.ls(_board_path(path), glob=True, **options),
+        ("[PATH…]",),
+        "list folders, or what matches a pattern; with -r, subfolders too",
+        lambda boards, *paths, **options: boards.ls(
+            _board_paths(paths) or ":/", glob=True, **options
+        ),
         dict.fromkeys(("-r", "-R", "--recursive"), ("recursive",)),
     ),
+    "tree": Macro(
+        ("[PATH…]",),
+        "show folders as a tree; with -s, the sizes of files, with --human in units such as 1.5K",
+        _draw_trees,
+        {"-s": ("in_bytes",), "--size": ("in_bytes",), "--human": ("in_units",)},
+    ),
     "cat": Macro(
-        ("PATH",),
-        "show a file",
-        lambda boards, path, progress: boards.read(_board_path(path), glob=True, progress=progress),
+        ("PATH…",),
+        "show files",
+        lambda boards, *paths, progress: boards.read(
+            _board_paths(paths), glob=True, progress=progress
+        ),
+        progress_unit="bytes",
+    ),
+    EDIT: Macro(("PATH…",), "edit files of one board with $EDITOR, and write what has changed"),
+    "cp": Macro(
+        ("FROM…", "TO"),
+        "copy files and folders; a colon marks those on the boards, as in mpremote",
+        copy_words,
+        dict.fromkeys(("-r", "-R", "--recursive", "-f", "--force"), ()),
         progress_unit="bytes",
     ),
     "stat": Macro(
@@ -314,23 +413,35 @@ MACROS: Final[dict[str, Macro]] = {
         "show the type and size of a path",
         lambda boards, path: boards.stat(_board_path(path)),
     ),
+    "sha256sum": Macro(
+        ("PATH…",),
+        "show the SHA-256 of files, which boards compute themselves",
+        lambda boards, *paths: boards.sha256sum(_board_paths(paths), glob=True),
+    ),
+    "touch": Macro(
+        ("PATH…",),
+        "create empty files; those that exist stay as they are",
+        lambda boards, *paths: boards.touch(_board_paths(paths)),
+    ),
     "mkdir": Macro(
-        ("PATH",),
-        "create a folder; with -p, also those above it",
-        lambda boards, path, **options: boards.mkdir(_board_path(path), **options),
+        ("PATH…",),
+        "create folders; with -p, also those above them",
+        lambda boards, *paths, **options: boards.mkdir(_board_paths(paths), **options),
         dict.fromkeys(("-p", "--parents"), ("parents",)),
     ),
     "rmdir": Macro(
-        ("PATH",), "remove an empty folder", lambda boards, path: boards.rmdir(_board_path(path))
+        ("PATH…",),
+        "remove empty folders",
+        lambda boards, *paths: boards.rmdir(_board_paths(paths)),
     ),
     "rm": Macro(
-        ("PATH",),
-        "remove a file; with -r, a folder and everything in it; with -f, if it exists",
-        _remove,
+        ("PATH…",),
+        "remove files; with -r, folders and everything in them; with -f, those that exist",
+        lambda boards, *paths, **options: boards.rm(_board_paths(paths), glob=True, **options),
         {
             **dict.fromkeys(("-r", "-R", "--recursive"), ("recursive",)),
-            **dict.fromkeys(("-f", "--force"), ("force",)),
-            **dict.fromkeys(("-rf", "-fr", "-Rf", "-fR"), ("recursive", "force")),
+            **dict.fromkeys(("-f", "--force"), ("missing_ok",)),
+            **dict.fromkeys(("-rf", "-fr", "-Rf", "-fR"), ("recursive", "missing_ok")),
         },
     ),
     "mv": Macro(
@@ -343,6 +454,13 @@ MACROS: Final[dict[str, Macro]] = {
         (),
         "show the free heap in bytes",
         lambda boards: boards.run("(__import__('gc').collect(), __import__('gc').mem_free())[1]"),
+    ),
+    "rtc": Macro(
+        (),
+        "show the boards' date and time; with --set, first set them to this computer's, in UTC",
+        _clock,
+        dict.fromkeys(("--set", "-s"), ("set_clock",)),
+        words=_clock_words,
     ),
     "uname": Macro(
         (),

@@ -9,9 +9,10 @@ import os
 import sys
 
 from cloudmanager.client.board_globs import has_pattern
+from cloudmanager.client.file_jobs import as_file_results
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.sources import expand_patterns, local_source
-from cloudmanager.display.file_report import files_lines, single_failure_text
+from cloudmanager.display.file_report import files_lines, partial_text, single_failure_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import colour_lines, print_error
 from cloudmanager.results.results import Results
@@ -144,26 +145,34 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
 
 def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
+    if options.macro == board_commands.EDIT:
+        results = board_commands.run_edit(
+            lambda: open_fleet(options), options.target, options.words
+        )
+        return print_results(results, options)
     unit = board_commands.find_macro(options.macro).progress_unit
     bar = ProgressBar(options.macro, unit=unit, quiet=options.json)
     with open_fleet(options) as fleet, bar as progress:
         boards = fleet[options.target]
         results = board_commands.run_macro(boards, options.macro, options.words, progress)
     if options.macro == "cat" and not options.json and write_content(results):
-        return OK
+        return OK if results.ok else print_failure(results)
     return print_results(
         results if options.json else board_commands.in_words(results, options.macro), options
     )
 
 
 def write_content(results: Results) -> bool:
-    """Write the file of a single board to standard output, byte by byte; return whether it was.
+    """Write the files of a single board to standard output, byte by byte; return whether it was.
 
-    On a terminal, the file is shown as text instead: its bytes could be commands to the terminal.
+    On a terminal, they are shown as text instead: their bytes could be commands to the terminal.
     """
-    if len(results) != 1 or not results.ok or results.left_out or sys.stdout.isatty():
+    if len(results) != 1 or results.left_out or sys.stdout.isatty():
         return False
-    (content,) = results.to_dict().values()
+    (result,) = as_file_results(results).values()
+    content = result.value if result.ok else result.partial
+    if content is None:
+        return False
     sys.stdout.flush()
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
@@ -175,10 +184,19 @@ def print_results(results: Results, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
     elif len(results) == 1 and not results.ok:
-        print_error(single_failure_text(results))
+        (result,) = results.values()
+        if text := partial_text(result):
+            print(text, flush=True)
+        return print_failure(results)
     elif lines := files_lines(results):
         print(colour_lines(lines, sys.stdout), flush=True)
     return OK if results.ok else FAILED
+
+
+def print_failure(results: Results) -> int:
+    """Print why a verb failed on its only board; return the exit status."""
+    print_error(single_failure_text(results))
+    return FAILED
 
 
 def print_usage_error(reason: str) -> int:

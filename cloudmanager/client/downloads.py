@@ -70,12 +70,13 @@ class DownloadRequest(NamedTuple):
 
 
 async def download(
-    boards: HasTarget, origin: str, dest: PathLike, progress: ProgressCallback | None
+    boards: HasTarget, request: DownloadRequest, progress: ProgressCallback | None
 ) -> Results:
     """Copy a file or folder from the boards: see ``FileVerbs.get``."""
-    if _is_device(local_source(dest)):
-        return await _download_to_device(boards, origin, local_source(dest), progress)
-    return await download_from(boards, DownloadRequest(origin, dest), progress)
+    device = local_source(request.dest)
+    if _is_device(device):
+        return await _download_to_device(boards, request.origin, device, progress)
+    return await download_from(boards, request, progress)
 
 
 def _is_device(path: Path) -> bool:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloudmanager.protocol.file_ops import FileOp
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
-from . import board_globs, board_paths, downloads, files, moves, sources, syncing, uploads
+from . import (
+    board_copies,
+    board_globs,
+    board_paths,
+    checksums,
+    downloads,
+    files,
+    moves,
+    sources,
+    syncing,
+    uploads,
+)
 from .file_jobs import (
     as_file_results,
     group_equal_plans,
@@ -17,6 +30,7 @@ from .file_jobs import (
     run_file_ops_in_batches,
 )
 from .progress import ProgressCallback
+from .several_paths import BoardPaths, SomeBoards, run_for_paths
 from .sources import PathLike, UploadOrigin
 from .verb import HasTarget, verb
 
@@ -29,18 +43,40 @@ class FileVerbs(HasTarget):
     """
 
     @verb
-    async def ls(self, path: str = ":/", *, recursive: bool = False, glob: bool = False) -> Results:
-        """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size).
+    async def ls(
+        self, path: BoardPaths = ":/", *, recursive: bool = False, glob: bool = False
+    ) -> Results:
+        """List a folder, or several; each value is a list of ``Entry`` (path, is_dir, size).
 
-        With ``glob``, the path may be a pattern, such as ``:logs/*.csv``; what matches is listed.
+        With ``glob``, a path may be a pattern, such as ``:logs/*.csv``; what matches is listed.
         """
-        if glob and board_globs.has_pattern(path):
-            return await board_globs.find(self, path, recursive=recursive)
-        return await run_file_ops(
-            self,
-            [["ls", board_paths.parse_board_path(path), recursive]],
-            make_value=_of_first_result(files.read_entries),
-        )
+
+        async def list_path(boards: HasTarget, each: str) -> Results:
+            if glob and board_globs.has_pattern(each):
+                return await board_globs.find(boards, each, recursive=recursive)
+            return await _list_folder(boards, each, recursive=recursive)
+
+        return await run_for_paths(self, path, list_path, _joined_lists)
+
+    @verb
+    async def tree(self, path: BoardPaths = ":/") -> Results:
+        """Return folders with all that is in them; each board's value is a list of ``FolderTree``.
+
+        Shown as text, that is a tree as mpremote draws it.
+        """
+
+        async def list_tree(boards: HasTarget, each: str) -> Results:
+            found = await _list_folder(boards, each, recursive=True)
+            top = board_paths.parse_board_path(each)
+            trees = {
+                name: result.with_value([files.FolderTree(top, result.value)])
+                if result.ok
+                else result
+                for name, result in as_file_results(found).items()
+            }
+            return Results(trees, found.left_out)
+
+        return await run_for_paths(self, path, list_tree, _joined_lists)
 
     @verb
     async def stat(self, path: str) -> Results:
@@ -61,33 +97,78 @@ class FileVerbs(HasTarget):
         )
 
     @verb
-    async def mkdir(self, path: str, *, parents: bool = False) -> Results:
-        """Make a folder; with ``parents``, missing parents too, and the folder may exist."""
+    async def mkdir(self, path: BoardPaths, *, parents: bool = False) -> Results:
+        """Make a folder, or several; with ``parents``, missing parents too, and it may exist."""
         name = "makedirs" if parents else "mkdir"
-        return await run_file_ops(
-            self, [[name, board_paths.parse_board_path(path)]], make_value=_no_value
-        )
+
+        async def make_folder(boards: HasTarget, each: str) -> Results:
+            op = [name, board_paths.parse_board_path(each)]
+            return await run_file_ops(boards, [op], make_value=_no_value)
+
+        return await run_for_paths(self, path, make_folder, _no_value)
 
     @verb
-    async def rmdir(self, path: str) -> Results:
-        """Remove an empty folder."""
-        path = board_paths.parse_board_path(path)
-        # With ls, which fails for a file: rmdir on littlefs would remove a file, too.
-        return await run_file_ops(
-            self, [["ls", path, False], ["rmdir", path]], make_value=_no_value
-        )
+    async def rmdir(self, path: BoardPaths) -> Results:
+        """Remove an empty folder, or several."""
+
+        async def remove_folder(boards: HasTarget, each: str) -> Results:
+            each = board_paths.parse_board_path(each)
+            # With ls, which fails for a file: rmdir on littlefs would remove a file, too.
+            ops: list[FileOp] = [["ls", each, False], ["rmdir", each]]
+            return await run_file_ops(boards, ops, make_value=_no_value)
+
+        return await run_for_paths(self, path, remove_folder, _no_value)
 
     @verb
-    async def rm(self, path: str, *, recursive: bool = False, glob: bool = False) -> Results:
-        """Remove a file; with ``recursive``, a folder with its contents.
+    async def rm(
+        self,
+        path: BoardPaths,
+        *,
+        recursive: bool = False,
+        glob: bool = False,
+        missing_ok: bool = False,
+    ) -> Results:
+        """Remove a file, or several.
 
-        With ``glob``, the path may be a pattern, such as ``:logs/*.csv``.
+        Args:
+            path: the file.
+            recursive: whether it may be a folder, which is removed with its contents.
+            glob: whether the path may be a pattern, such as ``:logs/*.csv``.
+            missing_ok: whether a file may be missing.
         """
-        if glob and board_globs.has_pattern(path):
-            return await _remove_matches(self, path, recursive=recursive)
-        return await run_file_ops(
-            self, [["rm", board_paths.parse_board_path(path), recursive]], make_value=_no_value
-        )
+
+        async def remove(boards: HasTarget, each: str) -> Results:
+            if glob and board_globs.has_pattern(each):
+                removed = await _remove_matches(boards, each, recursive=recursive)
+            else:
+                op = ["rm", board_paths.parse_board_path(each), recursive]
+                removed = await run_file_ops(boards, [op], make_value=_no_value)
+            return _without_missing(removed) if missing_ok else removed
+
+        return await run_for_paths(self, path, remove, _no_value)
+
+    @verb
+    async def touch(self, path: BoardPaths) -> Results:
+        """Make an empty file, or several; a file that exists stays as it is."""
+
+        async def touch_path(boards: HasTarget, each: str) -> Results:
+            return await uploads.touch(boards, board_paths.parse_board_path(each))
+
+        return await run_for_paths(self, path, touch_path, _no_value)
+
+    @verb
+    async def sha256sum(self, path: BoardPaths, *, glob: bool = False) -> Results:
+        """Return the SHA-256 of a file, or of several; each value is a list of ``Checksum``.
+
+        With ``glob``, a path may be a pattern, such as ``:*.py``. Boards compute it themselves.
+        """
+
+        async def hash_path(boards: HasTarget, each: str) -> Results:
+            if glob and board_globs.has_pattern(each):
+                return await _hash_matches(boards, each)
+            return await checksums.hash_files(boards, [board_paths.parse_board_path(each)])
+
+        return await run_for_paths(self, path, hash_path, _joined_lists)
 
     @verb
     async def mv(self, path: str, to: str) -> Results:
@@ -100,6 +181,24 @@ class FileVerbs(HasTarget):
                 only; nothing was moved.
         """
         return await moves.move(self, path, to)
+
+    @verb
+    async def cp(
+        self, path: BoardPaths, to: str, *, progress: ProgressCallback | None = None
+    ) -> Results:
+        """Copy a file or a folder, or several, to another place on the same board.
+
+        The places are those of ``put``. The files pass through this computer.
+
+        Args:
+            path: what to copy; it may be a pattern, such as ``:*.py``.
+            to: the place on the same board.
+            progress: see ``put``.
+
+        Returns:
+            For each board, how many bytes were written, as ``put``.
+        """
+        return await board_copies.copy(self, path, to, progress)
 
     @verb
     async def put(
@@ -160,7 +259,7 @@ class FileVerbs(HasTarget):
     @verb
     async def get(
         self,
-        path: str,
+        path: BoardPaths,
         folder: PathLike = ".",
         *,
         glob: bool = False,
@@ -170,40 +269,59 @@ class FileVerbs(HasTarget):
 
         A file of one board is copied as ``cp`` does: to the name ``folder``, or into the folder
         ``folder`` if that exists or ends in ``/``. A folder ``:log`` is copied to ``folder/log``,
-        the content of ``:log/`` into ``folder``. Missing local folders are made.
+        the content of ``:log/`` into ``folder``. Several paths are copied into the folder
+        ``folder``. Missing local folders are made.
 
         File names from boards are not trusted: a name that is not a plain file name is an error,
         and the other files are copied.
 
         Args:
-            path: what to copy, such as ``:log.txt``.
+            path: what to copy, such as ``:log.txt``; or several paths.
             folder: the local place.
             glob: whether the path may be a pattern, such as ``:*.log``; what matches is copied
                 into the folder ``folder``.
             progress: see ``put``.
 
         Returns:
-            For each board, the local ``Path`` of the file; for a folder, a list of them.
+            For each board, the local ``Path`` of the file; for a folder, or several paths, a list
+            of them.
         """
-        if glob and board_globs.has_pattern(path):
-            return await _download_matches(self, path, folder, progress)
-        return await downloads.download(self, path, folder, progress)
+        dest = folder if isinstance(path, str) else f"{os.fspath(folder)}/"
+
+        folder_per_board: bool | None = None  # the same for all paths, though a board may fail
+
+        async def copy_path(boards: HasTarget, each: str) -> Results:
+            nonlocal folder_per_board
+            request = downloads.DownloadRequest(each, dest, "", folder_per_board)
+            if glob and board_globs.has_pattern(each):
+                results = await _download_matches(boards, request, progress)
+            else:
+                results = await downloads.download(boards, request, progress)
+            if folder_per_board is None:
+                folder_per_board = len(results) + len(results.left_out) > 1
+            return results
+
+        return await run_for_paths(self, path, copy_path, _joined_paths)
 
     @verb
     async def read(
-        self, path: str, *, glob: bool = False, progress: ProgressCallback | None = None
+        self, path: BoardPaths, *, glob: bool = False, progress: ProgressCallback | None = None
     ) -> Results:
         """Return the content of a file; each board's value is ``bytes``.
 
         Args:
-            path: the file.
+            path: the file; or several, whose contents are joined.
             glob: whether the path may be a pattern, such as ``:*.log``; the contents of the files
                 that match are joined.
             progress: see ``put``; the size is requested first.
         """
-        if glob and board_globs.has_pattern(path):
-            return await _read_matches(self, path, progress)
-        return await downloads.read_file(self, path, progress)
+
+        async def read_path(boards: HasTarget, each: str) -> Results:
+            if glob and board_globs.has_pattern(each):
+                return await _read_matches(boards, each, progress)
+            return await downloads.read_file(boards, each, progress)
+
+        return await run_for_paths(self, path, read_path, b"".join)
 
     @verb
     async def sync(
@@ -238,6 +356,35 @@ class FileVerbs(HasTarget):
         """
         request = syncing.SyncRequest(Path(folder), dest, delete, dry_run)
         return await syncing.sync(self, request, progress)
+
+
+async def _list_folder(boards: HasTarget, path: str, *, recursive: bool) -> Results:
+    """List a folder of each board."""
+    return await run_file_ops(
+        boards,
+        [["ls", board_paths.parse_board_path(path), recursive]],
+        make_value=_of_first_result(files.read_entries),
+    )
+
+
+async def _hash_matches(boards: HasTarget, pattern: str) -> Results:
+    """Return the SHA-256 of what matches a pattern on each board."""
+    found = await board_globs.find(boards, pattern)
+    results = dict(found)
+    for names, paths in group_equal_plans(_matches(found)):
+        results.update(await checksums.hash_files(SomeBoards(boards, names), paths))
+    return Results(results, found.left_out)
+
+
+def _without_missing(removed: Results) -> Results:
+    """Return results in which a missing file is no error."""
+    results = {
+        name: files.empty_result(name).with_value(None)
+        if isinstance(result.error, FileNotFoundError)
+        else result
+        for name, result in removed.items()
+    }
+    return Results(results, removed.left_out)
 
 
 async def _remove_matches(boards: HasTarget, pattern: str, *, recursive: bool) -> Results:
@@ -276,20 +423,22 @@ async def _read_matches(
 
 
 async def _download_matches(
-    boards: HasTarget, pattern: str, dest: PathLike, progress: ProgressCallback | None
+    boards: HasTarget, request: downloads.DownloadRequest, progress: ProgressCallback | None
 ) -> Results:
     """Copy what matches a pattern from each board."""
+    pattern = request.origin
     found = await board_globs.find(boards, pattern)
     if set(_matches(found).values()) == {(board_paths.parse_board_path(pattern),)}:
-        return await downloads.download(boards, pattern, dest, progress)  # it is a file's name
+        return await downloads.download(boards, request, progress)  # it is a file's name
+    many = request.folder_per_board
+    if many is None:
+        many = len(found) + len(found.left_out) > 1
     results = dict(found)
     local_paths: dict[str, list[Path]] = {name: [] for name in _matches(found)}
     for name, paths in _matches(found).items():
         for path in paths:
-            request = downloads.DownloadRequest(
-                f":{path}", f"{dest}/", name, len(found) + len(found.left_out) > 1
-            )
-            result = (await downloads.download_from(boards, request, progress))[name]
+            each = downloads.DownloadRequest(f":{path}", f"{request.dest}/", name, many)
+            result = (await downloads.download_from(boards, each, progress))[name]
             if not result.ok:
                 results[name] = result
                 continue
@@ -315,3 +464,12 @@ def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:
 
 def _no_value(_: list[Any]) -> None:
     """Return None: the verb has no value."""
+
+
+def _joined_lists(values: list[list[Any]]) -> list[Any]:
+    return [each for value in values for each in value]
+
+
+def _joined_paths(values: list[Path | list[Path]]) -> list[Path]:
+    """Return the local paths of several downloads, of which each has one or a list."""
+    return _joined_lists([value if isinstance(value, list) else [value] for value in values])

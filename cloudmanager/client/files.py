@@ -49,6 +49,27 @@ class Entry(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
+class FolderTree(NamedTuple):
+    """A folder of a board with all that is in it, sorted; to be shown as a tree.
+
+    Attributes:
+        path: of the folder.
+        entries: what is in it and in its subfolders.
+        sizes: how sizes are shown: "" not at all, "bytes", or "units" such as 1.5K.
+    """
+
+    path: str
+    entries: list[Entry]
+    sizes: str = ""
+
+
+class Checksum(NamedTuple):
+    """The SHA-256 of a file on a board, in hex, and its path."""
+
+    sha256: str
+    path: str
+
+
 class Stat(NamedTuple):
     """Facts about a path on a board; ``mtime`` is in seconds, by the board's clock and epoch."""
 
@@ -99,7 +120,10 @@ class FileResult(Result):
 
     Attributes:
         op_results: the result of each operation, as the board sent it; empty if the job failed.
+        partial: the value of what succeeded, if the verb failed for some of several paths.
     """
+
+    partial: Any = None
 
     def __init__(
         self,
@@ -145,7 +169,8 @@ class FileResult(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``mbm --json`` prints for this result."""
-        return {**super().to_json(), "value": _to_json(self._value)}
+        value = self.partial if self._value is None else self._value
+        return {**super().to_json(), "value": _to_json(value)}
 
     def with_value(self, value: Any, earlier_elapsed: float = 0.0) -> FileResult:
         """Return a copy with another value, and with the seconds of earlier jobs added."""
@@ -157,15 +182,22 @@ class FileResult(Result):
         copy.elapsed = self.elapsed + earlier_elapsed
         return copy
 
+    def with_partial(self, value: Any) -> FileResult:
+        """Return a copy of a failed result with the value of what succeeded."""
+        copy = FileResult.__new__(FileResult)
+        copy.__dict__.update(self.__dict__)
+        copy.partial = value
+        return copy
+
 
 def empty_result(board: str) -> FileResult:
     """Return the result for a board on which nothing had to be done."""
     return FileResult(board, 0, "ok", text="[]")
 
 
-def failed_result(board: str, error: Exception) -> FileResult:
-    """Return the result for a board whose job failed on this machine."""
-    return FileResult(board, 0, "error", failure=error)
+def failed_result(board: str, error: Exception, partial: Any = None) -> FileResult:
+    """Return the result for a board on which a verb failed; see ``FileResult.partial``."""
+    return FileResult(board, 0, "error", failure=error).with_partial(partial)
 
 
 def _board_error(board: str, traceback: str) -> Exception | None:

@@ -21,11 +21,12 @@ from .file_jobs import (
     is_refusal,
     join_errors,
     run_file_jobs,
+    run_file_ops,
     split_batches,
     upload_content,
 )
 from .files import FileJobGroup, FileResult
-from .moves import kind_op
+from .moves import is_folder, kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
@@ -238,6 +239,29 @@ async def upload_items(
             break
         target = fold_names(names)
     return add_errors(uploader.results(), list(uploader.local_errors.values()))
+
+
+async def touch(boards: HasTarget, path: str) -> Results:
+    """Make an empty file where there is none: see ``FileVerbs.touch``."""
+    looked = await run_file_ops(boards, [kind_op(path)])
+    empty = sources.source_from_bytes(b"")
+    await upload_content(boards.exchange(), empty)
+    results: dict[str, Result] = {}
+    missing = []
+    for name, result in as_file_results(looked).items():
+        if not result.ok:
+            results[name] = result
+        elif is_folder(result.value[0]):
+            error = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), f"{name}:{path}")
+            results[name] = files.failed_result(name, error)
+        else:
+            results[name] = result.with_value(None)
+            missing += [name] if result.op_results[0] is None else []
+    if missing:
+        op = ["put", path, empty.digest]
+        made = await run_file_ops(boards, [op], target=fold_names(missing))
+        results |= {name: each.with_value(None) for name, each in as_file_results(made).items()}
+    return Results(results, looked.left_out)
 
 
 def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:

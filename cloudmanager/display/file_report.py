@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from cloudmanager.client.files import Entry, FileResult, Space, Stat
+from cloudmanager.client.files import Checksum, Entry, FileResult, FolderTree, Space, Stat
 from cloudmanager.client.packages import BoardPackages, InstallResult
 from cloudmanager.client.syncing import SyncDryRun, SyncPlan
 from cloudmanager.client.uploads import WrittenBytes
@@ -91,11 +91,18 @@ def single_failure_text(results: Results) -> str:
     return text if text.startswith(result.board) else f"{result.board}: {text}"
 
 
+def partial_text(result: Result) -> str:
+    """Return what a failed verb has done for others of its paths, as text; "" for nothing."""
+    partial = getattr(result, "partial", None)
+    return "" if partial is None else printable_output(value_text(partial)).rstrip()
+
+
 def _outcome_text(result: Result) -> str:
     if not result.ok:
         error = result.error
         if isinstance(error, OSError):
-            return os_error_text(error).removeprefix(result.board)
+            text = os_error_text(error).removeprefix(result.board)
+            return "\n".join(filter(None, (partial_text(result), text)))
         return printable_output(result.traceback or result.why or result.status).rstrip()
     if isinstance(result, FileResult):
         return printable_output(value_text(result.value))
@@ -183,8 +190,48 @@ def _value_lines(values: Iterable[Any]) -> Iterable[str]:
     for value in values:
         if isinstance(value, Entry):
             yield f"{value.size:>12,} {one_line(value.path)}{'/' if value.is_dir else ''}"
+        elif isinstance(value, FolderTree):
+            yield from _tree_lines(value)
+        elif isinstance(value, Checksum):
+            yield f"{value.sha256}  {one_line(value.path)}"
         else:
             yield value_text(value)
+
+
+def _tree_lines(tree: FolderTree) -> Iterator[str]:
+    """Yield a folder and what is in it as mpremote draws it, by name."""
+    inner: dict[str, list[Entry]] = {}  # path of a folder -> its entries
+    for entry in sorted(tree.entries, key=lambda entry: entry.path):
+        inner.setdefault(entry.path.rpartition("/")[0] or "/", []).append(entry)
+
+    def lines(folder: str, indent: str) -> Iterator[str]:
+        entries = inner.get(folder, [])
+        for number, entry in enumerate(entries, start=1):
+            is_last = number == len(entries)
+            size = "" if entry.is_dir else _tree_size(entry.size, tree.sizes)
+            yield f"{indent}{'└── ' if is_last else '├── '}{size}{one_line(entry.name)}"
+            yield from lines(entry.path, indent + ("    " if is_last else "│   "))
+
+    yield f":{one_line(tree.path)}"
+    yield from lines(tree.path, "")
+
+
+def _tree_size(size: int, sizes: str) -> str:
+    """Return a size in a tree, in brackets; "" if sizes are not shown."""
+    if not sizes:
+        return ""
+    return f"[{size:>9}]  " if sizes == "bytes" else f"[{_size_in_units(size):>6}]  "
+
+
+def _size_in_units(size: float) -> str:
+    """Return a size as mpremote shows it to people: 999B, 1.5K, 2.0M."""
+    if size < 1024:
+        return f"{size:.0f}B"
+    for unit in "KMG":
+        size /= 1024
+        if size < 1024 or unit == "G":
+            break
+    return f"{size:.1f}{unit}"
 
 
 def _plan_text(plan: SyncPlan) -> str:

@@ -300,6 +300,9 @@ ATTACKS: Final = [
         "windows_device_names_are_refused_only_as_whole_names",
         "cloudmanager/client/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
         "cloudmanager/display/test_file_report.py: control_characters_in_file_names_are_escaped",
+        "cloudmanager/cli/test_edit_files.py: only_this_user_can_read_the_local_file "
+        "change_of_somebody_else_is_not_overwritten",
+        "cloudmanager/cli/test_board_commands.py: no_macro_works_for_viewers",
         not_here="a table of results is the caller's own (`to_pandas`); no CSV is written",
     ),
     attack(

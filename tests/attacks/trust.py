@@ -225,6 +225,18 @@ def save(config, save=save):
         "test_names_that_are_one_here_do_not_overwrite_each_other",
     ),
     defence(
+        "a board's file that is edited here can be read by this user only",
+        LIBRARY + "cli/edit_files.py",
+        "_write_private = lambda path, content: path.write_bytes(content)",
+        "cloudmanager/cli/test_edit_files.py::test_only_this_user_can_read_the_local_file",
+    ),
+    defence(
+        "an edited file does not overwrite what somebody else has written meanwhile",
+        LIBRARY + "cli/edit_files.py",
+        "_is_as_read = lambda digest, before: True",
+        "cloudmanager/cli/test_edit_files.py::test_change_of_somebody_else_is_not_overwritten",
+    ),
+    defence(
         "a file that is read into memory is limited",
         LIBRARY + "client/downloads.py",
         "_MemorySink._is_too_long = lambda self, size: False",
