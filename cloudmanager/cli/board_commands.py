@@ -18,7 +18,7 @@ from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.progress import ProgressCallback
-from cloudmanager.protocol.errors import BoardOffline, CloudmanagerError
+from cloudmanager.protocol.errors import BoardError, BoardOffline, CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
@@ -137,13 +137,16 @@ def run_macro(
 def in_words(results: Results, name: str) -> Results:
     """Return the results of a macro with its values as text for people."""
     words = MACROS[name].words
-    if words is None:
-        return results
-    texts = {board: words(result) for board, result in results.items()}
-    described = {
-        board: Result(board, result.job, "ok", stdout=texts[board]) if texts[board] else result
-        for board, result in results.items()
-    }
+    described: dict[str, Result] = {}
+    for board, result in results.items():
+        described[board] = result
+        if words is not None and (text := words(result)):
+            described[board] = Result(board, result.job, "ok", stdout=text)
+        elif isinstance(result.error, BoardError) and result.traceback:
+            # The lines of a traceback are those of the macro, which nobody has written here.
+            error = ": ".join(filter(None, (result.error.ename, result.error.evalue)))
+            last = error.removeprefix("OSError: ")
+            described[board] = Result(board, result.job, result.status, traceback=last)
     return Results(described, results.left_out)
 
 
@@ -368,14 +371,14 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "reset": Macro(
         (),
-        "soft-reset the boards; with --hard, reset their chips, as the RESET button does",
+        "soft-reset the boards; with --hard, reset their chips",
         lambda boards, progress, **options: boards.reset(progress=progress, **options),
         {"--hard": ("hard",)},
         progress_unit="boards",
     ),
     "bootloader": Macro(
         (),
-        "start the boot loader, to install firmware over a cable; the boards leave the fleet",
+        "start the boot loader, for firmware over a cable; the board is away then",
         lambda boards: boards.bootloader(),
     ),
     "ls": Macro(
@@ -388,7 +391,7 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "tree": Macro(
         ("[PATH…]",),
-        "show folders as a tree; with -s, the sizes of files, with --human in units such as 1.5K",
+        "show folders as a tree; with -s, sizes, with --human in units",
         _draw_trees,
         {"-s": ("in_bytes",), "--size": ("in_bytes",), "--human": ("in_units",)},
     ),
@@ -403,7 +406,7 @@ MACROS: Final[dict[str, Macro]] = {
     EDIT: Macro(("PATH…",), "edit files of one board with $EDITOR, and write what has changed"),
     "cp": Macro(
         ("FROM…", "TO"),
-        "copy files and folders; a colon marks those on the boards, as in mpremote",
+        "copy files and folders; a colon marks those on boards",
         copy_words,
         dict.fromkeys(("-r", "-R", "--recursive", "-f", "--force"), ()),
         progress_unit="bytes",
@@ -436,7 +439,7 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "rm": Macro(
         ("PATH…",),
-        "remove files; with -r, folders and everything in them; with -f, those that exist",
+        "remove files; with -r, folders, too; with -f, if they exist",
         lambda boards, *paths, **options: boards.rm(_board_paths(paths), glob=True, **options),
         {
             **dict.fromkeys(("-r", "-R", "--recursive"), ("recursive",)),
@@ -457,7 +460,7 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "rtc": Macro(
         (),
-        "show the boards' date and time; with --set, first set them to this computer's, in UTC",
+        "show the boards' clocks; with --set, set them to this computer's first",
         _clock,
         dict.fromkeys(("--set", "-s"), ("set_clock",)),
         words=_clock_words,

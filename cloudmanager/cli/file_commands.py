@@ -74,7 +74,7 @@ def _macro_list() -> str:
     """Return a line for each macro: its arguments and what it does."""
     lines = ["macros:"]
     for name, macro in board_commands.MACROS.items():
-        lines.append(f"  {macro.usage(name):<15}  {macro.description}")
+        lines.append(f"  {macro.usage(name):<27}  {macro.description}")
     return "\n".join(lines)
 
 

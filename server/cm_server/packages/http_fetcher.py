@@ -34,6 +34,8 @@ from .proxied_http import ProxiedHttpClient
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _UNICAST: Final = ipaddress.ip_network("2000::/3")  # the only public range of IPv6 (IANA)
 _DOCUMENTATION: Final = ipaddress.ip_network("3fff::/20")  # RFC 9637; `is_global` may not know it
+#: Dummy addresses and a former anycast (RFC 6890, 7526); `is_global` knows a part of them.
+_SPECIAL_IPV4: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24")))
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are IPv4
 _LOGIN_HINT: Final = (
     ": it may need a user name and a password, which .netrc or the URL of the index can have"
@@ -147,7 +149,8 @@ def is_public(address: str) -> bool:
 
 
 def _is_global(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return ip.is_global and not ip.is_multicast
+    is_special = any(ip in network for network in _SPECIAL_IPV4)
+    return ip.is_global and not ip.is_multicast and not is_special
 
 
 class _PublicResolver(Resolver):

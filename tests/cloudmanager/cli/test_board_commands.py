@@ -447,6 +447,8 @@ def test_clock_is_shown(two: Boards, line: str, home: object, mbm):
     two.run("sys.modules.pop('machine')")
 
 
-def test_board_without_a_clock_says_so(two: Boards):
-    assert "has no clock of its own" in str(run(two, "rtc --set")["demo-1"].error)
+def test_board_without_a_clock_says_so(two: Boards, home: object, mbm):
+    why = "this board has no clock of its own"
+    assert mbm("board", "demo-1", "rtc", "--set").err == f"mbm: demo-1: {why}.\n"
+    assert mbm("board", "demo-[1-2]", "rtc", "--set").out.splitlines()[1:] == [why]
     assert len(run(two, "rtc")["demo-1"].value) == 6
