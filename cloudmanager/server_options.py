@@ -151,7 +151,7 @@ class ServerOptions:
     def beat_seconds(self) -> float:
         """The seconds between two pings to a board.
 
-        A board dials again after three beats without a ping. With several servers, that has to
+        A board dials again after 2.5 beats without a ping. With several servers, that has to
         happen before the others take the jobs of its server, which stands still, for lost.
         """
         return self.beat or (30.0 if self.store is None else 4.0)

@@ -231,6 +231,16 @@ def test_board_reconnects_when_the_server_is_silent(make_lab):
     assert 0.3 < time.monotonic() - begun < 2
 
 
+def test_input_ends_when_the_server_is_silent(make_lab):
+    lab = make_lab(beat=0.2, spread=0.2)
+    link = lab.link()
+    job = link.submit("try:\n    input()\nexcept EOFError:\n    ended = 1")
+    job.until(lambda job: job.prompts)
+    again = lab.link(after=link)
+    assert again.proof_fields["last"]["status"] == OK
+    assert again.run("__cm__((ended))").value == b"1"
+
+
 def test_pings_keep_the_link_open(make_lab):
     lab = make_lab(beat=0.2, spread=0.2)
     link = lab.link()
