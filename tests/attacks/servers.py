@@ -19,6 +19,7 @@ CHANGES: Final = (
     "cm_server/cluster/test_membership.py::"
     "test_changes_at_one_server_apply_at_the_other[sqlite, one process]"
 )
+REBALANCING: Final = "cm_server/cluster/test_rebalancing.py::test_"
 CONFORMANCE: Final = (
     "cm_server/cluster/test_conformance.py::"
     "test_what_crosses_the_bus_is_whole_or_known_to_be_missing"
@@ -119,6 +120,19 @@ SERVERS: Final = [
         SERVER + "cluster/membership.py",
         "Cluster._on_gap = lambda self: None",
         CONFORMANCE + "[tokens-dropped]",
+    ),
+    defence(
+        "rebalancing: boards that somebody uses keep their links",
+        SERVER + "cluster/rebalancing.py",
+        "Rebalancer._is_candidate = lambda self, board, now: True",
+        REBALANCING + "boards_that_are_used_are_not_asked",
+    ),
+    defence(
+        "rebalancing: it ends if it is of no use",
+        SERVER + "cluster/rebalancing.py",
+        "Rebalancer._judge = lambda self, board: board.notify_changed()",
+        REBALANCING + "it_ends_where_there_is_no_load_balancer",
+        REBALANCING + "board_that_does_not_come_back_is_offline_and_ends_it",
     ),
     defence(
         "store: the labels that another server set are kept",

@@ -65,6 +65,9 @@ class RecordingLink:
     def close(self, code: int, reason: str = "") -> None:
         self.closed.append(code)
 
+    def abort(self) -> None:
+        self.closed.append(1006)
+
     def ops(self, job: Job) -> list[int]:
         return [message.op for message in self.sent if message.job == job.id]
 

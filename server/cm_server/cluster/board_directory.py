@@ -133,6 +133,8 @@ class BoardDirectory:
         if self._closed:
             return
         changed = [board for board in self._changed if board.id in self._epochs]
+        # Others know soon enough if it is not back in time, see ``Rebalancer``.
+        changed = [board for board in changed if not board.expected_seconds]
         self._changed = {}
         self._send_boards(ALL, changed)
         if self._pending_samples:

@@ -128,6 +128,7 @@ class _Claim(NamedTuple):
         code: of the cell.
         names: of the boards, as the caller knows them, by job number.
         connected: the boards that are connected here, by job number.
+        expected: the seconds in which boards are back that were asked to connect again, or 0.
         operation: returns the numbers of the claimed jobs.
     """
 
@@ -136,6 +137,7 @@ class _Claim(NamedTuple):
     code: bytes
     names: dict[int, str]
     connected: dict[int, Board]
+    expected: dict[int, float]
     operation: Operation[set[int]]
 
 
@@ -153,6 +155,7 @@ class HostedJobs:
         self._store_queue, self._peer_messages = context.store_queue, context.peer_messages
         self._max_pending_bytes = services.limits.unsent_bytes
         self._claiming: dict[int, int] = {}  # jobs being claimed -> how often they were interrupted
+        self._claims: dict[Operation[set[int]], _Claim] = {}  # those that wait for the store
         self._observers: dict[str, RemoteObserver] = {}
         self._peer_messages.handlers |= {
             "run": self._on_run,
@@ -183,11 +186,14 @@ class HostedJobs:
         """Claim and run the jobs whose boards are connected here; refuse the others."""
         names: dict[int, str] = {}
         connected: dict[int, Board] = {}
+        expected: dict[int, float] = {}
         for number, board_id, name in head["jobs"]:
             names[number] = name
             board = self._registry.by_id.get(board_id)
             if board is not None and board.link:
                 connected[number] = board
+            elif board is not None:
+                expected[number] = board.expected_seconds
         idle = [number for number, board in connected.items() if board.idle]
         busy = connected.keys() - set(idle)
         for number in connected:
@@ -197,8 +203,13 @@ class HostedJobs:
         operation = self._store_queue.run(
             lambda store: store.claim_jobs(sender, idle, busy) if connected else set()
         )
-        claim = _Claim(sender, head, code, names, connected, operation)
+        claim = _Claim(sender, head, code, names, connected, expected, operation)
+        self._claims[operation] = claim
         operation.when_done(lambda _: self._on_claimed(claim))
+
+    def is_claiming(self, board: Board) -> bool:
+        """Return whether a job for a board is being claimed."""
+        return any(board in claim.connected.values() for claim in self._claims.values())
 
     def _on_tokens_read(self, operation: Operation[list[TokenRow]]) -> None:
         if operation.error is None:
@@ -206,6 +217,7 @@ class HostedJobs:
 
     def _on_claimed(self, claim: _Claim) -> None:
         """Run the jobs that this server owns now."""
+        del self._claims[claim.operation]
         sender, head, names, connected = claim.sender, claim.head, claim.names, claim.connected
         interrupts = {number: self._claiming.pop(number, 0) for number in connected}
         try:
@@ -226,7 +238,7 @@ class HostedJobs:
         ]
         accepted = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
         self._peer_messages.send(sender, "taken", {"jobs": accepted})
-        self._report_not_claimed(sender, names.keys() - claimed)
+        self._report_not_claimed(claim, names.keys() - claimed)
         self._dispatch.jobs.update((job.id, job) for job in jobs)
         self._dispatch.scheduler.launch(jobs)
         for job in jobs:
@@ -234,17 +246,20 @@ class HostedJobs:
             if interrupts[job.id] and job.state != "ended":
                 self._dispatch.interrupt(job)
 
-    def _report_not_claimed(self, sender: str, numbers: Collection[int]) -> None:
+    def _report_not_claimed(self, claim: _Claim, numbers: Collection[int]) -> None:
         """Report jobs that could not be claimed; those that run here already were requested twice.
 
         The confirmation of the latter was lost.
         """
+        sender = claim.sender
         hosted = [job for number in numbers if (job := self._find_job(sender, number))]
         if hosted:
             taken = [[job.id, job.state == "queued", job.board.buffer_size] for job in hosted]
             self._peer_messages.send(sender, "taken", {"jobs": taken})
         if refused := set(numbers) - {job.id for job in hosted}:
-            self._peer_messages.send(sender, "refused", {"jobs": sorted(refused)})
+            expected = {number: seconds for number, seconds in claim.expected.items() if seconds}
+            head = {"jobs": sorted(refused), "expected": list(expected.items())}
+            self._peer_messages.send(sender, "refused", head)
 
     def _make_job(self, number: int, board: Board, cell: Cell, requester: Requester) -> Job:
         """Return a new job, or the one of this server's callers that comes back with its board."""

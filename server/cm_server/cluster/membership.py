@@ -28,6 +28,7 @@ from .board_directory import BoardDirectory
 from .hosted_jobs import HostedJobs
 from .peer_messages import ALL, PeerMessages
 from .pubsub import NoPubSub, PubSub
+from .rebalancing import Rebalancer
 from .remote_jobs import RemoteJobs
 from .remote_logs import RemoteLogs
 from .services import ClusterContext, ClusterServices
@@ -109,6 +110,7 @@ class Cluster:
         self.board_directory = BoardDirectory(services, context, self.remote_jobs)
         self.hosted_jobs = HostedJobs(services, context)
         self._remote_logs = RemoteLogs(services, context)
+        self.rebalancer = Rebalancer(services, context, self._is_reserved)
         store.on_change = self._on_change
         self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -252,10 +254,14 @@ class Cluster:
             if server != own_id and heard_at.get(server, oldest) <= oldest
         ]
 
+    @property
+    def _hears_all(self) -> bool:
+        """Whether the messages of all live servers arrive."""
+        return self.peer_messages.pubsub.connected and not self.unheard_servers
+
     def _reload_interval(self) -> float:
         """Return the seconds between two reloads: shorter while messages do not arrive."""
-        complete = self.peer_messages.pubsub.connected and not self.unheard_servers
-        return RELOAD_SECONDS if complete else RELOAD_DISCONNECTED_SECONDS
+        return RELOAD_SECONDS if self._hears_all else RELOAD_DISCONNECTED_SECONDS
 
     async def _rejoin(self) -> None:
         """Start again with a new id: the other servers have removed this one and have its jobs."""
@@ -275,6 +281,7 @@ class Cluster:
         self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
         self._tasks.start_one("poll", self.remote_jobs.poll_outcomes())
         self._remote_logs.poll()
+        self.rebalancer.tick(self.servers, is_complete=self._hears_all)
         self.hosted_jobs.send_states()
         self.remote_jobs.send_requests()
         self.peer_messages.send_beats()
@@ -314,6 +321,11 @@ class Cluster:
         """Publish a sample of a board that is connected to this server."""
         if board.link is not None:
             self.board_directory.on_sample(board, sample)
+
+    def _is_reserved(self, board: Board) -> bool:
+        """Return whether a job is in the store that is about to be sent to a board."""
+        dispatch = self._services.dispatch
+        return dispatch.is_committing(board) or self.hosted_jobs.is_claiming(board)
 
     def follow_logs(self, is_followed: bool) -> None:
         """Begin to read what boards of other servers print, or end it."""

@@ -190,8 +190,10 @@ class RemoteJobs:
             requests.setdefault(job.owner, []).append(fields)
         for owner, jobs in requests.items():
             self._peer_messages.send(owner, "requests", {"jobs": jobs})
-        for number in self._streams.keys() - self._dispatch.jobs.keys():
-            del self._streams[number]
+        open_jobs = self._dispatch.jobs.keys()
+        for by_number in (self._streams, self._tries, self._first_asked_at):
+            for number in by_number.keys() - open_jobs:
+                by_number.pop(number)
 
     def find_board(self, job: Job) -> bool:
         """Launch a job whose board seems to be offline, if the store knows its server.
@@ -329,6 +331,10 @@ class RemoteJobs:
             for job in jobs:
                 self._job_results.end_job(job, "lost", head["why"])
             return
+        for number, seconds in head.get("expected", ()):
+            job = self._dispatch.jobs.get(number)
+            if job in jobs:
+                job.board.expect(seconds)  # as soon as it is known not to be there
         self._tasks.start(self._retry_refused(jobs))
 
     async def _retry_refused(self, jobs: Sequence[Job]) -> None:

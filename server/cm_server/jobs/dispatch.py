@@ -121,6 +121,10 @@ class Dispatch:
             refusable=True,
         )
 
+    def is_committing(self, board: Board) -> bool:
+        """Return whether a cell for a board is being committed."""
+        return board in self._committing
+
     def _on_committed(self, boards: Sequence[Board]) -> None:
         self._committing.subtract(boards)
         for board in boards:

@@ -60,6 +60,9 @@ class BoardLinkProtocol(Protocol):
     def close(self, code: int, reason: str = "") -> None:
         """Close the link with a WebSocket close code."""
 
+    def abort(self) -> None:
+        """Close the link immediately, without a close frame."""
+
 
 class JobRefused(Exception):
     """The server ends a job with an error; ``error_text`` is the text that a board would send."""
@@ -428,6 +431,7 @@ class Board:
         serial: its serial number; "" if nobody wrote one.
         note: what people wrote about it; "" if nothing.
         epoch: with several servers: how often the board connected to any of them.
+        free_since: when it connected, or its last job ended, by the monotonic clock.
     """
 
     def __init__(
@@ -464,6 +468,8 @@ class Board:
         self.strays: TokenBucket | None = None
         self.blocked = False
         self.epoch = 0
+        self.free_since = 0.0
+        self._expected_until = 0.0  # by the monotonic clock
         self._remote_state: RemoteBoardState | None = None
 
     def notify_changed(self) -> None:
@@ -479,6 +485,7 @@ class Board:
     @current_job.setter
     def current_job(self, job: Job | None) -> None:
         self._current_job = job
+        self.free_since = time.monotonic()
         self.notify_changed()
 
     @property
@@ -533,6 +540,22 @@ class Board:
         """Whether this server has asked it to restart: it is expected back, connected or not."""
         return self.current_job is not None and self.current_job.state == "resetting"
 
+    def expect(self, seconds: float) -> None:
+        """Note that a server has asked the board to connect again, to any server, and until when.
+
+        Args:
+            seconds: in which it is back; jobs for it wait for so long.
+        """
+        self._expected_until = time.monotonic() + seconds
+
+    @property
+    def expected_seconds(self) -> float:
+        """The seconds in which a board is back that was asked to connect again; else 0."""
+        is_back = self.link is not None or (
+            self._remote_state is not None and self._remote_state.online
+        )
+        return 0.0 if is_back else max(self._expected_until - time.monotonic(), 0.0)
+
     @property
     def labels(self) -> Mapping[str, str]:
         """The labels that users gave it."""
@@ -562,15 +585,19 @@ class Board:
 
     @property
     def online(self) -> bool:
-        """Whether the board has a link to this server or to another one."""
-        return self.link is not None or (
-            self._remote_state is not None and self._remote_state.online
+        """Whether the board has a link to this server or to another one, or will have it soon."""
+        return (
+            self.link is not None
+            or (self._remote_state is not None and self._remote_state.online)
+            or self.expected_seconds > 0
         )
 
     @property
     def state(self) -> str:
         """Return offline, idle, busy, or lost (its link broke while a job ran)."""
         if self.link is None:
+            if self.expected_seconds > 0:
+                return "idle"
             if self._remote_state is not None:
                 return self._remote_state.state
             return "lost" if self.current_job else "offline"
@@ -597,6 +624,8 @@ class Board:
     ) -> None:
         """Record that the board has authenticated on a new link."""
         self.link = link
+        self._expected_until = 0.0
+        self.free_since = time.monotonic()
         self.link_count += 1
         self.blocked = False
         self.reported_facts = facts

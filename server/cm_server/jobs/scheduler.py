@@ -89,7 +89,7 @@ class Scheduler:
 
     def _launch_not_connected(self, job: Job) -> None:
         """Launch a job whose board is connected to another server, or offline."""
-        if job.board.online:
+        if job.board.online and not job.board.expected_seconds:
             if why := self.permission_check(job):
                 self._job_results.end_job(job, "error", f"{why}; it did not run")
             else:
@@ -98,22 +98,24 @@ class Scheduler:
             self._await_board(job)
 
     def _await_board(self, job: Job) -> None:
-        """Queue the job of an offline board for the time that its caller allows (``wait``)."""
-        if job.cell.options.wait <= 0:
+        """Queue the job of an offline board for the time that its caller allows (``wait``).
+
+        If a server has asked the board to connect again, it waits until the board is back.
+        """
+        wait = max(job.cell.options.wait, job.board.expected_seconds)
+        if wait <= 0:
             if self.remote.find_board(job):
                 return
             self._job_results.end_job(job, "offline", job.board.last_seen_text)
             return
         job.board.queue.append(job)
-        job.timer = self._call_later(job.cell.options.wait, lambda: self._on_wait_expired(job))
+        job.timer = self._call_later(wait, lambda: self._on_wait_expired(job, wait))
 
-    def _on_wait_expired(self, job: Job) -> None:
+    def _on_wait_expired(self, job: Job, wait: float) -> None:
         job.timer = None
         if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            why = (
-                f"it did not connect within {job.cell.options.wait:g} s; {job.board.last_seen_text}"
-            )
+            why = f"it did not connect within {wait:.3g} s; {job.board.last_seen_text}"
             self._job_results.end_job(job, "offline", why)
 
     def remove_from_queue(self, job: Job) -> None:

@@ -60,6 +60,9 @@ class Link:
     def close(self, code: int, reason: str = "") -> None:
         pass
 
+    def abort(self) -> None:
+        pass
+
 
 class Timer:
     def cancel(self) -> None:

@@ -19,6 +19,9 @@ class Link:
     def close(self, code: int, reason: str = "") -> None:
         raise AssertionError("nothing is closed here")
 
+    def abort(self) -> None:
+        raise AssertionError("nothing is closed here")
+
 
 def row(name: str, room: str) -> BoardRow:
     return BoardRow(f"id-{name}", name, b"k" * 32, {"room": room}, {"platform": "esp32"}, 1.0, 5.0)

@@ -31,6 +31,9 @@ class Link:
     def close(self, code: int, reason: str = "") -> None:
         raise AssertionError("the registry closes nothing")
 
+    def abort(self) -> None:
+        raise AssertionError("the registry closes nothing")
+
 
 def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
     return BoardRow(f"id-{name}", name, b"k" * 32, {"room": "lab"}, facts or {}, 1.0, 5.0)
