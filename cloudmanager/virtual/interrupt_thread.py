@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import platform
 import select
@@ -50,11 +51,14 @@ _COPYING = 29  # 1 while the thread copies output to the log: the board waits un
 _OUTPUT_FULL = 30  # 1 if the pipe is so full that the board must read it at once
 _OUTPUT_CLOSED = 31  # 1 if stdout or stderr was closed: the thread opens them again
 _THREADS = 32  # 1 once the user's code has started a thread
+_LOG_ONLY = 33  # 1 while all output is the log's, which may be sent late
+_LOG_PENDING = 34  # 1 if a part of the log has been read, and not sent
 _MAILBOX_BYTES = 40
 
 _TICK_SECONDS = 0.02  # between two polls: the maximum age of output
 _INTERRUPT_AGAIN_SECONDS = 0.25  # until a cell that caught its interrupt gets the next
 _STUCK_SECONDS = 0.005  # in a system call that a signal has restarted
+_LOG_SECONDS = 0.2  # between two callbacks for the log alone
 _NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is lost
 _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
 _WATCHDOG_SECONDS = 60.0  # until a board whose callback is not called is restarted
@@ -130,6 +134,8 @@ class InterruptThread:
                 time.sleep(_FAST_TICK_SECONDS)
             elif quiet < _IDLE_TICKS:
                 time.sleep(_TICK_SECONDS)
+            elif self._log_waits():  # it needs no ticks
+                self._sleep()
             elif self._sleep():
                 quiet = 0
             else:  # a cell has started: most are short and need nothing
@@ -173,13 +179,16 @@ class InterruptThread:
         if not (running and (self.mailbox[_OUTPUT_PENDING] or self.mailbox[_INTERRUPT_STATE])):
             poll = select.poll()
             poll.register(self.wake_reader, select.POLLIN)
-            poll.register(self._output.reader, select.POLLIN)
             timeout: float | None = None
+            if self._log_waits():
+                timeout = _LOG_SECONDS * 1000
+            else:
+                poll.register(self._output.reader, select.POLLIN)
             if running:
                 if fd >= 0:
                     poll.register(fd, select.POLLIN)
                 else:
-                    timeout = _NO_LINK_POLL_SECONDS * 1000
+                    timeout = min(timeout or math.inf, _NO_LINK_POLL_SECONDS * 1000)
                 if deadline:
                     left = max(0.0, deadline - time.monotonic() * 1000)
                     timeout = left if timeout is None else min(timeout, left)
@@ -204,6 +213,8 @@ class InterruptThread:
         needs_callback = self._needs_callback()
         if needs_callback:
             self._schedule_callback()
+        elif self._log_waits() and time.monotonic() - self._scheduled_at >= _LOG_SECONDS:
+            self._schedule_callback()
         if self.mailbox[_INTERRUPT_STATE]:
             self._interrupt_cell()
         return needs_callback or bool(self.mailbox[_INTERRUPT_STATE])
@@ -212,7 +223,9 @@ class InterruptThread:
         """Return whether MicroPython's thread must be called: to send, to read, to end its cell."""
         if self.mailbox[_OUTPUT_PENDING] or self.mailbox[_CALLBACK_SCHEDULED]:
             return True
-        if self.mailbox[_CAPTURES] and self._output.waiting():
+        if self.mailbox[_OUTPUT_FULL]:
+            return True
+        if not self.mailbox[_LOG_ONLY] and self._output.waiting():
             return True
         deadline = self._deadline()
         if deadline and time.monotonic() * 1000 >= deadline:
@@ -223,6 +236,13 @@ class InterruptThread:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _log_waits(self) -> bool:
+        """Return whether a part of the log waits for a callback, for which there is time."""
+        if not self.mailbox[_CELL_RUNS]:
+            return False
+        printed = self.mailbox[_LOG_ONLY] and self._output.waiting()
+        return bool(self.mailbox[_LOG_PENDING] or printed)
 
     def _schedule_callback(self) -> None:
         """Make the main thread call the callback, even if it sleeps in a system call."""

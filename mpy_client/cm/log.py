@@ -13,7 +13,7 @@ _LOG = const(0x29)
 
 _RING = const(1024)  # bytes that are kept; of more, the oldest are lost
 _HEAD_BYTES = const(20)  # before the text: frame header, message header, number of lost bytes
-_FLUSH_MS = const(100)  # ms until what is printed is sent
+_FLUSH_MS = const(200)  # ms until what is printed is sent
 
 ring = bytearray(_RING)
 view = memoryview(ring)

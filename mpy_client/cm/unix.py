@@ -34,9 +34,12 @@ _COPYING = const(29)
 _OUTPUT_FULL = const(30)
 _OUTPUT_CLOSED = const(31)
 _THREADS = const(32)
+_LOG_ONLY = const(33)
+_LOG_PENDING = const(34)
 _RESTART = const(77)
 
 _FLUSH_MS = const(20)  # ms until output is sent
+_LOG_MS = const(150)  # ms until the log is sent: shorter than the interrupt thread waits for it
 _MAX_BYTES = const(100000)  # of output in a row: the 64 KB of the pipe, and more
 
 # virtual_boot.py sets these.
@@ -70,7 +73,8 @@ def end_guard(may_raise):
         poll()
     if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
-    mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.log.size > 0 or state.ahead > 0
+    mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.ahead > 0
+    mailbox[_LOG_PENDING] = state.log.size > 0 and state.socket is not None
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
     if interrupt:
         mailbox[_INTERRUPT_STATE] = 3
@@ -95,7 +99,7 @@ def poll():
     run_calls()
     if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
         take_output()
-    if state.log.size and ticks_diff(ticks_ms(), state.log.sent) >= _FLUSH_MS:
+    if state.log.size and ticks_diff(ticks_ms(), state.log.sent) >= _LOG_MS:
         state.log.send()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
@@ -254,6 +258,7 @@ def attach():
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
     pack_into("<i", mailbox, _LINK_FD, state.socket.fileno() if state.socket else -1)
     take_log()
+    mailbox[_LOG_ONLY] = state.log.beside is state.log.always
     core = sys.modules.get("asyncio.core")
     if core and core is not watched:
         watch_tasks(core)

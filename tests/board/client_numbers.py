@@ -90,6 +90,8 @@ _MAILBOX: Final = {
         "_OUTPUT_FULL",
         "_OUTPUT_CLOSED",
         "_THREADS",
+        "_LOG_ONLY",
+        "_LOG_PENDING",
     )
 }
 #: Name -> value, in the order of the blocks.
