@@ -31,7 +31,7 @@ _FOLLOWER = [sys.executable, "-m", "cloudmanager", "board-logs", "-f", "all"]
 
 
 def rows() -> list[Row]:
-    """Time `print(1)` on a quiet board, in turns with and without logs, which one caller follows."""
+    """Time `print(1)` on a quiet board, in turns with and without logs, which a caller follows."""
     with own_server.running_boards(_BOARDS + 1), Fleet() as fleet:
         printing = fleet[f"bench-[1-{_BOARDS}]"]
         quiet = fleet[f"bench-{_BOARDS + 1}"]

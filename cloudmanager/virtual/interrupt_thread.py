@@ -211,9 +211,7 @@ class InterruptThread:
         if not self.mailbox[_CELL_RUNS]:
             return False
         needs_callback = self._needs_callback()
-        if needs_callback:
-            self._schedule_callback()
-        elif self._log_waits() and time.monotonic() - self._scheduled_at >= _LOG_SECONDS:
+        if needs_callback or self._log_is_due():
             self._schedule_callback()
         if self.mailbox[_INTERRUPT_STATE]:
             self._interrupt_cell()
@@ -243,6 +241,10 @@ class InterruptThread:
             return False
         printed = self.mailbox[_LOG_ONLY] and self._output.waiting()
         return bool(self.mailbox[_LOG_PENDING] or printed)
+
+    def _log_is_due(self) -> bool:
+        since = time.monotonic() - self._scheduled_at
+        return since >= _LOG_SECONDS and self._log_waits()
 
     def _schedule_callback(self) -> None:
         """Make the main thread call the callback, even if it sleeps in a system call."""
