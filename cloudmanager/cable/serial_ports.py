@@ -139,6 +139,9 @@ def _port_error(port: str, error: Exception) -> CableError:
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or "No such" in text:
         hint = "Plug the board in; `mbm board-scan` lists the ports. Some cables only charge."
         return CableError(port, "The port does not exist", hint)
+    if number == errno.ENOTTY or "Inappropriate ioctl" in text:
+        hint = "`mbm board-scan` lists the serial ports with a board."
+        return CableError(port, "This is not a serial port", hint)
     return CableError(port, f"The port cannot be opened: {text}", _RETRY_HINT)
 
 

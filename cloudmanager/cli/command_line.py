@@ -35,7 +35,7 @@ from . import (
     reservation_commands,
 )
 from .commands import FAILED, NO_SERVER, USAGE
-from .streams import prepare_streams, run_with_output
+from .streams import OUTPUT_NAME, prepare_streams, run_with_output
 
 #: argparse's message for a verb that does not exist.
 _UNKNOWN_VERB: Final = re.compile(r"argument VERB: invalid choice: '([^']*)'")
@@ -45,7 +45,7 @@ mbm controls a fleet of MicroPython boards.
 
   mbm demo                              a server, three virtual boards, JupyterLab: a first look
   mbm server-start                      start the server
-  mbm flash PORT                        add a board on a cable (mbm board-scan lists the ports)
+  mbm flash                             add a board on a cable, with MicroPython
   mbm simulate 3                        add three virtual boards
   mbm board-list                        show the boards
   mbm board-execute 'lab-*' -c 'CODE'   run code on boards, all at the same time
@@ -78,6 +78,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except ValueError as error:  # of the library: an argument, or a file that it names
         status = _print_error(error, USAGE)
     except OSError as error:
+        if error.filename == OUTPUT_NAME:
+            raise
         status = _print_error(os_error_text(error), FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT

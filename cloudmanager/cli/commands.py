@@ -100,9 +100,9 @@ def add_virtual_verbs(add_verb: AddVerb) -> None:
     )
     virtual.add_argument(
         "--name",
-        default="sim",
         metavar="PREFIX",
-        help="the boards are named PREFIX-1, PREFIX-2 … (default: sim)",
+        help="the boards are named PREFIX-1, PREFIX-2 … (default: sim); "
+        "with --stop, only those are stopped",
     )
     virtual.add_argument(
         "--heap", type=_check_size, metavar="SIZE", help="heap of each board (default: 128k)"
@@ -118,7 +118,9 @@ def add_virtual_verbs(add_verb: AddVerb) -> None:
         action="store_true",
         help="allow a server that other machines can reach",
     )
-    virtual.add_argument("--stop", action="store_true", help="stop all detached boards")
+    virtual.add_argument(
+        "--stop", action="store_true", help="stop detached boards: all, or those of --name"
+    )
     show = add_verb("demo", demo, "start three virtual boards, run cells on them, open JupyterLab")
     show.add_argument(
         "--no-lab", dest="lab", action="store_false", help="stop after the cells; no JupyterLab"
@@ -345,18 +347,10 @@ def _exists(fleet: Fleet, number: int) -> bool:
 def simulate(options: argparse.Namespace) -> int:
     """Start virtual boards, or stop those that were detached."""
     from cloudmanager.virtual import simulate as virtual_boards
-    from cloudmanager.virtual.virtual_boards import stop_detached
 
     if options.stop:
-        with ProgressBar("stopping the boards", quiet=options.json):
-            stopped = stop_detached(virtual_boards.boards_folder())
-        print(
-            "Stopped the detached virtual boards."
-            if stopped
-            else "No detached virtual boards are running."
-        )
-        return OK
-    names = virtual_boards.numbered_names(options.name, options.count)
+        return _stop_virtual_boards(options)
+    names = virtual_boards.numbered_names(options.name or "sim", options.count)
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
@@ -369,7 +363,8 @@ def simulate(options: argparse.Namespace) -> int:
         else:
             print(f"{fold_names(names)} joined {fleet.address.url}", flush=True)
     if options.detach:
-        print("Stop them with `mbm simulate --stop`.", file=sys.stderr)
+        name = f" --name {options.name}" if options.name else ""
+        print(f"Stop them with `mbm simulate --stop{name}`.", file=sys.stderr)
         return OK
     try:
         print("Press Ctrl-C to stop them.", file=sys.stderr)
@@ -377,6 +372,23 @@ def simulate(options: argparse.Namespace) -> int:
     finally:
         boards.stop()
     return OK
+
+
+def _stop_virtual_boards(options: argparse.Namespace) -> int:
+    from cloudmanager.virtual.simulate import boards_folder
+    from cloudmanager.virtual.virtual_boards import detached_boards, stop_detached
+
+    with ProgressBar("stopping the boards", quiet=options.json):
+        stopped = stop_detached(boards_folder(), options.name or "")
+    if stopped:
+        return print_outcome(options, {"stopped": stopped}, f"Stopped {fold_names(stopped)}.")
+    text = "No detached virtual boards are running."
+    others = detached_boards(boards_folder())
+    if others:
+        text = f"No detached virtual board is called {options.name}-1; "
+        text += f"{fold_names(others)} {'is' if len(others) == 1 else 'are'} running."
+    print_outcome(options, {"stopped": []}, text)
+    return FAILED if others else OK
 
 
 def demo(options: argparse.Namespace) -> int:

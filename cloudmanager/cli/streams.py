@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from cloudmanager.protocol.text import os_error_text
 
+OUTPUT_NAME: Final = "standard output"  # the file name of errors while writing to it
 _FAILED: Final = 1  # exit status
 #: What is written for characters of tables and progress bars that the encoding lacks.
 _REPLACEMENTS: Final = {
@@ -39,9 +41,43 @@ def prepare_streams() -> None:
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             _open_null(descriptor, name)
+    _name_output()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not if a test replaced it
             stream.reconfigure(errors=_ERROR_HANDLER)
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors have a name, as those of files do."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = OUTPUT_NAME
+            raise
+
+
+def _name_output() -> None:
+    """Make ``sys.stdout`` an ``_Output``, unless a test or a program has replaced it."""
+    stdout = sys.__stdout__
+    buffer = getattr(stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # the same, with PYTHONUNBUFFERED
+    # Not the console of Windows, which is no FileIO.
+    if (
+        sys.stdout is not stdout
+        or not isinstance(stdout, io.TextIOWrapper)
+        or type(raw) is not io.FileIO
+    ):
+        return
+    output = _Output(stdout.fileno(), "wb", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        output if raw is buffer else io.BufferedWriter(output),
+        encoding=stdout.encoding,
+        line_buffering=stdout.line_buffering,
+        write_through=stdout.write_through,
+    )
 
 
 def _open_null(descriptor: int, name: str) -> None:
@@ -89,7 +125,7 @@ def run_with_output(run: Callable[[], int]) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError):
-                print(f"mbm: the output: {os_error_text(error)}", file=sys.stderr, flush=True)
+                print(f"mbm: {os_error_text(error)}", file=sys.stderr, flush=True)
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -98,7 +99,7 @@ async def _download_to_device(
                 error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(device))
                 results[name] = files.failed_result(name, error)
                 continue
-            with result.value.open("rb") as source, device.open("wb") as sink:
+            with result.value.open("rb") as source, _naming(device), device.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             results[name] = result.with_value(device)
         return Results(results, found.left_out)
@@ -433,7 +434,8 @@ class _FileDownload:
         self._part_path.open("xb").close()  # never a file of the user's
 
     def write(self, data: bytes) -> None:
-        with self._part_path.open("ab") as file:  # not kept open: there may be 1,000 boards
+        # Not kept open: there may be 1,000 boards.
+        with _naming(self.path), self._part_path.open("ab") as file:
             file.write(data)
         self._size += len(data)
         self._hash.update(data)
@@ -455,3 +457,13 @@ class _FileDownload:
 
     def discard(self) -> None:
         self._part_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors, since those of writing to an open file have no name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

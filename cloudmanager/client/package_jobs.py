@@ -186,8 +186,10 @@ def upgrade_requests(packages: BoardPackages, names: Sequence[str]) -> list[Upgr
     return [(tuple(requirements), options) for options, requirements in groups.items()]
 
 
-def local_package_notes(packages: BoardPackages, names: Sequence[str]) -> tuple[str, ...]:
-    """Return a note on packages that were installed from local files: they are not upgraded."""
+def upgrade_notes(packages: BoardPackages, names: Sequence[str]) -> tuple[str, ...]:
+    """Return why an upgrade changes nothing: no packages are installed, or from local files."""
+    if not packages:
+        return ("no packages are installed",)
     chosen = [find_installed(name, packages) for name in names] or sorted(packages)
     local = [name for name in chosen if packages.upgrade_info.get(name, {}).get("local")]
     if not local:

@@ -124,7 +124,7 @@ class PackageVerbs(HasTarget):
             if result.ok:
                 try:
                     requests[name] = package_jobs.upgrade_requests(result.value, packages)
-                    notes = package_jobs.local_package_notes(result.value, packages)
+                    notes = package_jobs.upgrade_notes(result.value, packages)
                     value = InstallResult({}, (), (), 0, notes=notes)
                     results[name] = files.empty_result(name).with_value(value)
                 except PackageError as error:

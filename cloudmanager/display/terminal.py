@@ -40,6 +40,8 @@ _ROLE_STYLES: Final = {
 }
 _MAX_NAME_CHARS: Final = 32  # of a table's first column, shown if the terminal is that wide
 _MAX_MIN_CHARS: Final = 12  # of the other columns but the last
+_MIN_LAST_CHARS: Final = 8  # of the last column; with less room, it is left out
+_GAP_CHARS: Final = 2  # between two columns
 _STATE_HEADINGS: Final = ("state", "outcome")
 #: First word of a state or an outcome -> style.
 _CELL_STYLES: Final = {
@@ -117,8 +119,12 @@ def print_text(text: str, out: TextIO | None = None) -> None:
     """Print a text; a table for the width of the terminal, if ``out`` is one."""
     out = out or sys.stdout
     if isinstance(text, TextTable) and out.isatty():
-        _open_console(out).print(_rich_table(text), end="")
-        text = text.note
+        console = _open_console(out)
+        count = _count_fitting_columns(text, console.width)
+        console.print(_rich_table(text, count), end="")
+        hidden = ", ".join(text.headings[count:])
+        note = f"… no room for {hidden}; `--json` shows all" if hidden else ""
+        text = "\n".join(filter(None, (text.note, note)))
         if not text:
             return
     print(text, file=out)
@@ -130,7 +136,28 @@ def print_error(text: str, out: TextIO | None = None, *, role: str = "bad name")
     print(colour_lines([[("mbm:", role), (f" {text}", "")]], out), file=out, flush=True)
 
 
-def _rich_table(table: TextTable) -> RichTable:
+def _least_widths(table: TextTable) -> list[int]:
+    """Return the least width of each column but the last one, which is cut first."""
+    # Of the first column, people type what it has.
+    limits = [_MAX_NAME_CHARS, *[_MAX_MIN_CHARS] * (len(table.headings) - 1)]
+    columns = zip(table.headings, *table.rows, strict=True)
+    return [min(max(map(len, cells)), limit) for cells, limit in zip(columns, limits, strict=True)][
+        :-1
+    ]
+
+
+def _count_fitting_columns(table: TextTable, width: int) -> int:
+    """Return how many columns fit: at least one; the last one may be cut to a few characters."""
+    used = _MIN_LAST_CHARS
+    for count, least in enumerate(_least_widths(table), 1):
+        used += least + _GAP_CHARS
+        if used > width:
+            return count
+    return len(table.headings)
+
+
+def _rich_table(table: TextTable, count: int) -> RichTable:
+    """Return the first columns of a table for rich."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -142,17 +169,14 @@ def _rich_table(table: TextTable) -> RichTable:
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
-    for number, heading in enumerate(table.headings):
-        cells = [heading, *(row[number] for row in table.rows)]
-        # The last column is cut first; of the first one, people type what it has.
-        limit = (_MAX_NAME_CHARS, _MAX_MIN_CHARS)[number > 0]
-        is_last = number == len(table.headings) - 1
-        least = None if is_last else min(max(map(len, cells)), limit)
+    least_widths: list[int | None] = [*_least_widths(table)[: count - 1], None]
+    for heading, least in zip(table.headings[:count], least_widths, strict=True):
+        is_last = least is None
         # rich narrows only columns that it may wrap; the cells themselves are not wrapped.
         header = Text(heading, no_wrap=True, overflow="ellipsis")
         drawn.add_column(header, overflow="ellipsis", no_wrap=not is_last, min_width=least)
     for row in table.rows:
-        columns = zip(table.headings, row, strict=True)
+        columns = zip(table.headings[:count], row[:count], strict=True)
         drawn.add_row(
             *(
                 Text(cell, _cell_style(heading, cell), no_wrap=True, overflow="ellipsis")

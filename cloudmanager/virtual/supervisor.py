@@ -163,7 +163,7 @@ class Supervisor:
         elif verb == "stay":
             self.is_detached = True
             pid_file = Path(command["pid_file"])
-            config.write_private(pid_file, str(os.getpid()))
+            config.write_private(pid_file, "\n".join([str(os.getpid()), *self.specs]))
             # Close the parent's stderr: a program that reads it to its end would wait for boards.
             with config.open_private(pid_file.with_name("supervisor.log"), append=True) as log:
                 os.dup2(log.fileno(), 2)

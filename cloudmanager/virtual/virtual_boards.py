@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from cloudmanager.board_client import BoardIdentity, compile_client
 from cloudmanager.protocol.errors import CloudmanagerError
 
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 _END_SECONDS = 10.0  # until a supervisor must have ended
-_PID_FILES = "supervisor*.pid"  # one for each supervisor of detached boards
+#: One for each supervisor of detached boards: its process id, and the names of the boards.
+_PID_FILES = "supervisor*.pid"
 #: Bytes of heap and of flash with which a board boots, runs cells and receives files; a program and
 #: its packages need more. Measured by tests/cloudmanager/virtual/test_simulate.py.
 MIN_HEAP = 56 * 1024
@@ -240,20 +242,52 @@ class VirtualBoards:
         self.stop()
 
 
-def stop_detached(folder: Path) -> bool:
-    """End all detached boards of `folder`; return whether there were any."""
-    pids = []
-    for pid_file in Path(folder).glob(_PID_FILES):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(pid_file.read_text())
-            if _is_supervisor(pid):
-                os.kill(pid, signal.SIGTERM)
-                pids.append(pid)
-        pid_file.unlink(missing_ok=True)
+def detached_boards(folder: Path) -> list[str]:
+    """Return the names of the detached boards of `folder` that run."""
+    return [name for supervisor in _read_pid_files(folder) for name in supervisor.names]
+
+
+def stop_detached(folder: Path, prefix: str = "") -> list[str]:
+    """End detached boards; return their names.
+
+    Args:
+        folder: where they keep their flash.
+        prefix: what is before the number in their names; "": all boards.
+    """
+    stopped = [
+        each
+        for each in _read_pid_files(folder)
+        if not prefix or {name.rpartition("-")[0] for name in each.names} == {prefix}
+    ]
+    for supervisor in stopped:
+        with contextlib.suppress(OSError):
+            os.kill(supervisor.pid, signal.SIGTERM)
+        supervisor.pid_file.unlink(missing_ok=True)
     deadline = time.monotonic() + _END_SECONDS
-    while time.monotonic() < deadline and any(map(_is_supervisor, pids)):
+    while time.monotonic() < deadline and any(_is_supervisor(each.pid) for each in stopped):
         time.sleep(0.02)
-    return bool(pids)
+    return [name for supervisor in stopped for name in supervisor.names]
+
+
+class _DetachedSupervisor(NamedTuple):
+    """The supervisor of detached boards that a file describes."""
+
+    pid_file: Path
+    pid: int
+    names: list[str]
+
+
+def _read_pid_files(folder: Path) -> list[_DetachedSupervisor]:
+    """Return the supervisors that run, and delete the files of those that do not."""
+    found = []
+    for pid_file in sorted(Path(folder).glob(_PID_FILES)):
+        with contextlib.suppress(OSError, ValueError):
+            number, *names = pid_file.read_text().split()
+            if _is_supervisor(int(number)):
+                found.append(_DetachedSupervisor(pid_file, int(number), names))
+                continue
+        pid_file.unlink(missing_ok=True)
+    return found
 
 
 def _is_supervisor(pid: int) -> bool:

@@ -248,7 +248,11 @@ class Tokens:
                 "a token needs a name and a target; the name may not look like a token"
             )
         check_name(name)
-        if self._has_valid(name) or name == LOCAL_TOKEN_NAME:
+        if name in (LOCAL_TOKEN_NAME, self._local_name):
+            raise ServerError(
+                f"{name} is the token of the user who runs the server; choose another name"
+            )
+        if self._has_valid(name):
             raise ServerError(
                 f"there is a token called {name} already; revoke it, or choose another name"
             )

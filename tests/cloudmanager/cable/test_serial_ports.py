@@ -114,6 +114,11 @@ def test_missing_port_is_an_error():
         serial_ports.check_port("/dev/ttyUSB99")
 
 
+def test_device_that_is_no_serial_port_is_an_error():
+    with pytest.raises(CableError, match="This is not a serial port.*mbm board-scan"):
+        serial_ports.check_port("/dev/null")
+
+
 def test_busy_port_is_an_error(chip, repl):
     with pytest.raises(CableError, match="Another program has the port open"):
         serial_ports.check_port(chip.port)

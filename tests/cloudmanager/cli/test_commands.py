@@ -362,14 +362,18 @@ def test_detached_boards_run_until_simulate_stop(server, fleet: Fleet):
     try:
         done = process("simulate", "--name", "kept", "--detach", "--json")
         assert (done.status, list(done.json)) == (0, ["kept-1"])
-        assert done.err == "Stop them with `mbm simulate --stop`.\n"
+        assert done.err == "Stop them with `mbm simulate --stop --name kept`.\n"
         assert fleet["kept-1"].run("6 * 7").value == 42
+        other = process("simulate", "--stop", "--name", "other")
     finally:
         ended = process("simulate", "--stop")
-    assert (ended.status, ended.out) == (0, "Stopped the detached virtual boards.\n")
+    text = "No detached virtual board is called other-1; kept-1 is running.\n"
+    assert (other.status, other.out) == (1, text)
+    assert (ended.status, ended.out) == (0, "Stopped kept-1.\n")
     with pytest.raises(ProcessLookupError):
         os.kill(done.json["kept-1"], 0)
     assert process("simulate", "--stop").out == "No detached virtual boards are running.\n"
+    assert process("simulate", "--stop", "--json").json == {"stopped": []}
 
 
 def test_simulate_refuses_a_remote_server_without_allow_remote(own_home, mbm):

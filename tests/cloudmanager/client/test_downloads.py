@@ -164,6 +164,21 @@ def test_incomplete_download_keeps_the_old_file_only(tmp_path: Path, answers, st
     assert (tmp_path / "a").read_text() == "old"
 
 
+def test_full_disk_is_an_error_that_names_the_file(one: Boards, tmp_path: Path):
+    downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)])
+    downloads.start_file("lab-1")
+    (part,) = tmp_path.iterdir()
+    part.unlink()
+    part.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        downloads.write("lab-1", b"new")
+    assert caught.value.filename == str(tmp_path / "a")
+    one.put(b"x", ":full.txt")
+    with pytest.raises(OSError, match="No space left.*'/dev/full'"):
+        one.get(":full.txt", "/dev/full")
+    one.rm(":full.txt")
+
+
 def test_size_of_a_file_read_into_memory_is_limited():
     kept = _MemorySink()
     kept.start_file("lab-1")

@@ -204,10 +204,10 @@ def test_upgrade_requests_are_grouped_by_options():
     assert package_jobs.upgrade_requests(have, ["dep"]) == [(("dep",), "{}")]
     assert package_jobs.upgrade_requests(have, ["d"]) == []
     assert (
-        "packages from local files are not upgraded: d"
-        in package_jobs.local_package_notes(have, [])[0]
+        "packages from local files are not upgraded: d" in package_jobs.upgrade_notes(have, [])[0]
     )
-    assert package_jobs.local_package_notes(have, ["a"]) == ()
+    assert package_jobs.upgrade_notes(have, ["a"]) == ()
+    assert package_jobs.upgrade_notes(BoardPackages({}), []) == ("no packages are installed",)
     with pytest.raises(PackageError, match="no package is called nope"):
         package_jobs.upgrade_requests(have, ["nope"])
 

@@ -38,11 +38,23 @@ def plain(text):
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize("columns", [200, 80, 50, 40, 20])
+@pytest.mark.parametrize("columns", [200, 80, 50, 40, 32])
 def test_table_fits_the_terminal(monkeypatch, columns):
     lines = plain(drawn(monkeypatch, columns)).splitlines()
     assert len(lines) == 5
     assert max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "headings", "hidden"),
+    [(30, "name state", "connected since"), (20, "name", "state, connected since")],
+)
+def test_columns_without_room_are_named(monkeypatch, columns, headings, hidden):
+    *lines, note = plain(drawn(monkeypatch, columns)).splitlines()
+    assert " ".join(lines[0].split()) == headings
+    assert lines[2].startswith("greenhouse-1")
+    assert max(map(len, lines)) <= columns
+    assert note == f"… no room for {hidden}; `--json` shows all"
 
 
 def test_names_are_shown_whole_and_the_last_column_is_cut_first(monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 from cloudmanager.board_client import BoardIdentity, compile_client
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.virtual import virtual_boards
-from cloudmanager.virtual.virtual_boards import VirtualBoards, stop_detached
+from cloudmanager.virtual.virtual_boards import VirtualBoards, detached_boards, stop_detached
 
 WAIT = 5.0  # seconds that anything here may take
 
@@ -193,9 +193,9 @@ def test_detached_boards_run_until_they_are_stopped(
     boards.release()
     time.sleep(0.2)  # as long as it would take them to end
     assert not ended(pid)
-    assert stop_detached(tmp_path) is True
+    assert stop_detached(tmp_path) == ["lab-1"]
     wait_ended([pid])
-    assert stop_detached(tmp_path) is False
+    assert stop_detached(tmp_path) == []
 
 
 def test_all_detached_boards_of_a_folder_are_stopped(
@@ -208,7 +208,7 @@ def test_all_detached_boards_of_a_folder_are_stopped(
         pids += boards.pids.values()
         boards.release()
     assert not any(ended(pid) for pid in pids)
-    assert stop_detached(tmp_path) is True
+    assert sorted(stop_detached(tmp_path)) == ["lab-1", "lab-2", "lab-3"]
     wait_ended(pids)
     assert list(tmp_path.glob("*.pid")) == []
 
@@ -224,13 +224,30 @@ def test_stop_does_not_end_detached_boards(listener: socket.socket, tmp_path: Pa
     stays.release()
     goes.stop()
     assert not ended(pid)
-    assert stop_detached(tmp_path) is True
+    assert stop_detached(tmp_path) == ["lab-1"]
     wait_ended([pid])
+
+
+def test_detached_boards_are_stopped_by_name(listener: socket.socket, tmp_path: Path) -> None:
+    first, second = (BoardIdentity(f"{name}-1", name, os.urandom(32)) for name in ("here", "there"))
+    pids: dict[str, int] = {}
+    for identity in (first, second):
+        boards = VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
+        boards.start()
+        pids |= boards.pids
+        boards.release()
+    assert stop_detached(tmp_path, "her") == []
+    assert stop_detached(tmp_path, "here") == ["here-1"]
+    wait_ended([pids["here-1"]])
+    assert not ended(pids["there-1"])
+    assert detached_boards(tmp_path) == ["there-1"]
+    assert stop_detached(tmp_path) == ["there-1"]
+    wait_ended([pids["there-1"]])
 
 
 def test_stop_detached_does_not_end_other_processes(tmp_path: Path) -> None:
     (tmp_path / "supervisor.pid").write_text(str(os.getpid()))
-    assert stop_detached(tmp_path) is False
+    assert stop_detached(tmp_path) == []
 
 
 def test_missing_micropython_is_an_error_with_advice(

@@ -147,7 +147,7 @@ def test_name_of_an_expired_token_is_free_and_the_token_stays_invalid(tmp_path):
         ({"name": "a b"}, "is not allowed here"),
         ({"name": "x\x1b[2J"}, "is not allowed here"),
         ({"name": "x" * 65}, "is not a valid name"),
-        ({"name": "local"}, "called local already"),
+        ({"name": "local"}, "local is the token of the user who runs the server"),
         ({"name": "cm_" + "x" * 43}, "needs a name"),
         ({"role": "root"}, "viewer, operator, admin"),
         ({"role": None}, "viewer, operator, admin"),
