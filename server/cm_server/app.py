@@ -185,7 +185,9 @@ class Server:
         self.completion_words = CompletionWords(home, self.registry, loop.call_later)
         indexes = {"": DEFAULT_INDEX, **dict(options.index)}
         self.installs = InstallServices(
-            content_store=ContentStore(home, limits, loop.call_later),
+            content_store=ContentStore(
+                home, limits, self.loop_clock.call_later, self.loop_clock.time
+            ),
             plan_cache=PlanCache(limits.plans_per_link),
             plan_turns=PlanTurns(limits),
             package_planner=PackagePlanner(home / "packages", limits, SourceSettings(indexes)),
@@ -251,8 +253,9 @@ class Server:
             backlogs=backlogs,
             bad_login_rate=rate(limits.bad_logins_per_minute),
             work_shares=WorkShares(limits),
-            unfinished=UnfinishedMessages(limits, loop.call_later),
+            unfinished=UnfinishedMessages(limits, self.loop_clock.call_later, self.loop_clock.time),
             long_replies=asyncio.Semaphore(limits.undivided_replies),
+            call_later=self.loop_clock.call_later,
         )
 
     def _make_cluster(self, pubsub: PubSub | None) -> Cluster | SingleServer:
@@ -316,7 +319,8 @@ class Server:
             default_handler_args=policy,
             log_function=_log_request,
         )
-        return Listener(app, self.limits, self.unauthenticated, self.certificates)
+        call_later = self.loop_clock.call_later
+        return Listener(app, self.limits, self.unauthenticated, self.certificates, call_later)
 
     def render_metrics(self) -> tuple[str, bytes]:
         """Return the content type and the text of the metrics."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cloudmanager import config
+from cloudmanager.protocol import frames, wire
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
+from cm_server.limits import Limits
 from cm_server.loop_clock import MAX_STEP_SECONDS, TICK_SECONDS, LoopClock
 
 from .dispatching import RecordedTimer
 from .pairs import run
-from .peers import FakeBoard, FakeCaller, running_service
+from .peers import FakeBoard, FakeCaller, RawPeer, running_service, within
 
 
 class Loop:
@@ -108,3 +114,72 @@ async def test_job_is_not_given_up_because_the_server_stood_still(tmp_path: Path
             time.sleep(0.1 + CONFIRM_SECONDS + 0.1)  # noqa: ASYNC251
             await board.end(job, "timeout", rest=b"KeyboardInterrupt")
             assert await caller.ending(job) == ("timeout", "KeyboardInterrupt")
+
+
+STALL_LIMITS = Limits(
+    head_seconds=1.5, authentication_seconds=1.5, message_seconds=1.5, upload_idle_seconds=1.5
+)
+STALL_SECONDS = 1.8
+
+
+async def test_requests_are_complete_in_time_although_the_server_stood_still(tmp_path: Path):
+    """What arrives while the server stands still is read before it counts as late."""
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
+    parts = [(b"", head), (head[:1], head[1:]), (head[:20], head[20:]), (body[:-2], body[-2:])]
+    async with running_service(tmp_path, STALL_LIMITS) as service, contextlib.AsyncExitStack() as s:
+        peers = [await s.enter_async_context(await RawPeer.dial(service)) for _ in parts]
+        for peer, (first, _) in zip(peers, parts, strict=True):
+            peer.say(first)
+        await service.until(lambda: service.server.unauthenticated.count == len(parts))
+        await asyncio.sleep(0.1)
+        for peer, (_, rest) in zip(peers, parts, strict=True):
+            peer.say(rest)
+        time.sleep(STALL_SECONDS)  # noqa: ASYNC251
+        statuses = [(await peer.head()).split()[1] for peer in peers]
+        assert statuses == ["200", "200", "200", "405"]
+
+
+async def test_tls_handshake_is_complete_in_time_although_the_server_stood_still(tmp_path: Path):
+    async with running_service(tmp_path, STALL_LIMITS) as service:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = service.trust().wrap_bio(incoming, outgoing, server_hostname=config.TLS_NAME)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        hello = outgoing.read()
+        async with await RawPeer.dial(service) as peer:
+            peer.say(hello[:40])
+            await asyncio.sleep(0.1)
+            peer.say(hello[40:])
+            time.sleep(STALL_SECONDS)  # noqa: ASYNC251
+            incoming.write(await within(peer.reader.read(65536)))
+            client.do_handshake()
+            client.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            peer.say(outgoing.read())
+            answer = b""
+            while not answer.startswith(b"HTTP/1.1 200 "):
+                incoming.write(await within(peer.reader.read(65536)))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    answer += client.read(65536)
+
+
+async def test_message_of_a_caller_is_complete_in_time_although_the_server_stood_still(
+    tmp_path: Path,
+):
+    async with (
+        running_service(tmp_path, STALL_LIMITS) as service,
+        await RawPeer.upgraded(service, "/caller") as peer,
+    ):
+        request = wire.pack(wire.REQUEST, b'{"verb": "status"}', job=7)
+        offer = json.dumps({"verb": "offer", "sha256": "0" * 64, "size": 9}).encode()
+        frame = frames.encode_frame(request, mask=True)
+        peer.say(frames.encode_frame(wire.pack(wire.REQUEST, offer, job=6), mask=True))
+        assert await peer.frame()
+        peer.say(frame[:-3])
+        await asyncio.sleep(0.1)
+        peer.say(frame[-3:])
+        time.sleep(STALL_SECONDS)  # noqa: ASYNC251
+        answer = await peer.frame()
+        assert answer is not None
+        assert wire.unpack(answer.payload).op == wire.REPLY
+        assert len(service.server.installs.content_store._uploads) == 1

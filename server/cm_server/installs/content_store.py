@@ -152,7 +152,7 @@ class ContentStore:
     Args:
         folder: where the temporary files are created.
         limits: how many contents and uploads there are, and of which size.
-        call_later: calls a function after a number of seconds.
+        call_later: calls a function after a number of seconds by that clock.
         clock: seconds since an arbitrary start.
     """
 

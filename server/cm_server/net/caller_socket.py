@@ -20,7 +20,7 @@ from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.jobs.dispatch import Submission
-from cm_server.jobs.model import Cell, Requester
+from cm_server.jobs.model import Cell, Requester, TimerHandle
 from cm_server.quotas import Quota
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import CellAudit, TokenRow
@@ -70,6 +70,7 @@ class CallerLinkServices:
         work_shares: the time in which the event loop works for each token.
         unfinished: the messages that have begun to arrive.
         long_replies: lets few long replies be sent as one message at the same time.
+        call_later: calls a function after the event loop has run for a number of seconds.
     """
 
     requests: Services
@@ -81,6 +82,7 @@ class CallerLinkServices:
     work_shares: WorkShares
     unfinished: UnfinishedMessages
     long_replies: asyncio.Semaphore
+    call_later: Callable[[float, Callable[[], None]], TimerHandle]
 
 
 class _SubmittedCell(NamedTuple):
@@ -207,7 +209,7 @@ class CallerConnection:
         self._outbox = CallerOutbox(limits.outbox_bytes, limits.frame_bytes)
         link.queued_bytes = lambda: self._outbox.pending_bytes
         self._is_unfinished = False  # whether a message has begun to arrive
-        self._message_timer: asyncio.TimerHandle | None = None  # for the rest of it
+        self._message_timer: TimerHandle | None = None  # for the rest of it
         self._drained: asyncio.Future[None] | None = None  # of those that wait for the caller
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
@@ -285,7 +287,7 @@ class CallerConnection:
         if not size:
             self._stop_message_timer()
         elif self._message_timer is None:
-            self._message_timer = asyncio.get_running_loop().call_later(
+            self._message_timer = self._link_services.call_later(
                 self._services.limits.message_seconds, self._on_message_too_slow
             )
         may_continue = self._link_services.unfinished.update(self, size)

@@ -15,16 +15,18 @@ import logging
 import resource
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate
 from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server import cleanup
+from cm_server.jobs.model import TimerHandle
 from cm_server.limits import Limits
 from cm_server.rate_limits import (
     RateLimiter,
@@ -38,6 +40,9 @@ from .handlers import REFUSAL_HEADER
 
 log = logging.getLogger("cm_server")
 
+#: Calls a function after the event loop has run for a number of seconds.
+CallLater = Callable[[float, Callable[[], None]], TimerHandle]
+_NEVER_SECONDS = 10 * 365 * 86400.0
 _TLS_HANDSHAKE_BYTE = b"\x16"
 #: Cost of a connection that is closed before its request, relative to one with a request.
 _ACCEPT_COST = 0.1
@@ -56,6 +61,7 @@ class _ConnectionParts(NamedTuple):
     limits: Limits
     unauthenticated: UnauthenticatedConnections
     certificates: Certificates
+    call_later: CallLater
 
 
 class Listener(HTTPServer):
@@ -70,10 +76,12 @@ class Listener(HTTPServer):
         limits: Limits,
         unauthenticated: UnauthenticatedConnections,
         certificates: Certificates,
+        call_later: CallLater,
     ) -> None:
-        """Set the routes, and the limits for connections and requests."""
-        self._parts = _ConnectionParts(limits, unauthenticated, certificates)
+        """Set the routes, the limits for connections and requests, and the clock of deadlines."""
+        self._parts = _ConnectionParts(limits, unauthenticated, certificates, call_later)
         self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
+        self._deadlines: dict[IOStream, TimerHandle] = {}  # for the rest of requests
         self._listening_sockets: list[socket.socket] = []
         self._accepts = TokenBucket(limits.accepted_per_second, limits.accepted_at_once)
         self._descriptors = _DescriptorLimit(limits)
@@ -81,8 +89,8 @@ class Listener(HTTPServer):
         super().initialize(
             app,
             no_keep_alive=True,
-            idle_connection_timeout=_head_timeout(limits),
-            body_timeout=_body_timeout(limits),
+            # tornado's own deadlines would also count a standstill of this process.
+            idle_connection_timeout=_NEVER_SECONDS,
             max_header_size=limits.head_bytes,
             max_body_size=limits.head_bytes,
         )
@@ -175,11 +183,34 @@ class Listener(HTTPServer):
         self._unauthenticated_entries[stream] = self._parts.unauthenticated.add(
             str(address[0]), close
         )
+        self._set_deadline(stream, _head_timeout(self._parts.limits))
         try:
             super().handle_stream(stream, address)
         except Exception:
             self._stop_counting(stream)
             raise
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
+        """Return what reads a request, until its deadline."""
+        delegate = super().start_request(server_conn, request_conn)
+        return _TimedRequest(
+            delegate, functools.partial(self._set_deadline, server_conn.stream), self._parts.limits
+        )
+
+    def _set_deadline(self, stream: IOStream, seconds: float | None) -> None:
+        """Close a connection after a number of seconds; None: not any more."""
+        deadline = self._deadlines.pop(stream, None)
+        if deadline is not None:
+            deadline.cancel()
+        if seconds is not None:
+            self._deadlines[stream] = self._parts.call_later(
+                seconds, functools.partial(self._on_deadline, stream)
+            )
+
+    def _on_deadline(self, stream: IOStream) -> None:
+        del self._deadlines[stream]
+        if stream.socket is not None:
+            stream.close()
 
     def on_close(self, server_conn: Any) -> None:
         """Stop counting a connection that is closed, or whose socket a link owns now."""
@@ -187,10 +218,50 @@ class Listener(HTTPServer):
         super().on_close(server_conn)
 
     def _stop_counting(self, stream: IOStream) -> None:
-        """Remove a connection from the unauthenticated ones."""
+        """Remove a connection from the unauthenticated ones, and its deadline."""
+        self._set_deadline(stream, None)
         entry = self._unauthenticated_entries.pop(stream, None)
         if entry is not None:
             self._parts.unauthenticated.remove(entry)
+
+
+class _TimedRequest(HTTPMessageDelegate):
+    """Reads one request: passes its parts on, and sets the deadline for the next one.
+
+    Args:
+        delegate: reads the request.
+        set_deadline: sets the seconds until the connection is closed; None: no deadline.
+        limits: how long the body may take.
+    """
+
+    def __init__(
+        self,
+        delegate: HTTPMessageDelegate,
+        set_deadline: Callable[[float | None], None],
+        limits: Limits,
+    ) -> None:
+        self._delegate = delegate
+        self._set_deadline = set_deadline
+        self._limits = limits
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Awaitable[None] | None:
+        """Note that the head is complete."""
+        self._set_deadline(_body_timeout(self._limits))
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Pass a part of the body on."""
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        """Note that the request is complete."""
+        self._set_deadline(None)
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        """Note that the peer has closed the connection."""
+        self._set_deadline(None)
+        self._delegate.on_connection_close()
 
 
 class _DescriptorLimit:
@@ -342,9 +413,9 @@ class _IncomingConnection:
         """Count the connection; it is closed if it is the oldest of too many."""
         return self._parts.unauthenticated.add(address, self._close)
 
-    def _start_deadline(self) -> asyncio.TimerHandle:
+    def _start_deadline(self) -> TimerHandle:
         """Close the connection if the first byte or the handshake takes too long."""
-        return self._loop.call_later(self._parts.limits.head_seconds, self._close)
+        return self._parts.call_later(self._parts.limits.head_seconds, self._close)
 
     def _start_reading(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever the socket is readable."""
