@@ -118,9 +118,8 @@ def _descriptor(stream):
 def start():
     spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
     sys.argv[:] = [""]
-    parts = {}
-    for name in os.listdir(spec["client"] + "/cm"):
-        parts[name] = _read(spec["client"] + "/cm/" + name)
+    host = os.VfsPosix(spec["client"] + "/cm")
+    names = os.listdir(spec["client"] + "/cm")
     pipe = open(spec["pipe"], "wb")
     output = open(spec["output"], "rb")
     log = open(spec["log"], "ab")
@@ -129,12 +128,14 @@ def start():
     sys.path[:] = ["/lib"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
-    while parts:
-        name, data = parts.popitem()
-        _write("/lib/cm/" + name, data)
+    os.mount(host, "/.client")  # one part after the other: the heap may be small
+    for name in names:
+        _write("/lib/cm/" + name, _read("/.client/" + name))
+        gc.collect()
+    os.umount("/.client")
     _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
     mailbox = uctypes.bytearray_at(spec["box"], 40)
-    del spec, parts, name, data
+    del spec, host, names, name
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]
     from cm import firmware, link, unix
