@@ -98,7 +98,7 @@ def parse_csv(data: bytes) -> list[InventoryRow]:
     """Read a CSV file: UTF-8, or UTF-16 with its mark; cells between ``,``, ``;`` or tabs.
 
     Raises:
-        ValueError: it is no such file, or a row or a column is wrong; the message says which.
+        ValueError: it is not such a file, or a row or a column is wrong; the message says which.
     """
     text = _decode(data)
     first = text.lstrip("\r\n").partition("\n")[0]

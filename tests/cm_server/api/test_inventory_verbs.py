@@ -141,7 +141,8 @@ async def test_administrator_of_some_boards_imports_only_these(service: Service)
 
 
 async def test_malformed_request_is_refused(service: Service):
-    async with await FakeCaller.join(service) as caller:
+        malformed: tuple[object, ...] = (None, {}, ["x"], [[]])
+        for rows in malformed:
         for rows in (None, {}, ["x"], [[]]):
             refused = await caller.ask("import", rows=rows)
             assert refused["args"] == ["rows must be a list of objects"]
