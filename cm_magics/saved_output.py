@@ -16,6 +16,8 @@ from typing import Any, Final
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from cloudmanager.results.html_table import BLOCK_STYLE
+
 _WIDGET_TYPE: Final = "application/vnd.jupyter.widget-view+json"
 _OUTPUT: Final = ".jp-OutputArea-child"
 # plot.js marks a widget that gets messages as `cm-live`. JupyterLab marks the output of a widget
@@ -64,7 +66,8 @@ def saved_html(content: str) -> str:
 
 def saved_text(text: str) -> Bundle:
     """Return a state that is only text."""
-    return {"text/plain": text, "text/html": saved_html(f"<pre>{escape(text)}</pre>")}
+    block = f'<pre style="{BLOCK_STYLE}">{escape(text)}</pre>'
+    return {"text/plain": text, "text/html": saved_html(block)}
 
 
 def image_html(svg: str, text: str) -> str:

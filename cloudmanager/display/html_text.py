@@ -7,7 +7,7 @@ from html import escape
 from typing import Final
 
 from cloudmanager.protocol.text import sanitize_text
-from cloudmanager.results.html_table import FAILURE_COLOUR, WARNING_COLOUR
+from cloudmanager.results.html_table import BLOCK_STYLE, FAILURE_COLOUR, WARNING_COLOUR
 
 from .folding import StyledLine
 
@@ -28,7 +28,7 @@ def lines_html(lines: Sequence[StyledLine]) -> str | None:
     if not roles & _COLOURED_ROLES:
         return None
     text = "\n".join("".join(_piece_html(*piece) for piece in line) for line in lines)
-    return f"<pre>{text}</pre>"
+    return f'<pre style="{BLOCK_STYLE}">{text}</pre>'
 
 
 def _piece_html(text: str, role: str) -> str:

@@ -18,6 +18,9 @@ _MAX_CELL_CHARS: Final = 120  # characters of a cell
 _MAX_NAMES_CHARS: Final = 60  # of a folded list of boards
 _MAX_BLOCK_CHARS: Final = 8 * 1024  # characters of an output, a value or an error of one result
 _CELL_STYLE: Final = "text-align: left"
+_ROW_HEAD_STYLE: Final = f"{_CELL_STYLE}; white-space: nowrap"  # names of boards break at hyphens
+#: Of ``<pre>``; JupyterLab indents it, and breaks long lines inside of words.
+BLOCK_STYLE: Final = "margin: 0; overflow-wrap: anywhere; text-align: left; word-break: normal"
 #: Colours of JupyterLab's theme, and for other frontends one that is readable on black and white.
 FAILURE_COLOUR: Final = "var(--jp-error-color1, #d9534f)"
 WARNING_COLOUR: Final = "var(--jp-warn-color1, #b8860b)"
@@ -110,7 +113,7 @@ def _outcome_row(boards: Sequence[str], result: ResultView) -> str:
     else:
         value = _render_block(result.traceback or result.why)
     return (
-        f"<tr>{_render_cell('th', _short_names(boards))}"
+        f"<tr>{_render_row_head(_short_names(boards))}"
         f'<td style="{style}">{_escape_text(result.status)}</td>'
         f'<td style="{_CELL_STYLE}">{_render_block(result.stdout)}</td>'
         f'<td style="{_CELL_STYLE}">{value}</td></tr>'
@@ -124,7 +127,7 @@ def _render_block(text: str) -> str:
     omitted = len(text) - _MAX_BLOCK_CHARS
     shown = f"… {omitted:,} more characters\n{text[omitted:]}" if omitted > 0 else text
     content = escape(sanitize_text(shown.replace("\r", "\n")).rstrip("\n"))
-    return f'<pre style="{_CELL_STYLE}">{content}</pre>'
+    return f'<pre style="{BLOCK_STYLE}">{content}</pre>'
 
 
 def _has_short_value(result: ResultView) -> bool:
@@ -174,7 +177,7 @@ def render_table(heads: list[str], rows: list[list[str]], notes: Sequence[str] =
     head = "".join(_render_cell("th", text) for text in heads)
     body = "".join(
         "<tr>"
-        + _render_cell("th", row[0])
+        + _render_row_head(row[0])
         + "".join(_render_cell("td", text) for text in row[1:])
         + "</tr>"
         for row in rows
@@ -186,6 +189,10 @@ def _join_table(head: str, body: str, notes: Sequence[str]) -> str:
     """Return a table of HTML parts, with notes below it, which are escaped."""
     below = "".join(f"<div>{_escape_text(note)}</div>" for note in notes)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
+
+
+def _render_row_head(text: str) -> str:
+    return f'<th style="{_ROW_HEAD_STYLE}">{_escape_text(text)}</th>'
 
 
 def _render_cell(tag: str, text: str) -> str:
