@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 import uctypes
+from io import BytesIO
 from json import dumps, loads
 from struct import calcsize, pack_into
 
@@ -54,27 +55,29 @@ def _read(path):
         return None
 
 
-# Returns whether a file has this content, without a copy of it: the heap may be small.
-def _has(path, data):
-    piece = bytearray(256)
-    at = 0
+# Writes the content of an open file to another file, unless it is there already; in pieces, because
+# the heap may be small.
+def _copy(source, path):
+    piece = memoryview(bytearray(512))
+    old = memoryview(bytearray(512))
     try:
         with open(path, "rb") as file:
-            while True:
-                n = file.readinto(piece)
-                if data[at : at + n] != piece[:n]:
-                    return False
-                at += n
-                if not n:
-                    return at == len(data)
+            n = -1
+            while n:
+                n = source.readinto(piece)
+                if file.readinto(old) != n or old[:n] != piece[:n]:
+                    break
+            else:
+                return
     except OSError:
-        return False
-
-
-def _write(path, data):
-    if not _has(path, data):
-        with open(path, "wb") as file:
-            file.write(data)
+        pass
+    source.seek(0)
+    with open(path, "wb") as file:
+        while True:
+            n = source.readinto(piece)
+            if not n:
+                return
+            file.write(piece[:n])
 
 
 def _mkdir(path):
@@ -118,8 +121,9 @@ def _descriptor(stream):
 def start():
     spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
     sys.argv[:] = [""]
-    host = os.VfsPosix(spec["client"] + "/cm")
-    names = os.listdir(spec["client"] + "/cm")
+    parts = {}
+    for name in os.listdir(spec["client"] + "/cm"):
+        parts[name] = open(spec["client"] + "/cm/" + name, "rb")
     pipe = open(spec["pipe"], "wb")
     output = open(spec["output"], "rb")
     log = open(spec["log"], "ab")
@@ -128,14 +132,13 @@ def start():
     sys.path[:] = ["/lib"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
-    os.mount(host, "/.client")  # one part after the other: the heap may be small
-    for name in names:
-        _write("/lib/cm/" + name, _read("/.client/" + name))
-        gc.collect()
-    os.umount("/.client")
-    _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
+    while parts:
+        name, part = parts.popitem()
+        with part:
+            _copy(part, "/lib/cm/" + name)
+    _copy(BytesIO(dumps(_merged_settings(spec["config"])).encode()), "/cm.json")
     mailbox = uctypes.bytearray_at(spec["box"], 40)
-    del spec, host, names, name
+    del spec, parts, name, part
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]
     from cm import firmware, link, unix

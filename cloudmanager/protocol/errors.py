@@ -247,6 +247,7 @@ class BoardError(CloudmanagerError):
         "interrupted": "The board keeps its variables: continue, or run the cell again.",
         "timeout": "Give the cell more time with `timeout=` or `--timeout`.",
     }
+    _FULL_HEAP = "The board's heap is full: `--fresh` frees the variables of earlier cells."
 
     def __init__(
         self, board: str, ename: str, evalue: str, traceback: str = "", status: str = "error"
@@ -256,7 +257,7 @@ class BoardError(CloudmanagerError):
         self.board = self.subject = board
         self.ename, self.evalue, self.status = ename, evalue, status
         self.traceback = traceback
-        self.hint = self._HINTS.get(status, "")
+        self.hint = self._FULL_HEAP if ename == "MemoryError" else self._HINTS.get(status, "")
 
 
 class FleetError(CloudmanagerError):

@@ -23,6 +23,7 @@ import os
 import platform
 import select
 import signal
+import socket
 import struct
 import sys
 import termios
@@ -71,6 +72,11 @@ _READ_BYTES = 4096
 _MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 _SYS_FUTEX = {"x86_64": 202, "i686": 240, "armv6l": 240, "armv7l": 240}.get(platform.machine(), 98)
+_KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if sys.platform == "linux":  # seconds until the first probe, and between two; how many
+    _KEEP_ALIVE.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20))
+    _KEEP_ALIVE.append((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10))
+    _KEEP_ALIVE.append((socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3))
 RESTART = 77  # the exit status of a board that must be restarted
 _CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of callback
 
@@ -187,6 +193,7 @@ class InterruptThread:
             if running:
                 if fd >= 0:
                     poll.register(fd, select.POLLIN)
+                    _keep_alive(fd)
                 else:
                     timeout = min(timeout or math.inf, _NO_LINK_POLL_SECONDS * 1000)
                 if deadline:
@@ -341,6 +348,13 @@ class InterruptThread:
             if user_code_runs or self.mailbox[_INTERRUPT_STATE] != 1:
                 break
             time.sleep(0.0005)
+
+
+def _keep_alive(fd: int) -> None:
+    """Turn on TCP keep-alive, so that a board in a long cell notices that its link is lost."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as link:
+        for level, option, value in _KEEP_ALIVE:
+            link.setsockopt(level, option, value)
 
 
 class BoardOutput:

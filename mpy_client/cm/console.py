@@ -1,8 +1,8 @@
 # The port layer of real boards: the console (os.dupterm), the client's one timer, resets, sleep.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,870 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,049 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
-from cm.firmware import io, machine, micropython, os, time
+from cm.firmware import get_ident, io, machine, micropython, os, time
 
 stack_use = micropython.stack_use
 ticks_diff = time.ticks_diff
@@ -21,12 +21,14 @@ in_user = False  # user code runs: only then an interrupt may be raised
 busy = False  # client code runs: it must not be interrupted
 missed = False  # readinto was called while client code ran
 due = False  # an interrupt was raised in client code and must be repeated
+other = False  # another thread changes the buffer: the client waits until it is False
 removed = False  # the stream was removed while user code ran
 asked = False  # MicroPython has called readinto since the last tick
 ours = False  # byte 3 came from here
 next_at = 0  # ticks of the next interrupt; 0: at once
 keyboard = None  # the KeyboardInterrupt that byte 3 raises: one object for all of them
 fed = True  # the client has run since the watchdog looked
+main = get_ident()  # the thread of the client, and of cells
 dogs = []  # the watchdog, if watchdog.py has armed one: a hard timer, or the part dog.py
 
 # The client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython 1.24
@@ -39,6 +41,7 @@ for n in range(4, -1, -1):  # 4 stands for -1; a tuple of the numbers would stay
         break
     except ValueError:
         pass
+del n
 
 
 # Returns the bytes of C stack in use where MicroPython refuses another call.
@@ -60,6 +63,15 @@ def notify(_):
     if stack_use() > state.deepest + (_SEND_BYTES - _CALL_BYTES):
         return None
     return os.dupterm_notify(None)
+
+
+# Sets options of the link's socket: TCP_NODELAY, and lwIP's callback for each received message.
+def set_options(sock):
+    sock.setsockopt(6, 1, 1)
+    try:
+        sock.setsockopt(1, 20, notify)
+    except (OSError, ValueError, TypeError):
+        pass
 
 
 # The timer's callback. It attaches the stream again if MicroPython or the user's code has removed
@@ -94,11 +106,9 @@ def check_fed(_):
 # Sets the timer for the time between cells. Cells may follow one another faster than it ticks, so
 # this call counts as a tick.
 def idle():
-    tick(None)
+    tick(None)  # it stops the timer if nothing needs it
     if dogs or state.calls:
         timer.init(period=_IDLE_MS, callback=tick)
-    else:
-        timer.deinit()
 
 
 def append(b, nested):
@@ -119,10 +129,22 @@ class Stream(io.IOBase):
     # step of a write is to let MicroPython read byte 3; after the last piece of a print the
     # interrupt is raised in the cell.
     def write(self, b):
-        global due, busy, missed
+        global due, busy, missed, other
         nested = busy
-        busy = True
         try:
+            # Another thread, on RP2 at the same time, on a stack of 4 KB: the client sends for it.
+            # `other` and `busy` keep both from changing the buffer at once.
+            if get_ident() != main:
+                other = True
+                if in_user and not busy:
+                    run.keep_output(b)
+                else:
+                    state.output_lost = True
+                other = False
+                return len(b)
+            busy = True
+            while other:
+                pass
             if stack_use() > state.deepest:
                 if in_user and not nested:
                     run.keep_output(b)
@@ -147,6 +169,7 @@ class Stream(io.IOBase):
         except Exception:  # no memory or no stack
             state.output_lost = True
             busy = nested
+            other = False
             return len(b)
 
     def readinto(self, b):
@@ -155,8 +178,10 @@ class Stream(io.IOBase):
         nested = busy
         busy = True
         try:
+            while other:
+                pass
             n = None
-            if nested:
+            if nested or get_ident() != main:
                 missed = True
             elif in_user:
                 deep = stack_use() > state.deepest
@@ -191,7 +216,7 @@ def set_guard(on):
 # Marks the start or the end of input().
 def set_input(on):
     global busy, next_at
-    if on and (busy or not in_user):
+    if on and (busy or not in_user or get_ident() != main):
         raise EOFError
     busy = on
     next_at = ticks_ms() + _REPEAT_MS | 1
@@ -263,6 +288,4 @@ def reset():
     machine.soft_reset()
 
 
-# Resets the chip.
-def hard_reset():
-    machine.reset()
+hard_reset = machine.reset

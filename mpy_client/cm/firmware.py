@@ -1,6 +1,6 @@
 # The firmware's modules: the other parts take them from here.
 # Boards: all; the first part that is loaded.
-# Cost: 287 bytes of .mpy, 448 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 324 bytes of .mpy, 448 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # They are imported while no file can hide them: MicroPython looks for a /json.py first, but not
 # while sys.path is empty (py/builtinimport.c).
@@ -21,13 +21,15 @@ import socket
 import struct
 import time
 
+get_ident = bool
 machine = network = tls = None
 try:
     import tls
 
     import machine
     import network
-except ImportError:  # virtual boards and boards without a network lack the last ones
+    from _thread import get_ident
+except ImportError:  # virtual boards, boards without a network, and ESP8266 lack some
     pass
 sys.path[:] = path
 path = None  # boot.py sets it: what sys.path is for the user's code

@@ -1,8 +1,8 @@
 # Repairs: before and after a restart, after a failure of the client, before it connects.
 # Boards: all; loaded when it is needed, then dropped.
-# Cost: 1,036 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,072 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
-from cm.firmware import binascii, builtins, os
+from cm.firmware import binascii, builtins, os, sys
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _IN = const(8)
@@ -47,6 +47,7 @@ def read_last(link, run):
 def fail(error):
     from cm import link, run
 
+    sys.print_exception(error)
     run.spare.clear()
     state.console.set_user_code(False)
     state.console.detach()

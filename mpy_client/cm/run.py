@@ -1,6 +1,6 @@
 # Runs cells and file operations that the server sends, interrupts them, remembers how they ended.
 # Boards: all that link.py runs on; loop.py (await) is optional; console.py or unix.py for output.
-# Cost: 3,795 bytes of .mpy, 4,432 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 3,749 bytes of .mpy, 4,432 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 
 from cm import link, state
@@ -75,8 +75,9 @@ def poll(at):
                 n = recv(at)
                 if not n:
                     break
-                if buf[at] == _RESET:
-                    end_program(now)
+                if buf[at] == _RESET:  # the user's program keeps the board busy: it gets some time
+                    state.stop = _RESET
+                    state.deadline = ticks_add(now, _GRACE_MS) | 1
                 elif is_for_job(at):
                     if buf[at] == _INTERRUPT:
                         state.stop = state.stop or _STATUS_INTERRUPTED
@@ -105,12 +106,6 @@ def is_for_job(at):
 # Called by the console at each tick and while user code prints: the reason to interrupt it, or 0.
 def check():
     return state.tasks.poll() if state.tasks else poll(_BUSY_IN)
-
-
-# Handles RESET while the user's program keeps the board busy: it gets an interrupt and some time.
-def end_program(now):
-    state.stop = _RESET
-    state.deadline = ticks_add(now, _GRACE_MS) | 1
 
 
 # Restarts the board: `hard` the chip, else the interpreter. restart.py says how it is noted.

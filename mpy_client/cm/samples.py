@@ -1,8 +1,8 @@
 # cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 664 bytes of .mpy, 640 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 718 bytes of .mpy, 752 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
-from cm.firmware import json, micropython
+from cm.firmware import get_ident, json, micropython
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUSY_IN = const(896)
@@ -17,9 +17,12 @@ _BURST_MS = const(1000)  # ms of unused intervals that accumulate: bursts of 50
 due = dropped = 0  # ticks when the next may be sent; samples dropped since the last that was sent
 
 
-# Returns whether the sample was sent. NaN and infinity become None.
+# Returns whether the sample was sent. Other threads than that of cells are refused: a thread would
+# write to the link while the client does. NaN and infinity become None.
 def emit(**values):
     global due, dropped
+    if get_ident() != state.console.main:
+        raise RuntimeError("in a thread")
     if micropython.stack_use() > state.deepest:
         return False
     for name in values:

@@ -1,12 +1,14 @@
 # The console of the unix port: a pipe with what is printed, a mailbox of interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 2,398 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,506 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # File descriptors 1 and 2 are a pipe (cloudmanager/virtual/supervisor.py), so that the output of C
 # code and of threads is complete, printing is no work of the client, and threads never touch the
 # link. The client reads the pipe while user code runs, and when it waits for the server; the log,
 # what is printed outside of cells, is also written to the file board.log.
-from cm import link, run, state
+from _thread import get_ident
+
+from cm import firmware, link, run, state
 from cm.firmware import builtins, io, struct, sys, time
 from cm.link import run_calls
 
@@ -51,6 +53,8 @@ stdout_fd = stderr_fd = None  # memory: the file descriptors in these streams; -
 threads = None  # the module that user code imports as _thread
 flash = None
 
+firmware.get_ident = get_ident
+main = get_ident()  # the thread of the client, and of cells
 room = link.mv[_OUT:_OUT_END]
 piece = bytearray(128)
 print_now = print  # what user code gets as print()
@@ -219,15 +223,15 @@ def prepare_threads():
 
 # Lets the kernel look whether the peer is still there, so that a busy board notices a lost link.
 # The numbers are Linux's: SO_KEEPALIVE; TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT.
-def set_keep_alive(sock):
-    for level, option, value in ((1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
+def set_options(sock):
+    for level, option, value in ((6, 1, 1), (1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
         sock.setsockopt(level, option, value)
 
 
 # Marks the start or the end of input().
 def set_input(on):
     if on:
-        if not mailbox[_USER_CODE_RUNS]:
+        if not mailbox[_USER_CODE_RUNS] or get_ident() != main:
             raise EOFError
         set_guard(True)
     else:

@@ -117,7 +117,8 @@ NAMES = (
     "AF_INET SOCK_STREAM getaddrinfo setsockopt settimeout setblocking connect fileno sha1 init "
     "deinit period mode callback unhexlify uctypes addressof bytearray_at kbd_intr mem_free "
     "PROTOCOL_TLS_CLIENT CERT_REQUIRED SSLContext wrap_socket load_verify_locations verify_mode "
-    "server_hostname soft_reset urandom dupterm dupterm_notify modify unregister POLLIN POLLOUT"
+    "server_hostname soft_reset urandom dupterm dupterm_notify modify unregister POLLIN POLLOUT "
+    "reset get_ident"
 )
 for name in NAMES.split():
     setattr(board, name, None)
@@ -128,7 +129,7 @@ for n in range(570):
 board = Has()
 machine, os, select, hashlib, socket, clock, tls = (Has() for _ in range(7))
 tls.SSLContext, tls.PROTOCOL_TLS_CLIENT, tls.CERT_REQUIRED = Context, 0, 2
-machine.Timer = Timer
+machine.Timer, machine.reset = Timer, None
 os.urandom = bytes
 os.listdir, os.stat, os.remove = real_os.listdir, real_os.stat, real_os.remove
 os.dupterm = os.dupterm_notify = lambda *_: None

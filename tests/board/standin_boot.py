@@ -261,6 +261,28 @@ class RTC:
         machine.clock.append(new)
 
 
+# A STAND-IN for the second core of RP2. The unix port has threads, but its collector fails if a
+# signal of the timers comes while it waits for them (ports/unix/mpthreadport.c). So a "thread" is a
+# call by a timer, between any two bytecodes of the first core, in the client's code too.
+class Threads:
+    core = 0
+
+    def get_ident(self):
+        return self.core
+
+    def start_new_thread(self, function, args):
+        def run(timer):
+            self.core = 1
+            try:
+                function(*args)
+            except BaseException as e:
+                sys.print_exception(e)
+            self.core = 0
+
+        self.timer = machine.Timer(-1)  # RP2 stops a timer that nothing refers to
+        self.timer.init(mode=machine.Timer.ONE_SHOT, period=1, callback=run)
+
+
 machine = Machine()
 machine.RTC, machine.clock = RTC, []
 machine.PWRON_RESET, machine.WDT_RESET = 1, 3  # as in ports/rp2/modmachine.c
@@ -272,6 +294,8 @@ sys.modules["machine"] = machine
 if "air" in settings:
     sys.modules["network"] = Network()
 built_in = {name: sys.modules[name] for name in ("machine", "os", "time")}
+if settings.get("port", "")[:3] == "rp2":
+    built_in["_thread"] = sys.modules["_thread"] = Threads()
 if "air" in settings:
     built_in["network"] = sys.modules["network"]
 if "full" in settings and "full" not in os.listdir("/"):

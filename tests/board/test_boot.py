@@ -220,7 +220,7 @@ def test_unreachable_server_is_reported_less_and_less_often(lab):
 def test_refused_server_is_named_in_words(lab):
     lab.peer.lie = True
     lab.boot()
-    lab.chip.hear(b"No link to the server: the server does not know this board's key")
+    lab.chip.hear(b"No link to the server: the server has another key")
     lab.peer.lie = False
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
 

@@ -21,6 +21,19 @@ while not done:
     k += 1
     time.sleep_ms(1)
 """
+IN_THREAD = """
+import _thread, time, cm
+seen = []
+def other():
+    try:
+        {call}
+        seen.append("done")
+    except Exception as e:
+        seen.append(type(e).__name__)
+_thread.start_new_thread(other, ())
+while not seen: time.sleep_ms(1)
+__cm__((seen[0]))
+"""
 ENDLESS = """
 import _thread, time
 stop = False
@@ -77,6 +90,15 @@ def test_lines_of_threads_arrive_whole_and_completely(board, turn):
         f"main {k}" for k in range(count)
     ]
     assert len(lines) == 300 + count
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("cm.emit(n=1)", b"'RuntimeError'"), ("input('? ')", b"'EOFError'")]
+)
+def test_thread_that_would_use_the_link_is_refused(board, call, error):
+    board.samples.clear()
+    job = board.run(IN_THREAD.format(call=call))
+    assert (job.status, job.value, job.prompts, board.samples) == (OK, error, [], [])
 
 
 def test_thread_that_prints_endlessly_keeps_no_cell_from_ending(lab, board):

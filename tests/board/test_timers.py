@@ -15,6 +15,7 @@ from cloudmanager.cable.serial_ports import BoardRepl
 from .peer import INTERRUPTED, OK
 from .test_boot import TICKING
 from .test_console import BUSY as BUSY_CELLS
+from .test_output import IN_THREAD
 from .test_start import CONFIRM, WHO, staged
 
 #: Port and version -> which numbers machine.Timer accepts, and the hardware timer of the client.
@@ -284,3 +285,62 @@ def test_virtual_board_starts_a_good_program_after_power_cuts(make_lab, app):
             link.ping()
         else:
             until(started(link), bad_starts, "0")
+
+
+# RP2's second core
+
+
+def boot_pico(lab):
+    air = {"air": {"home": "x"}}
+    chip_options = {"port": "rp2-1.28", **air}
+    return lab.boot(chip_options=chip_options, wifi=[["home", "x"]]).link()
+
+
+PRINTS = """
+import _thread, time
+done = []
+def other():
+    for n in range(20): print("other", n)
+    done.append(1)
+n = 0
+for turn in range(30):
+    _thread.start_new_thread(other, ())
+    while len(done) <= turn:
+        print("x" * 60)
+        n += 1
+__cm__((n))
+"""
+
+
+def test_second_core_that_prints_never_uses_the_link(lab):
+    """It prints while the client sends, too: then its output is lost, and the job says so."""
+    link = boot_pico(lab)
+    assert link.run(SENDS).status == OK
+    job = link.run(PRINTS, timeout=20)
+    assert job.status == OK, job
+    assert value(link, "__cm__((sent_by))") == "{0}"
+    lines = job.output.decode().split("\r\n")
+    assert lines.count("x" * 60) <= int(job.value)
+    assert "other 19" in lines
+    assert lines.count("other 19") == 30 or "[output was lost]" in lines
+    assert lab.peer.link("id-1") is link
+
+
+SENDS = """
+import _thread, cm.link, cm.run
+sent_by = set()
+send = cm.link.send
+def counted(*args):
+    sent_by.add(_thread.get_ident())
+    send(*args)
+cm.run.send = counted
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("cm.emit(n=1)", "'RuntimeError'"), ("input('? ')", "'EOFError'")]
+)
+def test_second_core_that_would_use_the_link_is_refused(lab, call, error):
+    link = boot_pico(lab)
+    assert value(link, IN_THREAD.format(call=call)) == error
+    assert link.samples == []

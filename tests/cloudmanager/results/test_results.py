@@ -320,3 +320,12 @@ def test_repr_of_a_result_is_one_line(result, line):
 
 
 # Output
+
+
+def test_full_heap_has_a_hint_in_words():
+    trace = "MemoryError: memory allocation failed, allocating 320 bytes\n"
+    error = Result("lab-1", 1, "error", traceback=trace).error
+    expected = "The board's heap is full: `--fresh` frees the variables of earlier cells."
+    assert isinstance(error, BoardError)
+    assert error.hint == expected
+    assert expected in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,19 @@ def test_interrupt_waits_for_user_code_and_is_repeated(
     made.mailbox[FIRE] = made.mailbox[USER] = 1
     until(lambda: len(shots) == 2)
     assert 0.2 < shots[1] - shots[0] < 0.4
+
+
+def test_link_of_a_long_cell_is_kept_alive(board: tuple[InterruptThread, Library]) -> None:
+    made, _ = board
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as link,
+    ):
+        begin(made, fd=link.fileno())
+        until(lambda: made.mailbox[ASLEEP])
+        until(lambda: link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 20
+        made.mailbox[RUN] = 0
 
 
 def test_output_between_jobs_is_copied_to_the_log(
