@@ -23,6 +23,9 @@ FAULTS: Final[list[Defence]] = [
         "_counted_seconds = lambda elapsed: elapsed",
         _CLOCK + "time_in_which_the_loop_stands_still_does_not_count[0.1]",
         _CLOCK + "job_is_not_given_up_because_the_server_stood_still",
+        _CLOCK + "requests_are_complete_in_time_although_the_server_stood_still",
+        _CLOCK + "tls_handshake_is_complete_in_time_although_the_server_stood_still",
+        _CLOCK + "message_of_a_caller_is_complete_in_time_although_the_server_stood_still",
     ),
     defence(
         "a caller that stands still is not disconnected",
