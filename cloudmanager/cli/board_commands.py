@@ -8,6 +8,7 @@ import json
 import math
 import re
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -271,7 +272,21 @@ def _uname_words(result: Result) -> str:
 
 
 def _show_settings(boards: Boards) -> Results:
-    return boards.read(SETTINGS)
+    results = boards.settings()
+    texts = {
+        name: as_file_results(results)[name].with_value(_settings_file(result.value))
+        if result.ok
+        else result
+        for name, result in results.items()
+    }
+    return Results(texts, results.left_out)
+
+
+def _settings_file(settings: dict[str, Any] | str) -> bytes:
+    """Return settings as their file has them."""
+    if isinstance(settings, str):
+        return settings.encode()
+    return json.dumps(settings, indent=1, ensure_ascii=False).encode()
 
 
 def _settings_words(result: Result) -> str:
@@ -281,8 +296,10 @@ def _settings_words(result: Result) -> str:
     if not result.ok:
         return ""
     try:
-        settings = _parse_settings(result.value)
+        settings = json.loads(result.value)
     except ValueError:
+        return ""
+    if not isinstance(settings, dict):
         return ""
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     return "\n".join(lines) or "no settings"
@@ -290,42 +307,32 @@ def _settings_words(result: Result) -> str:
 
 def _change_setting(boards: Boards, key: str, value: str) -> Results:
     """Change one setting on each board; the other settings of each board are kept."""
-    current = boards.read(SETTINGS)
-    contents = {}
-    for name, result in current.items():
-        if result.ok or isinstance(result.error, FileNotFoundError):
-            settings = _parse_settings(result.value) if result.ok else {}
-            settings[key] = _parse_value(value)
-            # Not escaped: MicroPython's json does not read surrogate pairs.
-            contents[name] = json.dumps(settings, indent=1, ensure_ascii=False).encode()
-    written = boards.put_each(contents, SETTINGS)
-    return Results({**current, **written}, current.left_out)
-
-
-def _parse_settings(raw: bytes) -> dict[str, Any]:
-    try:
-        # Boards cannot read Infinity or NaN; an earlier version wrote them.
-        settings = json.loads(raw, parse_constant=str)
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"{SETTINGS} on a board is not a JSON object. Remove the file or correct it."
-        )
-    return settings
+    results = boards.change_settings({key: _parse_value(value)})
+    done = {
+        name: as_file_results(results)[name].with_value(None) if result.ok else result
+        for name, result in results.items()
+    }
+    return Results(done, results.left_out)
 
 
 def _parse_value(text: str) -> Any:
-    """Return the value that a text means as JSON or as a Python literal.
+    """Return the value that a text means as JSON, as a Python literal or as a table of TOML.
 
     A value that boards cannot read from JSON, such as Infinity, is the text itself.
     """
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval, _parse_toml_table):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = parse(text)
             if _is_readable(value):
                 return value
     return text
+
+
+def _parse_toml_table(text: str) -> Any:
+    """Return an inline table, such as ``{ secret = "mqtt" }``, as in ``fleet.toml``."""
+    if not text.lstrip().startswith("{") or "\n" in text.strip():
+        raise ValueError("this is no inline table")
+    return tomllib.loads(f"value = {text}")["value"]
 
 
 def _is_readable(value: object, depth: int = 0) -> bool:

@@ -33,6 +33,7 @@ from . import (
     log_commands,
     package_commands,
     reservation_commands,
+    secret_commands,
 )
 from .commands import FAILED, NO_SERVER, USAGE
 from .streams import OUTPUT_NAME, prepare_streams, run_with_output
@@ -203,6 +204,7 @@ def _make_parser() -> argparse.ArgumentParser:
     log_commands.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)
+    secret_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

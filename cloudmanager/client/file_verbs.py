@@ -30,6 +30,7 @@ from .file_jobs import (
     run_file_ops_in_batches,
 )
 from .progress import ProgressCallback
+from .settings_jobs import run_settings_jobs
 from .several_paths import BoardPaths, SomeBoards, run_for_paths
 from .sources import PathLike, UploadOrigin
 from .verb import HasTarget, verb
@@ -86,6 +87,31 @@ class FileVerbs(HasTarget):
             [["stat", board_paths.parse_board_path(path)]],
             make_value=_of_first_result(files.read_stat),
         )
+
+    @verb
+    async def settings(self) -> Results:
+        """Return ``:settings.json``, a file for the settings of one's own programs.
+
+        Each board's value is a dict; where it has a secret, ``{"secret": name}``. Of a file that is
+        no JSON object it is the text.
+        """
+        return await run_settings_jobs(self, None)
+
+    @verb
+    async def change_settings(self, changes: Mapping[str, Any]) -> Results:
+        """Change keys of ``:settings.json``; the others stay as they are on each board.
+
+        A value ``{"secret": name}``, also inside of other objects, is replaced by the secret on its
+        way to the board, by the server; secrets that the board had before get their present values.
+        Each board's value is a dict of all settings then, with the references.
+
+        Args:
+            changes: key -> value of JSON.
+
+        Raises:
+            ValueError: JSON has no such value; nothing was sent.
+        """
+        return await run_settings_jobs(self, changes)
 
     @verb
     async def df(self, path: str = ":/") -> Results:

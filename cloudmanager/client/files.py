@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.errors import CloudmanagerError, PackageError, PeerWireError
+from cloudmanager.protocol.errors import (
+    CloudmanagerError,
+    PackageError,
+    PeerWireError,
+    ServerError,
+)
 from cloudmanager.protocol.file_ops import FileOp, decode_path, disk_space
 from cloudmanager.results.board_values import UnreadableValue, parse_value
 from cloudmanager.results.results import Result
@@ -29,6 +34,7 @@ _OSERROR_PATTERN: Final = re.compile(
 )
 _BYTES_PATTERN: Final = re.compile(r"b(['\"]).*\1", re.DOTALL)  # a path that is not UTF-8
 _PACKAGE_ERROR_PREFIX: Final = "PackageError: "
+_SERVER_ERROR_PREFIX: Final = "ServerError: "
 _EMPTY_CELL: Final = prepare_cell("")
 _FOLDER_MODE: Final = 0x4000  # in the mode of MicroPython's ilistdir and stat (S_IFDIR)
 
@@ -204,6 +210,8 @@ def _board_error(board: str, traceback: str) -> Exception | None:
     """Return the OSError or PackageError at the end of a traceback or reason, or None."""
     if traceback.startswith(_PACKAGE_ERROR_PREFIX):
         return PackageError(traceback.removeprefix(_PACKAGE_ERROR_PREFIX))
+    if traceback.startswith(_SERVER_ERROR_PREFIX):
+        return ServerError(traceback.removeprefix(_SERVER_ERROR_PREFIX))
     found = _OSERROR_PATTERN.search(traceback)
     if found is None:
         return None

@@ -147,6 +147,31 @@ class FleetVerbs(HasExchange):
         return dict(await self.exchange().request("rotate", {"target": target}))
 
     @verb
+    async def set_secret(self, name: str, value: str, target: str = "all") -> dict[str, Any]:
+        """Store a secret for boards' settings; requires the role admin on all boards.
+
+        A setting ``{"secret": name}`` gets its value; see ``Boards.change_settings``. Boards that
+        have an earlier value keep it until their settings are changed.
+
+        Args:
+            name: its name.
+            value: 4 characters to 4 KB of text; no reply contains it.
+            target: the boards that may get it.
+        """
+        body = {"name": name, "value": value, "target": target}
+        return dict(await self.exchange().request("secret-set", body))
+
+    @verb
+    async def secrets(self) -> list[dict[str, Any]]:
+        """Return ``name``, ``target`` and ``changed`` (seconds since 1970) of each secret."""
+        return list(await self.exchange().request("secret-list", {}))
+
+    @verb
+    async def remove_secret(self, name: str) -> str:
+        """Delete a secret; boards that have its value keep it."""
+        return str(await self.exchange().request("secret-remove", {"name": name}))
+
+    @verb
     async def jobs(self, target: str | None = None) -> JobList:
         """Return running and queued jobs of all users, then jobs that ended recently."""
         return JobList(await self.exchange().request("jobs", {"target": target}))

@@ -118,6 +118,15 @@ def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:
     return format_table(headings, [tuple(shorten(str(cell)) for cell in row) for row in rows])
 
 
+def secret_table(secrets: Sequence[Mapping[str, Any]]) -> str:
+    """Return secrets as a table, without their values; a sentence if there are none."""
+    if not secrets:
+        return "There are no secrets. `mbm secret-set NAME` stores one."
+    rows = [(each["name"], each["target"], format_time(each["changed"])) for each in secrets]
+    headings = ("name", "target", "changed")
+    return format_table(headings, [tuple(map(shorten, row)) for row in rows])
+
+
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of the audit log as a table, the newest last; a sentence if there are none."""
     if not rows:

@@ -122,6 +122,9 @@ class Limits:
     file_ops: int = 500  # file operations in one job
     file_ops_bytes: int = 64 * KIB  # of their names and paths
     path_bytes: int = KIB  # of one path
+    settings_bytes: int = 16 * KIB  # of a board's settings.json
+    secrets: int = 1000  # in all
+    secret_bytes: int = 4 * KIB  # of one
     #: Unconfirmed bytes on the way to or from one board; and to all boards of a job together, of
     #: which each has at least the minimum.
     window_bytes: int = 64 * KIB

@@ -274,4 +274,28 @@ def _find_board(context, row):
         "cloudmanager/client/test_inventory.py::"
         "test_no_cell_of_the_file_begins_like_a_formula_and_the_note_comes_back",
     ),
+    defence(
+        "a board gets only secrets that are for it",
+        SERVER + "installs/board_settings.py",
+        "_is_for = lambda row, board: True",
+        "cm_server/installs/test_board_settings.py::"
+        "test_secret_that_a_board_may_not_get_is_not_written",
+        "cm_server/installs/test_board_settings.py::"
+        "test_board_that_lost_its_right_to_a_secret_keeps_the_old_value",
+    ),
+    defence(
+        "whoever reads settings gets references instead of secrets",
+        SERVER + "installs/board_settings.py",
+        "_mask = lambda value, stored, path=(): value",
+        "cm_server/installs/test_board_settings.py::"
+        "test_secret_is_written_to_the_board_and_its_caller_gets_the_reference",
+        "attacks/test_secrets.py::test_secrets_are_only_in_their_own_files",
+    ),
+    defence(
+        "the contents of settings are not kept on the server's disk",
+        SERVER + "installs/content_store.py",
+        "ContentStore.make_unshared = ContentStore.add_bytes",
+        "cm_server/installs/test_board_settings.py::"
+        "test_secret_is_written_to_the_board_and_its_caller_gets_the_reference",
+    ),
 ]

@@ -41,6 +41,11 @@ def test_secrets_are_only_in_their_own_files(tmp_path: Path):
             keys = [identity.key.hex() for identity in boards.identities]
             with Fleet(server.url, token) as guest:
                 assert guest["lab-1"].run("password = 'hunter2'; 6 * 7").value == 42
+                fleet.set_secret("mqtt", "battery staple")
+                changed = guest["lab-1"].change_settings({"mqtt": {"secret": "mqtt"}})
+                settings = guest["lab-1"].settings()
+                jobs = [guest.job(job["job"]) for job in guest.jobs()]
+                others = (changed, settings, changed.value, settings.value, jobs, guest.boards())
             text = errors_of(server.url, (secret_part[:-1], f"{secret_part}A", keys[0]))
             mbm = [sys.executable, "-m", "cloudmanager", "token-list", "--json"]
             environment = {"CM_URL": server.url, "CM_TOKEN": own, "PATH": ""}
@@ -48,8 +53,9 @@ def test_secrets_are_only_in_their_own_files(tmp_path: Path):
             assert "guest" in done.stdout
             text += done.stdout + done.stderr + repr(fleet) + repr(fleet.address) + repr(boards)
             text += repr(boards.identities) + str(fleet.request("audit")) + str(fleet.boards())
+            text += repr(others) + str(fleet.secrets())
             text += visible_text(server, [*boards.pids.values()])
-        for secret in (own, secret_part, secret_part[:-1], *keys, "hunter2"):
+        for secret in (own, secret_part, secret_part[:-1], *keys, "hunter2", "battery"):
             assert secret not in text
 
 

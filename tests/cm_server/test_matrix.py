@@ -20,6 +20,7 @@ from cm_server.app import ROUTES
 from cm_server.auth import credentials
 from cm_server.auth.credentials import ROLES
 from cm_server.store.rows import AuditRow
+from cm_server.store.secret_rows import SecretRow
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
 
@@ -46,6 +47,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "import": {"rows": [{"board": "lab-2", "note": "spare"}]},
     "rotate": {"target": "lab-1"},
     "revoke": {"target": "lab-2"},
+    "secret-set": {"name": "mqtt", "value": "hunter2-mqtt"},
+    "secret-list": {},
+    "secret-remove": {"name": "mqtt"},
     "token-create": {"name": "new", "role": "viewer"},
     "token-list": {},
     "token-revoke": {"name": "victim"},
@@ -95,6 +99,7 @@ async def lab(service: Service) -> AsyncIterator[Lab]:
     service.add_token("viewer", name="victim")
     service.store.insert_jobs([boards["lab-2"].id], "ann")
     service.store.end_job(1, "ok")
+    service.store.set_secret(SecretRow("mqtt", "hunter2", "all", 0.0))
     async with await FakeBoard.join(service, boards["lab-1"]) as link:
         yield Lab(service, boards, link)
 

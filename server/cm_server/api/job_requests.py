@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.text import one_line
-from cm_server.installs import board_install
+from cm_server.installs import board_install, board_settings
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
 from cm_server.installs.services import InstallServices
@@ -44,7 +44,7 @@ class Caller(Protocol):
 def read_job_request(
     services: InstallServices, caller: Caller, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Check a SUBMIT: a cell, a list of file operations, or an install.
+    """Check a SUBMIT: a cell, a list of file operations, an install, or settings.
 
     Args:
         services: with the contents and plans that the request refers to.
@@ -64,6 +64,9 @@ def read_job_request(
         spec = board_install.read_package_job(services, caller, request, boards)
         plan = services.plan_cache.get(caller, request["plan"]) if "plan" in request else None
         return JobRequest(spec.code, spec, *board_install.describe_for_audit(request, plan))
+    if "settings" in head:
+        settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
+        return JobRequest(settings.code, settings, "settings", detail)
     return JobRequest(code)
 
 

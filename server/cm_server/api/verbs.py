@@ -25,7 +25,7 @@ from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
-from . import health_verbs, inventory_verbs, job_verbs, reservation_verbs
+from . import health_verbs, inventory_verbs, job_verbs, reservation_verbs, secret_verbs
 from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
@@ -485,6 +485,13 @@ VERBS = {
     "rename": Verb("admin", _rename_board, changes_rows=True),
     "import": Verb("admin", _import_boards, changes_rows=True),
     "rotate": Verb("admin", _rotate_keys, changes_rows=True),
+    "secret-set": Verb(
+        "admin", secret_verbs.set_secret, requires_all_boards=True, changes_rows=True
+    ),
+    "secret-list": Verb("admin", secret_verbs.list_secrets, requires_all_boards=True),
+    "secret-remove": Verb(
+        "admin", secret_verbs.remove_secret, requires_all_boards=True, changes_rows=True
+    ),
     "token-create": Verb("admin", _create_token, requires_all_boards=True, changes_rows=True),
     "token-list": Verb("admin", _list_tokens, requires_all_boards=True),
     "token-revoke": Verb("admin", _revoke_token, requires_all_boards=True, changes_rows=True),

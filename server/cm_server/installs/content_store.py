@@ -323,6 +323,16 @@ class ContentStore:
         self.add(content)
         return content
 
+    def make_unshared(self, data: bytes) -> Content:
+        """Return a content for one job, which is gone when the job has ended.
+
+        Raises:
+            ServerError: there is no space for it.
+        """
+        content = self._new_content(hashlib.sha256(data).hexdigest(), len(data), "")
+        content.write(data)
+        return content
+
     def add(self, content: Content) -> None:
         """Add a complete content; evict the oldest ones if there are too many or too large ones."""
         self._contents[content.digest] = content

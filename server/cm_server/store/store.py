@@ -131,7 +131,7 @@ class Store:
         self.health_rows = HealthRows(
             self._connection, self.database.insert, self._rollback_on_error
         )
-        self.secret_rows = SecretRows(self._connection)
+        self.secret_rows = SecretRows(self._connection, self._rollback_on_error)
 
     def close(self) -> None:
         """Write pending changes, and close the database."""
@@ -267,6 +267,7 @@ class Store:
                 self.installed_packages.delete_board(board_id)
                 self.log_rows.delete_board(board_id)
                 self.health_rows.delete_board(board_id)
+                self.secret_rows.delete_board(board_id)
 
     def set_labels(
         self,

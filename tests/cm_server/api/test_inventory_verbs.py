@@ -129,7 +129,7 @@ async def test_administrator_of_some_boards_imports_only_these(service: Service)
     _, vault = service.enrol("lab-1", "vault-1")
     before = known(service)
     async with await FakeCaller.join(service, service.add_token("admin", "lab-*")) as caller:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"board": "vault-1", "note": "x"},
             {"id": vault.id, "note": "x"},
             {"board": "lab-1", "name": "vault-2"},
@@ -141,7 +141,8 @@ async def test_administrator_of_some_boards_imports_only_these(service: Service)
 
 
 async def test_malformed_request_is_refused(service: Service):
-        malformed: tuple[object, ...] = (None, {}, ["x"], [[]])
+    async with await FakeCaller.join(service) as caller:
+        malformed: list[Any] = [None, {}, ["x"], [[]]]
         for rows in malformed:
             refused = await caller.ask("import", rows=rows)
             assert refused["args"] == ["rows must be a list of objects"]

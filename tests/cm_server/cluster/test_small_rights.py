@@ -31,6 +31,9 @@ REFUSED: list[dict[str, Any]] = [
     {"verb": "rotate", "target": "lab-2"},
     {"verb": "revoke", "target": "lab-2"},
     {"verb": "token-create", "name": "t"},
+    {"verb": "secret-set", "name": "s", "value": "hunter22"},
+    {"verb": "secret-list"},
+    {"verb": "secret-remove", "name": "s"},
     {"verb": "token-list"},
     {"verb": "audit"},
 ]

@@ -10,7 +10,7 @@ down_revision = "6"
 
 
 def upgrade() -> None:
-    """Add columns of boards, and three tables."""
+    """Add columns of boards, and four tables."""
     op.add_column("boards", sa.Column("serial", sa.Text))
     op.add_column("boards", sa.Column("note", sa.Text))
     op.add_column("boards", sa.Column("reserved_by", sa.Text))
@@ -36,4 +36,10 @@ def upgrade() -> None:
         sa.Column("value", sa.Text, nullable=False),
         sa.Column("target", sa.Text, nullable=False),
         sa.Column("changed", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "secret_uses",
+        sa.Column("board", sa.Text, primary_key=True),
+        sa.Column("path", sa.Text, primary_key=True),
+        sa.Column("secret", sa.Text, nullable=False),
     )
