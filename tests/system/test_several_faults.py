@@ -1,4 +1,4 @@
-"""What crosses servers when one of them is killed, stopped, or stands still: exact outcomes.
+"""What crosses servers when one of them, or the bus, fails or stands still: exact outcomes.
 
 tests/cm_server/cluster/test_conformance.py has lost, repeated and late messages.
 """

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,8 @@ class Pace:
         again: until a board is asked once more.
         absent: more than the spread of reconnects, until a board counts as absent.
         pause: after it turned out to be useless.
-        begin: how many boards more than its share a server may have, as a factor; twice the
-            square root of the share is chance, and allowed too.
+        begin: by which factor the number of a server's boards may differ from its share; twice
+            the square root of the share is chance, and allowed too.
         group: the part of the server's boards that is asked at the same time.
         judged: after how many boards it is judged whether it is of use.
     """
@@ -100,22 +100,32 @@ class Rebalancer:
             return
         self._next_at = now + self.pace.between
         boards = [board for board in self._registry.by_id.values() if board.link is not None]
-        online = sum(board.online for board in self._registry.by_id.values())
-        surplus = self._surplus(len(boards), online / len(self._servers))
+        surplus = self._surplus(len(boards))
         if surplus > 0:
             self._ask(boards, min(surplus, math.ceil(len(boards) * self.pace.group)), now)
 
-    def _surplus(self, own: int, share: float) -> int:
-        """Return how many boards are too many; 0 within what is chance.
+    def _surplus(self, own: int) -> int:
+        """Return how many boards are too many; 0 while the servers' numbers differ by chance.
 
-        It begins at a distance from the share and ends at the share, so that it does not start
-        again after each board.
+        Once it has begun, it ends at the share, so that it does not start again after each board.
         """
-        allowed = share * self.pace.begin + 2 * math.sqrt(share)
-        if own > allowed and not self._is_active:
+        counts = Counter(dict.fromkeys(self._servers, 0))
+        for board in self._registry.by_id.values():
+            state = board.remote_state
+            if board.link is None and state is not None and state.online and state.server in counts:
+                counts[state.server] += 1
+        others = sorted(counts.values())[1:]  # this server is one of those with 0
+        share = (own + sum(others)) / len(self._servers)
+        chance = 2 * math.sqrt(share)
+        most, least = max(own, *others), min(own, *others)
+        is_even = (
+            share / self.pace.begin - chance <= least <= most <= share * self.pace.begin + chance
+        )
+        was_active, self._is_active = self._is_active, own > share + 1
+        self._is_active = self._is_active and (was_active or not is_even)
+        if self._is_active and not was_active:
             text = "this server has %d boards, its share is %d: some of them connect again"
             log.info(text, own, share)
-        self._is_active = own > (share + 1 if self._is_active else allowed)
         return math.ceil(own - share) if self._is_active else 0
 
     def _ask(self, boards: list[Board], count: int, now: float) -> None:
