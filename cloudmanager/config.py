@@ -147,6 +147,11 @@ def completion_file(folder: Path) -> Path:
     return folder / "completion.txt"
 
 
+def repl_history_file(folder: Path) -> Path:
+    """Return the path of the inputs of `mbm board-repl`."""
+    return folder / "repl_history"
+
+
 def read_token(path: Path) -> str | None:
     """Return the token in a file; None if there is none, or another user can have written it.
 

@@ -6,9 +6,11 @@ import keyword
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cloudmanager.client import board_names
 from cloudmanager.protocol.text import fold_names
+from cm_magics import fleet
 
-from . import code_context, introspection, stubs
+from . import code_context, stubs
 
 _TYPES_KEY: Final = "_jupyter_types_experimental"  # JupyterLab shows these types beside the names
 _MAX_DOC_LINES: Final = 24  # lines of a docstring at detail level 0
@@ -37,14 +39,14 @@ async def find_matches(
         The part of the name that is typed already, and the names to offer, best first: those that
         most boards have, then those that are known without a board.
     """
-    token = code_context.token_before(code, cursor)
+    token = board_names.token_before(code, cursor)
     path, prefix, importing = token
     if not (path or prefix or importing):
         return "", {}
-    on_boards: dict[str, introspection.FoundName] = {}
+    on_boards: dict[str, board_names.FoundName] = {}
     answered: list[str] = []
     if target and not importing:
-        on_boards, answered = await introspection.list_names(target, path, prefix)
+        on_boards, answered = await board_names.list_names(fleet().exchange, target, path, prefix)
     matches: dict[str, CompletionMatch] = {}
     by_boards = sorted(on_boards.items(), key=lambda pair: (-len(pair[1].boards), pair[0]))
     for name, found in by_boards:
@@ -58,7 +60,7 @@ async def find_matches(
 
 
 def _known_names(
-    token: code_context.Token,
+    token: board_names.Token,
     code: str,
     earlier_cells: Sequence[str],
     *,
@@ -122,7 +124,7 @@ async def describe_name(
     Returns:
         The description, or "" if nothing is known.
     """
-    on_boards = await introspection.describe_name(target, path) if target else {}
+    on_boards = await board_names.describe_name(fleet().exchange, target, path) if target else {}
     cells = [*earlier_cells, code]
     known = code_context.find_definition(path, cells) or code_context.find_definition(
         code_context.resolve_path(path, cells), cells

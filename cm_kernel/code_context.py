@@ -6,48 +6,18 @@ import ast
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from cloudmanager.client.cell_syntax import parse_python
 
 from .stubs import NameInfo, describe_nodes
 
-_TOKEN_PATTERN: Final = re.compile(r"(?:[^\W\d]\w*\s*\.\s*)*(?:[^\W\d]\w*)?\Z")
-_FROM_IMPORT: Final = re.compile(r"\s*from\s+([\w.]+)\s+import\s+(?:[\w\s,()]*[,(\s])?(\w*)\Z")
-_IMPORT: Final = re.compile(r"\s*(?:import|from)\s+(?:[\w.\s]+,\s*)*([\w.]*)\Z")
 _IMPORT_STATEMENT: Final = re.compile(
     r"^\s*(?:from\s+([\w.]+)\s+)?import\s+([^#\n]+)", re.MULTILINE
 )
 #: ``name = Class(``; a class is recognized by a capital letter.
 _INSTANCE_ASSIGNMENT: Final = re.compile(r"^([^\W\d]\w*)\s*=\s*([\w.]*[A-Z]\w*)\(", re.MULTILINE)
 _DEFINITION_NODES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-class Token(NamedTuple):
-    """A dotted name before the cursor; for ``a.b.na`` the path is ``a.b`` and the prefix ``na``.
-
-    Attributes:
-        path: all parts but the last.
-        prefix: the last part, which may be incomplete.
-        importing: whether it is in an import statement; then boards may not have the module yet.
-    """
-
-    path: str
-    prefix: str
-    importing: bool
-
-
-def token_before(code: str, cursor: int) -> Token:
-    """Return the dotted name before the cursor; its parts are empty if there is none."""
-    line = code[:cursor].rpartition("\n")[2]
-    if found := _FROM_IMPORT.match(line):
-        return Token(found[1], found[2], importing=True)
-    if found := _IMPORT.match(line):
-        path, _, prefix = found[1].rpartition(".")
-        return Token(path, prefix, importing=True)
-    found = _TOKEN_PATTERN.search(line)
-    path, _, prefix = re.sub(r"\s", "", found[0] if found else "").rpartition(".")
-    return Token(path, prefix, importing=False)
 
 
 def imported_names(texts: Iterable[str]) -> dict[str, str]:

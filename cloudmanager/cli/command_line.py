@@ -32,6 +32,7 @@ from . import (
     inventory_commands,
     log_commands,
     package_commands,
+    repl_commands,
     reservation_commands,
     secret_commands,
 )
@@ -202,6 +203,7 @@ def _make_parser() -> argparse.ArgumentParser:
     file_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
+    repl_commands.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)
     secret_commands.add_verbs(add_verb)

@@ -101,7 +101,7 @@ def make_output(
 def colour_lines(lines: Iterable[StyledLine], out: TextIO) -> str:
     """Return the text of styled lines, with colours if ``out`` is a terminal that has them."""
     lines = list(lines)
-    if not _wants_colours(out):
+    if not wants_colours(out):
         return plain_text(lines)
     return plain_text([[(_colour_text(text, role), role) for text, role in line] for line in lines])
 
@@ -193,7 +193,7 @@ def _cell_style(heading: str, cell: str) -> str:
     return _CELL_STYLES.get(re.split("[^a-z]", cell, maxsplit=1)[0], "")
 
 
-def _wants_colours(out: TextIO) -> bool:
+def wants_colours(out: TextIO) -> bool:
     """Whether to use colours on ``out`` (https://no-color.org)."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
@@ -282,7 +282,7 @@ class _LiveDisplay:
 def _open_console(out: TextIO) -> Console:
     from rich.console import Console  # importing rich takes 60 ms
 
-    colours: Any = "auto" if _wants_colours(out) else None
+    colours: Any = "auto" if wants_colours(out) else None
     return Console(file=out, color_system=colours, highlight=False, markup=False, emoji=False)
 
 

@@ -2,33 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from cm_kernel import code_context
-
-
-@pytest.mark.parametrize(
-    ("code", "found"),
-    [
-        ("", ("", "", False)),
-        ("pri", ("", "pri", False)),
-        ("x = os.pa", ("os", "pa", False)),
-        ("f(a.b.", ("a.b", "", False)),
-        ("1 + ", ("", "", False)),
-        ("import ma", ("", "ma", True)),
-        ("import os, ma", ("", "ma", True)),
-        ("import asyncio.lo", ("asyncio", "lo", True)),
-        ("from machine import P", ("machine", "P", True)),
-        ("from machine import Pin, P", ("machine", "P", True)),
-        ("x = 1\ny.z", ("y", "z", False)),
-    ],
-)
-def test_token(code: str, found: tuple[str, str, bool]):
-    assert code_context.token_before(code, len(code)) == found
-
-
-def test_token_ends_at_the_cursor():
-    assert code_context.token_before("os.path", 5) == ("os", "pa", False)
 
 
 def test_imports():
