@@ -146,6 +146,7 @@ class Network:
         self.tried = []
         self.settings = []  # names, countries and addresses that were set
         self.looks = 0  # until the cable is up
+        self.away = False  # a static address of another network: nothing can be reached
 
     def LAN(self, **how):
         with open("/tried", "a") as file:
@@ -164,6 +165,7 @@ class Network:
     def ifconfig(self, new=None):
         if new is None:
             return ("192.168.4.7", "255.255.255.0", "192.168.4.1", "192.168.4.1")
+        self.away = not new[0].startswith("192.168.4.")
         return self.settings.append(new)
 
     def config(self, name):
@@ -294,6 +296,23 @@ sys.modules["machine"] = machine
 if "air" in settings:
     sys.modules["network"] = Network()
 built_in = {name: sys.modules[name] for name in ("machine", "os", "time")}
+
+
+class Sockets:
+    def socket(self, *kind):
+        if built_in["network"].away:
+            raise OSError(113)
+        return sockets.socket(*kind)
+
+
+if "air" in settings:
+    import socket as sockets
+
+    standin_sockets = Sockets()
+    for name in dir(sockets):
+        if name[0] != "_" and name != "socket":
+            setattr(standin_sockets, name, getattr(sockets, name))
+    built_in["socket"] = standin_sockets
 if settings.get("port", "")[:3] == "rp2":
     built_in["_thread"] = sys.modules["_thread"] = Threads()
 if "air" in settings:

@@ -22,6 +22,7 @@ import micropython_run
 _STARTED, _SKIPPED, _HEAD, _SLOT, _SLOTS = 0, 8, 32, 32, 24
 _ARMED, _GENERATION, _PERIOD, _CALLBACK = 0, 1, 4, 8
 _ONCE = 2
+_DOG, _DOG_END = 16, 24  # a byte that feeding changes; at +4: ms until the reset, or 0
 _BOX_BYTES = _HEAD + _SLOT * _SLOTS
 _STEP = 0.005  # seconds between two looks at the timers
 RESTART, SOFT = 77, 78  # exit codes of a board that restarts; SOFT: only its interpreter
@@ -48,6 +49,7 @@ class Timers:
         self._main = threading.main_thread().ident or 0
         self._lives: dict[int, int] = {}  # slot -> the read end of its object's pipe
         self._due: dict[int, tuple[int, float]] = {}  # slot -> generation, ms
+        self._fed: tuple[int, float] = 0, 0.0  # the watchdog's byte, and when it changed
 
     def create(self) -> bytes:
         """Return a slot, and the descriptor that stays open while its object is not collected."""
@@ -58,8 +60,16 @@ class Timers:
     def work(self) -> None:
         while True:
             time.sleep(_STEP)
+            self._look_at_watchdog()
             for slot in list(self._lives):
                 self._look(slot)
+
+    def _look_at_watchdog(self) -> None:
+        timeout = struct.unpack_from("<I", self._box, _DOG + 4)[0] / 1000
+        if self._box[_DOG] != self._fed[0]:
+            self._fed = self._box[_DOG], time.monotonic()
+        elif timeout and time.monotonic() - self._fed[1] > timeout:
+            os._exit(RESTART)
 
     def _look(self, slot: int) -> None:
         at = _HEAD + _SLOT * slot
@@ -176,7 +186,10 @@ def main() -> int:
     shared = mmap.mmap(-1, _BOX_BYTES)
     code = RESTART
     while code in (RESTART, SOFT) or (code == 0 and "flash" in settings):  # 0: Ctrl-D at the REPL
+        dog = shared[_DOG:_DOG_END]
         shared[:] = bytes(_BOX_BYTES)
+        if code == SOFT and str(settings.get("port", "")).startswith("rp2"):
+            shared[_DOG:_DOG_END] = dog  # it survives a soft reset
         pid = os.fork()
         if not pid:
             os._exit(board(settings, shared))

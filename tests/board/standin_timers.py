@@ -10,12 +10,16 @@
 #   rp2       a new virtual timer                  no                               collected, too
 #   esp8266   a new virtual timer                  no                               deinit
 #
+# A watchdog that is not fed resets the chip; RP2's survives a soft reset, and a register stops it.
+# lightsleep ends at the next tick of a timer on RP2; ESP32 loses its Wi-Fi.
+#
 # A timer of ESP8266 that is collected, or is armed at a soft reset, is a write to freed memory.
 import struct
 import time
 
 HARDWARE = {"esp32": 4, "esp32s3": 4, "esp32c3": 2, "esp32c6": 2, "esp32c2": 1}  # how many timers
 HEAD, SLOT = 32, 32  # bytes of the mailbox; the same layout is in standin_host.py
+DOG = 16  # a byte that each feeding changes; 4 bytes at +4: ms until the reset, or 0
 SKIPPED = 8  # 8 bytes: ms that machine.skip() has added to the clock
 ARMED, GENERATION, PERIOD, CALLBACK, ARGUMENT = 0, 1, 4, 8, 16  # within a slot
 ONCE = 2  # in ARMED: fires once; 1: periodic
@@ -114,7 +118,7 @@ def install(machine, settings, box, ask, answer):
                 timer.init(**how)
             return timer
 
-    # It resets nothing; machine.dogs[0] shows a test how it was fed.
+    # machine.dogs[0] shows a test how it was fed.
     class WDT:
         def __init__(self, timeout=5000):
             if timeout > 8388 and chip == "rp2" or timeout != 5000 and chip == "esp8266":
@@ -123,15 +127,30 @@ def install(machine, settings, box, ask, answer):
             self.fed = self.longest = 0  # how often; ms between two times, at most
             self.last = real()
             machine.dogs.append(self)
+            struct.pack_into("<I", box, DOG + 4, timeout)
+            self.feed()
 
         def feed(self):
+            box[DOG] = box[DOG] + 1 & 255
             now = real()
             self.longest = max(self.longest, time.ticks_diff(now, self.last))
             self.last = now
             self.fed += 1
 
+    class Registers:
+        def __setitem__(self, address, value):
+            if address == 0x40058000 + 0x3000 and value == 1 << 30:  # RP2040's watchdog: disable
+                struct.pack_into("<I", box, DOG + 4, 0)
+
+    def lightsleep(ms):
+        if chip == "rp2" and any(box[HEAD + SLOT * n + ARMED] for n in range(24)):
+            ms = min(ms, 50)
+        time.sleep_ms(ms)
+
     machine.Timer = Timers()
     machine.WDT = WDT
+    machine.mem32 = Registers()
+    machine.lightsleep = lightsleep
     machine.dogs = []
     machine.skip = skip
     return clock

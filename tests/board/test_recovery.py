@@ -1,30 +1,45 @@
 """Whatever runs on a board, it is back in the fleet by itself, and the next cell works.
 
 Each row is something that a user does, in a cell, a task, a program or a file. All rows run at
-once, each on a virtual board of its own; the times after which a board helps itself are shortened
-in its /cm.json. `make soak` runs the rows with the times that boards have.
+once, each on a board of its own; the times after which a board helps itself are shortened in its
+/cm.json. `make soak` runs the rows with the times that boards have.
+
+Most boards are virtual ones. Rows about what the unix port does not have name a port: they run on
+the stand-in for its chips (standin_boot.py, standin_timers.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloudmanager import Fleet
 from cloudmanager.board_client import BoardIdentity
+from cloudmanager.cable import reconfigure
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.cloudmanager.chip import Chip
 from tests.conftest import RunningServer
+
+from .bootlab import Flash
 
 #: Seconds: until a reset, until a task gives way, without a link, without a callback.
 SHORT = {"stop_timeout": 1, "task_timeout": 0.5, "link_timeout": 2, "watchdog": 2}
 BACK_SECONDS = {"short": 40, "real": 120}
-OWN_ENDS = ("ok", "error", "interrupted")
+#: The same for chips: their watchdog bites after this time, also on a busy machine.
+SHORT_CHIP = {**SHORT, "watchdog": 8}
+AIR = {"home": "x"}
 STOPPED = ("timeout",)
+GONE = ("timeout", "lost")  # it could not be interrupted, or its link was lost at once
 STUBBORN = "it did not let itself be interrupted; the board was restarted"
 SWALLOW = "while True:\n try:\n  while True: pass\n except: pass"
 
@@ -39,13 +54,15 @@ class Row:
         code: the code; for a file, its path or an operation.
         outcomes: how the job may end; for a file, whether it is refused.
         restarts: whether the job's record must say that the board was restarted.
+        port: port and version of the chip; "": a virtual board.
     """
 
     what: str
     where: str
     code: str
-    outcomes: tuple[str, ...] = OWN_ENDS
+    outcomes: tuple[str, ...] = ("ok",)
     restarts: bool = False
+    port: str = ""
 
 
 def task(body: str) -> str:
@@ -70,6 +87,38 @@ FILL = (
     "try:\n    with open('/big', 'wb') as f:\n        while True: f.write(bytes(4096))\n"
     "except OSError: pass"
 )
+#: A program that starts after four failed attempts to connect.
+SKIP_A_MINUTE = b"""
+import machine, os
+async def main():
+    if "cm.new" in os.listdir("/"):
+        machine.skip(61000)
+"""
+NEVER_RETURNS = (
+    "import micropython\ndef never(_):\n while True: pass\n"
+    "micropython.schedule(never, 0)\nwhile True: pass"
+)
+THREAD = (
+    "import _thread, time\ndone = []\ndef talk():\n for n in range(50): print('thread', n)\n"
+    " done.append(1)\n_thread.start_new_thread(talk, ())\nwhile not done: print('main')"
+)
+SECOND_CORE = (
+    "import _thread\ndone = []\ndef talk():\n for n in range(9): print('second', n)\n"
+    " done.append(1)\n_thread.start_new_thread(talk, ())\nwhile not done: print('first')"
+)
+KEEP = (
+    "kept = None\nfor size in (500, 50):\n try:\n  while True: kept = (bytearray(size), kept)\n"
+    " except MemoryError: pass"
+)
+SETTINGS = "configure 10.9.9.9"
+NATIVE = "sum(range(1 << 60))"
+TIMER = (
+    "from machine import Timer\ndef never(_):\n while True: pass\ntry: t = Timer(-1)\n"
+    "except ValueError: t = Timer(0)\nt.init(period=10, callback=never)\nwhile True: pass"
+)
+OWN_WDT = "from machine import WDT\nmine = WDT(timeout=1500)\nwhile True: pass"
+LIGHTSLEEP = "import machine\nwhile True: machine.lightsleep(200)"
+DETACHED = "import os\nos.dupterm(None)\nwhile True: pass"
 ROWS = [
     Row("a busy loop", "cell", "while True: pass", STOPPED),
     Row("a loop that prints", "cell", "while True: print('x' * 60)", STOPPED),
@@ -88,7 +137,7 @@ ROWS = [
         STOPPED,
         restarts=True,
     ),
-    Row("a native loop", "cell", "sum(range(1 << 60))", (*STOPPED, "lost")),
+    Row("a native loop", "cell", "sum(range(1 << 60))", GONE),
     Row("input() that nobody answers", "cell", "input('? ')", (*STOPPED, "error")),
     Row("gc.disable()", "cell", "import gc\ngc.disable()"),
     Row("a locked heap", "cell", LOCK),
@@ -111,7 +160,7 @@ ROWS = [
         STOPPED,
     ),
     Row("the file system is unmounted", "cell", "import os\nos.umount('/')"),
-    Row("the flash is full", "cell", FILL, (*OWN_ENDS, *STOPPED)),
+    Row("the flash is full", "cell", FILL, ("ok", *STOPPED)),
     Row("chdir", "cell", "import os\nos.mkdir('/away')\nos.chdir('/away')"),
     Row("a chain of six imports", "cell", CHAIN),
     Row("deep recursion", "cell", "def f(): f()\nf()", ("error",)),
@@ -122,8 +171,8 @@ ROWS = [
         ("error",),
     ),
     Row("SystemExit", "cell", "raise SystemExit"),
-    Row("BaseException", "cell", "raise BaseException"),
-    Row("GeneratorExit", "cell", "raise GeneratorExit"),
+    Row("BaseException", "cell", "raise BaseException", ("error",)),
+    Row("GeneratorExit", "cell", "raise GeneratorExit", ("error",)),
     Row(
         "asyncio.run that never yields",
         "cell",
@@ -157,6 +206,29 @@ ROWS = [
     Row("sys.exit()", "program", "import sys\nsys.exit()"),
     Row("crashes", "program", "1 / 0"),
     Row("locks the heap", "program", LOCK),
+    Row("a scheduled call that never returns", "cell", NEVER_RETURNS, GONE),
+    Row("its process is killed", "cell", "import os\nos.system('kill -9 $PPID')", GONE),
+    Row("native code crashes", "cell", "import uctypes\nuctypes.bytes_at(8, 8)", GONE),
+    Row("a thread that prints", "cell", THREAD),
+    Row("a heap that stays nearly full", "cell", KEEP),
+    Row("the second core prints", "cell", SECOND_CORE, port="rp2-1.28"),
+    Row("the console is detached", "cell", DETACHED, STOPPED, port="rp2-1.28"),
+    Row("the file system is unmounted", "cell", "import os\nos.umount('/')", port="rp2-1.28"),
+    Row("a wrong static IP", "file", SETTINGS, port="rp2-1.28"),
+    *(
+        row
+        for port in ("rp2-1.28", "esp32-1.28")
+        for row in (
+            Row("a native loop", "cell", NATIVE, GONE, port=port),
+            Row("a Timer callback never returns", "cell", TIMER, GONE, port=port),
+            Row("its own WDT is not fed", "cell", OWN_WDT, GONE, port=port),
+            Row("its own WDT is not fed", "program", OWN_WDT, port=port),
+            Row("lightsleep", "cell", "import machine\nmachine.lightsleep(700)", port=port),
+            Row("lightsleep in a loop", "cell", LIGHTSLEEP, STOPPED, port=port),
+            Row("a bare except in a loop", "cell", SWALLOW, STOPPED, True, port),
+            Row("a bare except in a loop", "program", SWALLOW, port=port),
+        )
+    ),
     Row("/json.py", "file", "put /json.py"),
     Row("/time.py", "file", "put /time.py"),
     Row("/os.py", "file", "put /os.py"),
@@ -172,21 +244,47 @@ ROWS = [
 
 @pytest.fixture(params=["short", pytest.param("real", marks=pytest.mark.soak)])
 def table(
-    request: pytest.FixtureRequest, server: RunningServer, fleet: Fleet
+    request: pytest.FixtureRequest, server: RunningServer, fleet: Fleet, client: dict[str, bytes]
 ) -> Iterator[tuple[Fleet, dict[str, Row], float]]:
     """One board for each row, and the seconds in which each must be back."""
-    names = [f"row-{request.param}-{number}" for number in range(1, len(ROWS) + 1)]
-    times = SHORT if request.param == "short" else {}
-    identities = [
-        replace(one, extra={**one.extra, **times})
-        for one in (BoardIdentity.from_enrolment(row, server.url) for row in fleet.enrol(names))
-    ]
+    is_short = request.param == "short"
+    rows = {f"row-{request.param}-{number}": row for number, row in enumerate(ROWS, 1)}
     folder = server.home / f"recovery-{request.param}"
-    with VirtualBoards(identities, ("127.0.0.1", server.tcp_port), folder) as boards:
+    virtual = []
+    folder.mkdir()
+    image = folder / "client.img"
+    Flash(image).write(client)
+    with contextlib.ExitStack() as stack:
+        for enrolment in fleet.enrol(list(rows)):
+            one = BoardIdentity.from_enrolment(enrolment, server.url)
+            if port := rows[one.name].port:
+                times = SHORT_CHIP if is_short else {"watchdog": 8}
+                if rows[one.name].code == SETTINGS:  # else the minute that passes is an outage
+                    times = {"link_timeout": 100_000}
+                settings = {**times, "host": "127.0.0.1", "tcp_port": server.tcp_port}
+                chip = boot_chip(folder / one.name, port, image, {**one.settings(), **settings})
+                stack.callback(chip.stop)
+            else:
+                times = SHORT if is_short else {}
+                virtual.append(replace(one, extra={**one.extra, **times}))
+        address = ("127.0.0.1", server.tcp_port)
+        boards = stack.enter_context(VirtualBoards(virtual, address, folder))
         assert boards.pids
-        yield fleet, dict(zip(names, ROWS, strict=True)), BACK_SECONDS[request.param]
-    for name in names:
+        yield fleet, rows, BACK_SECONDS[request.param]
+    for name in rows:
         fleet.revoke(name)
+
+
+def boot_chip(folder: Path, port: str, image: Path, config: dict[str, Any]) -> Chip:
+    """Start the stand-in for a chip, with the client on its flash."""
+    folder.mkdir()
+    shutil.copy(image, folder / "files.img")
+    config["wifi"] = [list(one) for one in AIR.items()]
+    Flash(folder / "files.img").write({"/cm.json": json.dumps(config).encode()})
+    chip = Chip(folder, port=port, air=AIR)
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    return chip
 
 
 def do(fleet: Fleet, name: str, row: Row) -> str:
@@ -194,6 +292,8 @@ def do(fleet: Fleet, name: str, row: Row) -> str:
     board = fleet[name]
     if row.where == "file":
         verb, path = row.code.split()
+        if verb == "configure":
+            return configure(fleet, name, path)
         try:
             done = board.mkdir(f":{path}") if verb == "mkdir" else board.put(b"1 / 0\n", f":{path}")
         except CloudmanagerError:
@@ -207,6 +307,13 @@ def do(fleet: Fleet, name: str, row: Row) -> str:
     return board.run(row.code, timeout=1, wait=20)[name].status
 
 
+def configure(fleet: Fleet, name: str, address: str) -> str:
+    """Give a board a static address; its clock is advanced while it tries the new settings."""
+    assert fleet[name].put(SKIP_A_MINUTE, ":/app.py")[name].ok
+    new = [address, "255.255.255.0", "10.9.9.1", "10.9.9.1"]
+    return reconfigure.configure_by_link(fleet[name], {"ip": new})[name].status
+
+
 def check(fleet: Fleet, name: str, row: Row, seconds: float) -> str:
     """Do what a row says; return what was wrong with the board afterwards, or ""."""
     assert fleet[name].run("1", wait=30, timeout=10)[name].ok
@@ -214,6 +321,8 @@ def check(fleet: Fleet, name: str, row: Row, seconds: float) -> str:
     if row.where == "file":
         if (status == "refused") != (row.outcomes == ("refused",)):
             return f"the file: {status}"
+        if row.code.startswith("configure"):
+            return await_settings(fleet, name, seconds)
         fleet[name].reset()
     elif status not in row.outcomes:
         return f"ended as {status}"
@@ -237,6 +346,19 @@ def check(fleet: Fleet, name: str, row: Row, seconds: float) -> str:
     return ""
 
 
+def await_settings(fleet: Fleet, name: str, seconds: float) -> str:
+    """Wait until a board is back with its old settings; return what was wrong, or ""."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        code = "import json, os\nwith open('/cm.json') as f: old = json.load(f)\n"
+        code += "('ip' in old, 'cm.new' in os.listdir('/'))"
+        result = fleet[name].run(code, timeout=5, wait=ends - time.monotonic())[name]
+        if result.ok and result.value == (False, False):
+            return ""
+        time.sleep(0.2)
+    return "not back with its old settings"
+
+
 @pytest.mark.timeout(150)
 def test_board_is_back_by_itself_and_runs_the_next_cell(table):
     fleet, rows, seconds = table
@@ -245,11 +367,11 @@ def test_board_is_back_by_itself_and_runs_the_next_cell(table):
         wrong = {}
         for name, future in checks.items():
             if why := future.result():
-                wrong[f"{rows[name].where}: {rows[name].what}"] = why
+                wrong[f"{rows[name].where}: {rows[name].what} {rows[name].port}"] = why
     assert not wrong, "\n".join(f"{row}: {why}" for row, why in wrong.items())
 
 
 def test_table_has_all_rows():
     assert len(ROWS) >= 40
     assert {row.where for row in ROWS} == {"cell", "task", "program", "file"}
-    assert len({(row.where, row.what) for row in ROWS}) == len(ROWS)
+    assert len({(row.where, row.what, row.port) for row in ROWS}) == len(ROWS)
