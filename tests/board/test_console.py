@@ -154,6 +154,30 @@ def test_interrupt_ends_a_cell_that_only_emits(board, turn):
     assert job.wait().status == INTERRUPTED
 
 
+FULL_HEAP = """
+import cm.link, cm.run, time
+recv = cm.run.recv
+failed = 0
+def fails(at):
+    global failed
+    failed += 1
+    cm.link.half = False
+    raise MemoryError
+cm.run.recv = fails
+end = time.ticks_add(time.ticks_ms(), 400)
+while time.ticks_diff(end, time.ticks_ms()) > 0: pass
+cm.run.recv = recv
+__cm__((failed > 2))
+"""
+
+
+def test_heap_that_is_full_for_long_loses_neither_link_nor_value(peer, board):
+    """Ticks come meanwhile; the first thing that they do for the link needs memory, on a chip."""
+    job = board.run(FULL_HEAP)
+    assert (job.status, job.value) == (OK, b"True"), job
+    assert peer.link("id-1") is board
+
+
 # The stack
 
 

@@ -215,6 +215,24 @@ def test_crashed_program_is_no_good_start_a_minute_later(lab):
     assert bad_starts(link) == "1"
 
 
+ARMED = [
+    ("rp2-1.28", None, "timer, 60 s"),
+    ("rp2-1.28", 20, "timer, 20 s"),  # its WDT waits for 8,388 ms at most
+    ("rp2-1.28", 8, "hardware, 8 s"),
+    ("rp2-1.28", 0, "off, by its settings"),
+    ("rp2-1.25", None, "none: its MicroPython is older than 1.26"),
+    ("esp32-1.28", None, "hardware, 60 s"),
+    ("esp8266-1.28", None, "the firmware's own"),
+]
+
+
+@pytest.mark.parametrize(("port", "seconds", "armed"), ARMED)
+def test_board_reports_which_watchdog_is_armed(lab, port, seconds, armed):
+    settings = {} if seconds is None else {"watchdog": seconds}
+    link = boot(lab, port, app="", **settings)
+    assert link.proof_fields["facts"]["watchdog"] == armed
+
+
 def test_watchdog_is_fed_during_cells_in_quick_succession(lab):
     link = boot(lab, "esp32-1.28", app="", watchdog=60)
     fed = "import machine\n__cm__((machine.dogs[0].fed))"
