@@ -19,8 +19,10 @@ _MAX_NAMES_CHARS: Final = 60  # of a folded list of boards
 _MAX_BLOCK_CHARS: Final = 8 * 1024  # characters of an output, a value or an error of one result
 _CELL_STYLE: Final = "text-align: left"
 _ROW_HEAD_STYLE: Final = f"{_CELL_STYLE}; white-space: nowrap"  # names of boards break at hyphens
-#: Of ``<pre>``; JupyterLab indents it, and breaks long lines inside of words.
-BLOCK_STYLE: Final = "margin: 0; overflow-wrap: anywhere; text-align: left; word-break: normal"
+#: Of ``<pre>`` in a cell; JupyterLab indents it, and breaks long lines inside of words.
+_BLOCK_STYLE: Final = "margin: 0; overflow-wrap: anywhere; text-align: left; word-break: normal"
+#: The same of one that is no cell: as far from the left as JupyterLab's plain text.
+BLOCK_STYLE: Final = f"{_BLOCK_STYLE}; margin: 0 0 4px var(--jp-code-padding, 0)"
 #: Colours of JupyterLab's theme, and for other frontends one that is readable on black and white.
 FAILURE_COLOUR: Final = "var(--jp-error-color1, #d9534f)"
 WARNING_COLOUR: Final = "var(--jp-warn-color1, #b8860b)"
@@ -127,7 +129,7 @@ def _render_block(text: str) -> str:
     omitted = len(text) - _MAX_BLOCK_CHARS
     shown = f"… {omitted:,} more characters\n{text[omitted:]}" if omitted > 0 else text
     content = escape(sanitize_text(shown.replace("\r", "\n")).rstrip("\n"))
-    return f'<pre style="{BLOCK_STYLE}">{content}</pre>'
+    return f'<pre style="{_BLOCK_STYLE}">{content}</pre>'
 
 
 def _has_short_value(result: ResultView) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,62 @@ MAGICS = [
     ("%quickref", ""),
     ("%system echo from system", "from system"),
     ("%sx echo from sx", "from sx"),
+    ("%alias hello echo hello", ""),
+    ("%hello", "hello"),
+    ("%unalias hello", ""),
+    ("%ls /", "tmp"),
+    ("%autoawait", "autoawait"),
+    ("%autocall 0", "calling is"),
+    ("%automagic on", "Automagic is ON"),
+    ("%bookmark -l", "bookmarks"),
+    ("%cd -q .", ""),
+    ("%code_wrap --list", ""),
+    ("%colors linux", ""),
+    ("%dhist", "Directory history"),
+    ("%dirs", ""),
+    ("%doctest_mode", "ON"),
+    ("%doctest_mode", "OFF"),
+    ("%gui", ""),
+    ("%hist -l 1", ""),
+    ("%killbgscripts", "killed"),
+    ("%load_ext autoreload", ""),
+    ("%autoreload 0", ""),
+    ("%aimport", ""),
+    ("%store", ""),
+    ("%reload_ext autoreload", ""),
+    ("%unload_ext autoreload", ""),
+    ("%logstate", "Logging"),
+    ("%macro repeated 1", "created"),
+    ("%magic", ""),
+    ("%page 1", ""),
+    ("%pdb off", "OFF"),
+    ("%pinfo2 len", ""),
+    ("%pprint", "OFF"),
+    ("%pprint", "ON"),
+    ("%psearch prin*", ""),
+    ("%pushd /", "/"),
+    ("%popd", ""),
+    ("%recall 1", ""),
+    ("%rep 1", ""),
+    ("%rehashx", ""),
+    ("%rerun -l 1", ""),
+    ("%reset -f out", "Flushing output"),
+    ("%reset_selective -f nothing", ""),
+    ("%set_env CM_TESTED=1", "CM_TESTED"),
+    ("%sc -l said=echo said", ""),
+    ("%tb", ""),
+    ("%who_ls", "["),
+    ("%connect_info", "jupyter"),
+    ("%clear", ""),
+    ("%autosave 0", "Autosave"),
+    ("%subshell", "subshell"),
+    ("%%!\necho from the shell", "from the shell"),
+    ("%%sx\necho from sx", "from sx"),
+    ("%%HTML\n<b>x</b>", ""),
+    ("%%SVG\n<svg></svg>", ""),
+    ("%%js\n1", ""),
+    ("%%perl\nprint 6*7", "42"),
+    ("%%python3\nprint(6*7)", "42"),
     ("!echo from the shell", "from the shell"),
     ("!!echo twice", "twice"),
 ]
@@ -82,6 +140,74 @@ def test_magic_of_ipython_works(one_board: Kernel, cell: str, shown: str):
     status, outputs = one_board.run(cell)
     assert status == "ok", texts(outputs)
     assert shown in texts(outputs)
+
+
+#: Magics of IPython that write or read files of this folder, in this order.
+FILE_MAGICS = [
+    ("%%writefile a.py\nx = 6", "Writing a.py"),
+    ("%%file b.py\ny = 7", "Writing b.py"),
+    ("%run a.py", ""),
+    ("%%host\nx", "6"),
+    ("%load a.py", ""),
+    ("%loadpy a.py", ""),
+    ("%pycat a.py", ""),
+    ("%save -f c.py 1", "written to file"),
+    ("%pfile os", ""),
+    ("%psource len", ""),
+    ("%cat a.py", "x = 6"),
+    ("%cp a.py d.py", ""),
+    ("%mv d.py e.py", ""),
+    ("%mkdir sub", ""),
+    ("%rmdir sub", ""),
+    ("%rm -f e.py", ""),
+    ("%ldir", ""),
+    ("%ll", "a.py"),
+    ("%lf", "a.py"),
+    ("%lk", ""),
+    ("%lx", ""),
+    ("%less a.py", ""),
+    ("%more a.py", ""),
+    ("%logstart log.txt over", "Activating auto-logging"),
+    ("%logoff", "OFF"),
+    ("%logon", "ON"),
+    ("%logstop", ""),
+    ("%notebook n.ipynb", ""),
+    ("%cd -q -", ""),
+]
+#: Not run here: they ask the user, or need the Internet or a program that may be missing.
+OTHER_MAGICS = """
+conda debug ed edit mamba man micromamba pastebin pip pylab pypy python2 qtconsole ruby uv xdel
+"""
+
+
+def test_magics_of_ipython_use_the_notebooks_folder(one_board: Kernel, tmp_path: Path):
+    one_board.run(f"%cd -q {tmp_path}")
+    for cell, shown in FILE_MAGICS:
+        status, outputs = one_board.run(cell)
+        assert (status, shown in texts(outputs)) == ("ok", True), (cell, texts(outputs))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.py",
+        "b.py",
+        "c.py",
+        "log.txt",
+        "n.ipynb",
+    }
+
+
+def test_all_magics_of_ipython_are_in_the_tables(one_board: Kernel):
+    code = """
+    %%host
+    def is_magic(function):
+        return type(function).__name__ not in ("Alias", "MagicAlias")
+
+    kinds = get_ipython().magics_manager.magics.values()
+    ' '.join(name for kind in kinds for name, function in kind.items() if is_magic(function))
+    """
+    names = one_board.run(textwrap.dedent(code))[1][-1].text
+    known = set(names.strip("'").split())
+    tested = {name for cell, _ in MAGICS + FILE_MAGICS for name in re.findall(r"%([\w!]+)", cell)}
+    ours = {name for name in known if name.startswith("board")} | {"fleet", "parameters"}
+    assert known - ours - tested - set(OTHER_MAGICS.split()) == set()
 
 
 def test_time_is_that_of_the_run_on_the_boards(kernel: Kernel):
