@@ -162,22 +162,27 @@ class BoardCells:
             make_output.remember_value()
         return group
 
-    def _add_last_values(self, code: str, line: str) -> str:
-        """Return the `%%board` line with `-i _,_3` if the code reads `_` and `_3`.
+    def last_values(self, code: str) -> dict[str, Any]:
+        """Return the values of `_`, `__` and `_3` that code for boards reads, by name.
 
         As in IPython, a name that the user has bound, such as in `for _ in …`, is the user's until
         it is deleted.
         """
         if not _LAST_VALUE.search(code):
-            return line
+            return {}
         shell: Any = self._kernel.shell
-        used = name_use(code)
-        self._users_names = (self._users_names | used.bound) - used.deleted
-        names = [
-            each
-            for each in sorted(used.free - self._users_names)
-            if _LAST_VALUE.fullmatch(each) and each in shell.user_ns
-        ]
+        return {
+            name: shell.user_ns[name]
+            for name in sorted(name_use(code).free - self._users_names)
+            if _LAST_VALUE.fullmatch(name) and name in shell.user_ns
+        }
+
+    def _add_last_values(self, code: str, line: str) -> str:
+        """Return the `%%board` line with `-i _,_3` if the code reads `_` and `_3`."""
+        names = self.last_values(code)
+        if _LAST_VALUE.search(code):
+            used = name_use(code)
+            self._users_names = (self._users_names | used.bound) - used.deleted
         return f"-i {','.join(names)} {line}" if names else line
 
     def _parameters(self, _line: str, cell: str) -> None:

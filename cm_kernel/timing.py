@@ -57,6 +57,9 @@ class Boards(Protocol):
     def line_target(self, line: str | None) -> str:
         """Return the boards that a `%%board` line means; "" if none are chosen."""
 
+    def last_values(self, code: str) -> dict[str, Any]:
+        """Return the values of `_`, `__` and `_3` that code for boards reads, by name."""
+
 
 @magics_class
 class TimingMagics(Magics):
@@ -102,7 +105,11 @@ class TimingMagics(Magics):
             number=int(getattr(options, "n", 0)),
             repeats=int(getattr(options, "r", _DEFAULT_REPEATS)),
         )
-        outcome = fleet()[self._boards.line_target(line)].run(program)
+        boards = fleet()[self._boards.line_target(line)]
+        try:
+            outcome = boards.run(program, inputs=self._boards.last_values(f"{setup}\n{code}"))
+        except TypeError as error:  # of values that cannot be sent
+            raise UsageError(str(error)) from None
         cell_display.raise_failures(outcome)
         results = {}
         for board, (number, times) in outcome.to_dict().items():

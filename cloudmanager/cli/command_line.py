@@ -51,7 +51,7 @@ mbm controls a fleet of MicroPython boards.
   mbm simulate 3                        add three virtual boards
   mbm board-list                        show the boards
   mbm board-execute 'lab-*' -c 'CODE'   run code on boards, all at the same time
-  mbm board-upload 'lab-*' main.py :    copy files to boards
+  mbm board-upload 'lab-*' app.py :     copy files to boards
 
 `mbm --help` lists all verbs, `mbm VERB --help` the arguments of a verb."""
 

@@ -313,8 +313,10 @@ def test_last_values_can_be_used_on_boards(one_board: Kernel):
     assert one_board.run(f"def f():\n    return _{count}\nf()")[1][-1].text == "42"
     assert one_board.run("%%host\n'of the host'")[1][-1].text == "'of the host'"
     assert one_board.run("%%time\n_[:2]")[1][-1].text == "'of'"
+    assert "1 loop each" in texts(one_board.run("%timeit -n1 -r1 _[:2]")[1])
     assert one_board.run("%%board demo-[1-2]  # both\n[_, _]")[0] == "ok"
-    assert "_ is of type Results: boards can receive" in one_board.run("_")[1][-1].text
+    for cell in ("_", "%timeit _", "%%time\n_"):
+        assert "_ is of type Results: boards can receive" in one_board.run(cell)[1][-1].text
 
 
 def test_last_value_is_the_users_once_a_cell_has_bound_it(one_board: Kernel):
