@@ -152,8 +152,8 @@ def in_words(results: Results, name: str) -> Results:
 
 
 def _board_path(text: str) -> str:
-    """Return a path on boards; the user may leave out its colon."""
-    return text if text.startswith(":") else f":{text}"
+    """Return a path on boards; the user may leave out its colon. An empty text is not the root."""
+    return text if text.startswith(":") or not text else f":{text}"
 
 
 def _board_paths(texts: Sequence[str]) -> list[str]:

@@ -211,4 +211,4 @@ def _is_board_path(text: str) -> bool:
 
 def _board_path(text: str) -> str:
     """Return a path on boards, for an argument that always is one: add a missing colon."""
-    return text if _is_board_path(text) else f":{text}"
+    return text if _is_board_path(text) or not text else f":{text}"

@@ -380,7 +380,7 @@ class FileVerbs(HasTarget):
         Raises:
             OSError: the folder does not exist.
         """
-        request = syncing.SyncRequest(Path(folder), dest, delete, dry_run)
+        request = syncing.SyncRequest(sources.local_source(folder), dest, delete, dry_run)
         return await syncing.sync(self, request, progress)
 
 

@@ -17,6 +17,7 @@ from cloudmanager.results.results import Results
 
 from . import board_paths, files
 from .file_jobs import run_file_ops
+from .files import FileResult
 from .verb import HasTarget
 
 #: The size in an operation ``hash`` with which it only tells what a path is; no file has it.
@@ -48,20 +49,23 @@ async def move(boards: HasTarget, source: str, dest: str) -> Results:
         raise ValueError(f"{source} and {dest} are the same path; nothing was moved")
     looked = await run_file_ops(boards, [kind_op(path), kind_op(to)])
     kinds = {name: result.value for name, result in looked.items() if result.ok}
+    has_file = {name for name, kind in kinds.items() if dest.endswith("/") and is_file(kind[1])}
     final = to
     if _goes_into_folder(path, dest, to, kinds):
         final = board_paths.join_path(to, path.rpartition("/")[2])
         looked = await run_file_ops(boards, [kind_op(path), kind_op(final)])
         kinds = {name: result.value for name, result in looked.items() if result.ok}
+    if final == path:
+        raise ValueError(f"{source} is in {dest} already; nothing was moved")
     if is_inside(final, path):
         raise ValueError(f"{source} cannot be moved to {dest}: it would be moved into itself")
     results = dict(looked)
     movable = []
     for name, (path_kind, final_kind) in kinds.items():
-        number = _error_number(path_kind, final_kind)
-        if number:
-            error = OSError(number, os.strerror(number), f"{name}:{final}")
-            results[name] = files.failed_result(name, error)
+        if name in has_file:
+            results[name] = _failed_move(name, errno.ENOTDIR, to)
+        elif number := _error_number(path_kind, final_kind):
+            results[name] = _failed_move(name, number, final)
         else:
             movable.append(name)
     if movable:
@@ -69,8 +73,16 @@ async def move(boards: HasTarget, source: str, dest: str) -> Results:
         if dest.endswith("/") and any(kinds[name][0] is not None for name in movable):
             ops.insert(0, ["makedirs", to])
         moved = await run_file_ops(boards, ops, target=fold_names(movable), make_value=_no_value)
-        results.update(moved)
+        for name, result in moved.items():
+            results[name] = result
+            if isinstance(result.error, OSError) and kinds[name][0] is not None:
+                results[name] = _failed_move(name, result.error.errno or errno.EIO, final)
     return Results(results, looked.left_out)
+
+
+def _failed_move(name: str, number: int, place: str) -> FileResult:
+    """Return the result of a board where a path cannot be moved to a place."""
+    return files.failed_result(name, OSError(number, os.strerror(number), f"{name}:{place}"))
 
 
 def _goes_into_folder(path: str, dest: str, to: str, kinds: dict[str, Sequence[Any]]) -> bool:

@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
@@ -16,6 +17,7 @@ PathLike = str | os.PathLike[str]
 UploadOrigin = PathLike | bytes
 
 PIECE_BYTES: Final = 64 * 1024  # read and sent at a time
+MAX_STREAM_BYTES: Final = 64 * 1024 * 1024  # of a pipe; servers refuse a file that is longer
 EMPTY_DIGEST: Final = hashlib.sha256().hexdigest()  # of an empty file
 
 
@@ -55,12 +57,19 @@ def source_from_bytes(data: bytes) -> ContentSource:
 def source_from_file(path: Path) -> ContentSource:
     """Return a source for a file with its present size and digest.
 
+    A pipe or a device can be read only once, so its content is kept in memory.
+
     Raises:
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            data = file.read(MAX_STREAM_BYTES + 1)
+            if len(data) > MAX_STREAM_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+            return source_from_bytes(data)
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)
             size += len(piece)
@@ -96,7 +105,13 @@ class LocalEntry(NamedTuple):
 
 
 def local_source(text: PathLike) -> Path:
-    """Return the path of what is copied; ``~`` is the home folder, unless a file is called so."""
+    """Return the path of what is copied; ``~`` is the home folder, unless a file is called so.
+
+    Raises:
+        ValueError: the text is empty, as an unset variable of a shell is. It is not this folder.
+    """
+    if not os.fspath(text):
+        raise ValueError("the name of a local file or folder is empty")
     path = Path(text)
     return path if path.exists() else Path(os.path.expanduser(path))  # noqa: PTH111  # never raises
 

@@ -90,7 +90,7 @@ async def sync(
     boards: HasTarget, request: SyncRequest, progress: ProgressCallback | None
 ) -> Results:
     """Make a folder on the boards equal to a local one: see ``FileVerbs.sync``."""
-    folder = sources.local_source(request.folder)
+    folder = request.folder
     base = board_paths.parse_board_path(request.dest)
     folder.stat()
     ignored = read_ignore_file(folder)

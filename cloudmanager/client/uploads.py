@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.protocol.file_ops import FileOp
+from cloudmanager.protocol.file_ops import FileOp, is_essential, is_inside, touches_starter
 from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
@@ -197,6 +197,8 @@ def _is_sendable(plan: UploadPlan, local: Path, path: str) -> bool:
         why = OSError(errno.EILSEQ, "not sent: the name is not UTF-8 text", name)
     elif len(path.encode()) > board_paths.MAX_PATH_BYTES:
         why = OSError(errno.ENAMETOOLONG, "not sent: its path on the boards is too long", name)
+    elif is_essential(path):
+        why = PermissionError(errno.EPERM, f"not sent: :{path} belongs to the board's client", name)
     else:
         return True
     plan.unsendable.append(why)
@@ -366,11 +368,19 @@ class _Uploader:
         """Run operations on boards; return the boards that can go on.
 
         Where an operation fails, each of them is run alone. Files that cannot be read any more, or
-        that the server refuses, are left out.
+        that the server refuses, are left out. What some boards refuse as a whole, a file for
+        ``/main.py``, is a job of its own.
         """
+        alone = [op for op in ops if touches_starter(op)]
+        if alone and len(ops) > 1:
+            names = await self.run(target, [op for op in ops if op not in alone])
+            for op in alone:
+                if names:
+                    names = await self.run(fold_names(names), [op])
+            return names
         ops = [op for op in ops if op[0] != "put" or await self._upload_content(op[2])]
         group = FileJobGroup(ops or _NO_OPS, on_moved=self._on_moved)
-        results = await run_file_jobs(self._boards, group, target)
+        results = _name_refused(await run_file_jobs(self._boards, group, target), ops)
         if self._left_out is None:
             self._left_out = results.left_out
         going_on = [name for name, result in results.items() if result.ok]
@@ -424,8 +434,30 @@ class _Uploader:
         for board, result in self._last_results.items():
             outcome = result
             if board in self._refusals and (result.ok or is_refusal(result.error)):
-                outcome = files.failed_result(board, join_errors(self._refusals[board]))
+                errors = _without_inner(self._refusals[board])
+                outcome = files.failed_result(board, join_errors(errors))
             combined[board] = outcome.with_value(
                 self._written.get(board, WrittenBytes()), self._seconds[board] - outcome.elapsed
             )
         return Results(combined, self._left_out or ())
+
+
+def _name_refused(results: Results, ops: Sequence[FileOp]) -> Results:
+    """Return results in which a board's refusal of a path as its client's is an OSError."""
+    if len(ops) != 1 or not touches_starter(ops[0]):
+        return results
+    named = dict(results)
+    for name, result in results.items():
+        if result.status == "error" and result.why:
+            error = PermissionError(errno.EPERM, result.why, f"{name}:{ops[0][1]}")
+            named[name] = files.failed_result(name, error)
+    return Results(named, results.left_out)
+
+
+def _without_inner(errors: Sequence[OSError]) -> list[OSError]:
+    """Return errors without those of what is in a folder that could not be made."""
+    kept: list[OSError] = []
+    for error in errors:
+        if not any(is_inside(str(error.filename), str(other.filename)) for other in kept):
+            kept.append(error)
+    return kept

@@ -102,6 +102,7 @@ def _outcome_text(result: Result) -> str:
         error = result.error
         if isinstance(error, OSError):
             text = os_error_text(error).removeprefix(result.board)
+            text = text.replace(f"'{result.board}:", "':")  # in the errors of other files
             return "\n".join(filter(None, (partial_text(result), text)))
         return printable_output(result.traceback or result.why or result.status).rstrip()
     if isinstance(result, FileResult):

@@ -131,6 +131,11 @@ def belongs_to_client(path: str) -> bool:
     return CLIENT_PATHS.fullmatch(path.lower().rstrip("/")) is not None
 
 
+def is_essential(path: str) -> bool:
+    """Whether a path is the client's on every board: servers refuse to write it."""
+    return _ESSENTIAL_PATHS.fullmatch(path.lower().rstrip("/")) is not None
+
+
 def _check_path(path: str, max_bytes: int) -> None:
     absolute = path.startswith("/") and path == posixpath.normpath(path) and path[:2] != "//"
     try:
@@ -144,7 +149,7 @@ def _check_path(path: str, max_bytes: int) -> None:
 def _check_client_paths(path: str, *, include_parents: bool) -> None:
     """Refuse the files of the board's client; with ``include_parents`` also their folders."""
     is_parent = include_parents and path.lower().rstrip("/") in ("", "/lib")
-    if is_parent or _ESSENTIAL_PATHS.fullmatch(path.lower().rstrip("/")):
+    if is_parent or is_essential(path):
         raise ServerError(
             f"{path} belongs to the board's client: without it the board could not connect"
         )

@@ -195,6 +195,14 @@ def test_cp_without_a_direction_is_refused(two: Boards, tmp_path: Path, words, m
     assert not {"a", "b", "c"} & {entry.name for entry in run(two, "ls")["demo-1"].value}
 
 
+@pytest.mark.parametrize(
+    "macro", ["ls", "tree", "cat", "stat", "sha256sum", "rm", "touch", "mkdir"]
+)
+def test_empty_path_is_not_the_root(two: Boards, macro: str):
+    with pytest.raises(ValueError, match="must begin with a colon"):
+        board_commands.run_macro(two, macro, [""])
+
+
 def test_touch_keeps_what_is_there(two: Boards, fleet: Fleet):
     fleet["demo-2"].put(b"there", ":f")
     assert run(two, "touch f").ok

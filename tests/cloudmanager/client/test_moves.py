@@ -51,9 +51,7 @@ def test_path_is_renamed_or_moved_into_a_folder(two: Boards, path, to, expected)
     assert tree(two) == expected
 
 
-@pytest.mark.parametrize(
-    "to", [":m/logs/old", ":m/./logs/a/../old", ":m/LOGS/old", ":m/logs/old/", ":m/"]
-)
+@pytest.mark.parametrize("to", [":m/logs/old", ":m/./logs/a/../old", ":m/LOGS/old", ":m/logs/old/"])
 def test_folder_is_not_moved_into_itself(two: Boards, to):
     with pytest.raises(ValueError, match="into itself"):
         two.mv(":m/logs", to)
@@ -67,6 +65,8 @@ def test_folder_is_not_moved_into_itself(two: Boards, to):
         (":m/a.txt", ":m/./a.txt", "same path"),
         (":", ":m/x", "the root"),
         (":m/..", ":m/x/", "the root"),
+        (":m/logs", ":m/", "is in :m/ already"),
+        (":m/a.txt", ":m", "is in :m already"),
     ],
 )
 def test_move_without_a_meaning_is_refused(two: Boards, path, to, why):
@@ -76,15 +76,20 @@ def test_move_without_a_meaning_is_refused(two: Boards, path, to, why):
 
 
 @pytest.mark.parametrize(
-    ("path", "to", "error"),
+    ("path", "to", "error", "named"),
     [
-        (":m/none", ":m/b", FileNotFoundError),
-        (":m/logs", ":m/a.txt", NotADirectoryError),
-        (":m/a.txt", ":m/none/b.txt", FileNotFoundError),
+        (":m/none", ":m/b", "No such file", "/m/none"),
+        (":m/logs", ":m/a.txt", "Not a directory", "/m/a.txt"),
+        (":m/logs", ":m/a.txt/", "Not a directory", "/m/a.txt"),
+        (":m/logs/x.txt", ":m/a.txt/", "Not a directory", "/m/a.txt"),
+        (":m/a.txt", ":m/none/b.txt", "No such file", "/m/none/b.txt"),
+        (":m/a.txt", f":m/{'b' * 300}", "File name too long", f"/m/{'b' * 300}"),
     ],
 )
-def test_impossible_move_changes_nothing(two: Boards, path, to, error):
-    assert all(isinstance(each.error, error) for each in two.mv(path, to).values())
+def test_impossible_move_changes_nothing(two: Boards, path, to, error, named):
+    for name, each in two.mv(path, to).items():
+        assert isinstance(each.error, OSError)
+        assert (each.error.filename, error in str(each.error)) == (f"{name}:{named}", True)
     assert tree(two) == ALL
 
 

@@ -15,31 +15,39 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 #: A board's FAT on a RAM disk of 32 KB, as a card is mounted.
 MOUNT = """
-import os, vfs
+import vfs
 class RAM:
-    def __init__(self): self.data = bytearray(64 * 512)
-    def readblocks(self, n, buf, off=0):
-        buf[:] = memoryview(self.data)[n * 512 + off : n * 512 + off + len(buf)]
-    def writeblocks(self, n, buf, off=0):
-        memoryview(self.data)[n * 512 + off : n * 512 + off + len(buf)] = buf
+    def __init__(self): self.blocks = [bytearray(512) for _ in range(64)]
+    def readblocks(self, n, buf):
+        for at in range(0, len(buf), 512):
+            buf[at : at + 512] = self.blocks[n + at // 512]
+    def writeblocks(self, n, buf):
+        for at in range(0, len(buf), 512):
+            self.blocks[n + at // 512][:] = buf[at : at + 512]
     def ioctl(self, op, arg):
         return 64 if op == 4 else 512 if op == 5 else 0
 ram = RAM()
 vfs.VfsFat.mkfs(ram)
 vfs.mount(vfs.VfsFat(ram), "/card")
 """
-UNMOUNT = "import vfs\nvfs.umount('/card')\ndel RAM, ram"
+
+
+@pytest.fixture(scope="module")
+def card(fleet: Fleet, boards: VirtualBoards) -> Iterator[None]:
+    """A folder /card, which is FAT on demo-1 and littlefs on demo-2."""
+    assert fleet["demo-1"].reset().ok
+    fleet["demo-1"].run(MOUNT).raise_for_error()
+    fleet["demo-2"].mkdir(":card").raise_for_error()
+    yield
+    assert fleet["demo-1"].reset().ok
+    fleet["demo-2"].rmdir(":card").raise_for_error()
 
 
 @pytest.fixture
-def two(fleet: Fleet, boards: VirtualBoards) -> Iterator[Boards]:
-    """Two boards with a folder /card, which is FAT on the first and littlefs on the second."""
+def two(fleet: Fleet, card: None) -> Iterator[Boards]:
     two = fleet["demo-[1-2]"]
-    fleet["demo-1"].run(MOUNT).raise_for_error()
-    fleet["demo-2"].mkdir(":card").raise_for_error()
     yield two
-    fleet["demo-1"].run(UNMOUNT).raise_for_error()
-    fleet["demo-2"].rm(":card", recursive=True)
+    two.rm(":card/*", recursive=True, glob=True)
 
 
 def paths(boards: Boards, board: str) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from cloudmanager import Boards, Fleet
+from cloudmanager.client import sources
 from cloudmanager.display.file_report import files_text
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
@@ -214,6 +217,79 @@ def test_links_that_are_left_out_are_named(two: Boards, src: Path):
     assert files_text(two.sync(src, ":u/src")).endswith(note)
     (src / ".mbmignore").write_text("out\n")
     assert "note" not in files_text(two.sync(src, ":u/src"))
+
+
+@pytest.mark.parametrize("name", ["boot.py", "main.py", "MAIN.mpy", "lib/cm/x.py", "cm.json"])
+def test_path_of_the_client_fails_alone(two: Boards, src: Path, name):
+    (src / name).parent.mkdir(parents=True, exist_ok=True)
+    (src / name).write_text("no")
+    for send in (lambda: two.put(f"{src}/", ":"), lambda: two.sync(src)):
+        results = send()
+        for result in results.values():
+            assert isinstance(result.error, PermissionError)
+            assert name.rpartition("/")[2] in str(result.error)
+        assert "belongs to" in files_text(results)
+        assert {entry.path for entry in two.ls(":sub")["demo-2"].value} == {"/sub/b.py"}
+        assert two.read(":a.py")["demo-1"].value == b"a"
+        two.rm([":a.py", ":sub"], recursive=True)
+    with pytest.raises(OSError, match="belongs to") if "c" in name else nullcontext():
+        failed = two.put(src / name, f":{name}")
+        assert {type(result.error) for result in failed.values()} == {PermissionError}
+
+
+@pytest.mark.parametrize("origin", ["src", "src/", ["src/a.py", "src/sub"]])
+def test_folder_that_cannot_be_made_is_one_error(two: Boards, src: Path, origin):
+    two.put(b"file", ":u/f")
+    names = [origin] if isinstance(origin, str) else origin
+    origins = [f"{src.parent}/{name}" for name in names]
+    results = two.put(origins if len(origins) > 1 else origins[0], ":u/f/g")
+    place = "/u/f/g" if origin != "src" else "/u/f/g/src"
+    for name, result in results.items():
+        assert isinstance(result.error, NotADirectoryError)
+        assert str(result.error) == f"[Errno 20] Not a directory: '{name}:{place}'"
+    assert len(files_text(results).splitlines()) == 2
+    assert files(two) == ["f"]
+
+
+def test_errors_of_several_files_are_folded_for_all_boards(two: Boards, src: Path):
+    two.mkdir([":u/a.py", ":u/sub/b.py"], parents=True)
+    head, text = files_text(two.put(f"{src}/", ":u")).splitlines()
+    assert "demo-[1-2] · error" in head
+    assert text == ":/u/a.py: Is a directory (also ':/u/sub/b.py': Is a directory)."
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_pipe_is_read_once(two: Boards, tmp_path: Path, size):
+    os.mkfifo(tmp_path / "pipe")
+    content = os.urandom(size)
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[content])
+    writer.start()
+    results = two.put(tmp_path / "pipe", ":u/x")
+    writer.join()
+    assert results.ok
+    assert two.read(":u/x").to_dict() == dict.fromkeys(results, content)
+
+
+def test_endless_device_is_refused(two: Boards, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_STREAM_BYTES", 100_000)
+    with pytest.raises(OSError, match=r"File too large: '/dev/zero'"):
+        two.put("/dev/zero", ":u/x")
+    assert files(two) == []
+
+
+@pytest.mark.parametrize("send", ["put", "several", "sync", "get"])
+def test_empty_name_is_not_this_folder(two: Boards, src: Path, monkeypatch, send):
+    monkeypatch.chdir(src)
+    calls = {
+        "put": lambda: two.put("", ":u"),
+        "several": lambda: two.put([src / "a.py", ""], ":u"),
+        "sync": lambda: two.sync("", ":u", delete=True),
+        "get": lambda: two.get(":u", ""),
+    }
+    two.put(b"x", ":u/x")
+    with pytest.raises(ValueError, match="is empty"):
+        calls[send]()
+    assert files(two) == ["x"]
 
 
 def test_path_that_is_too_long_fails_alone(two: Boards, src: Path):
