@@ -1,6 +1,6 @@
 # File operations on the board's file systems; their data passes through the link's one buffer.
 # Boards: all; loaded for a job with files, dropped after it. Without it such jobs fail.
-# Cost: 1,874 bytes of .mpy, 2,000 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,936 bytes of .mpy, 2,064 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import binascii, hashlib, json, os, struct
 
@@ -29,11 +29,12 @@ view = mv[_OUT:-_TAG]  # the rest is for a MAC (mac.py)
 
 
 # Serves the link between two steps. Returns the length of a message for this job, or 0; with `wait`
-# it waits for one. A lost link ends the job, since the rest of its data would not arrive.
+# it waits for one. A lost link, or a server that stands still, ends the job, since the rest of its
+# data would not arrive.
 def receive(wait):
     state.answer = 0
     while True:
-        if not state.socket:
+        if not state.socket or run.ticks_diff(run.ticks_ms(), link.heard) > state.timeout:
             raise KeyboardInterrupt("link lost")
         if run.poll(_IN):
             raise KeyboardInterrupt

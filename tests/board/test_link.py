@@ -1,12 +1,13 @@
 """The board's link: authentication, protocol violations, reconnecting, resets."""
 
+import json
 import os
 import struct
 import time
 
 import pytest
 
-from .peer import ERROR, EXEC, INTERRUPTED, OK, RUNNING, Job, message
+from .peer import ERROR, EXEC, FILE, INTERRUPTED, OK, RUNNING, Job, message
 
 LAST = {"status": OK, "error": "", "dropped": 0}
 
@@ -312,3 +313,13 @@ def test_board_keeps_trying_to_connect(make_lab):
 
 def test_status_running_is_never_reported(near, board):
     assert board.proof_fields["last"] is None or board.proof_fields["last"]["status"] != RUNNING
+
+
+def test_transfer_ends_when_the_server_is_silent(make_lab):
+    lab = make_lab(beat=0.2, spread=0.2)
+    link = lab.link()
+    ops = json.dumps([1000, [["put", "/big", 100_000, "0" * 64]]])
+    job = link.submit(ops, op=FILE)
+    job.until(lambda job: job.chunks)
+    last = lab.link(after=link).proof_fields["last"]
+    assert (last["status"], "link lost" in last["error"]) == (INTERRUPTED, True)

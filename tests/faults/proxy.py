@@ -205,13 +205,16 @@ class Pipe:
 
     async def run(self) -> None:
         """Forward data until the stream ends."""
-        with contextlib.suppress(OSError, RuntimeError):  # the other pipe may have closed it
+        try:
             while data := await self._reader.read(READ_BYTES):
                 for unit in self._units.feed(data):
                     await self._pass(unit)
             if not self.link.silent:
                 self.writer.write(self._units.rest())
                 self.writer.write_eof()
+        except (OSError, RuntimeError):  # one end was reset, or the other pipe has closed it
+            if not self.link.silent:
+                self.writer.transport.abort()
 
     async def _pass(self, unit: Unit) -> None:
         strike = self._strike(unit)

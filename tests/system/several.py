@@ -41,10 +41,10 @@ class Several:
         token = f"{(server.home / 'token').read_text().strip()}.{pin}"
         return self._stack.enter_context(Fleet(server.url, token))
 
-    def board(self, fleet: Fleet, tcp_port: int, *names: str) -> VirtualBoards:
+    def board(self, fleet: Fleet, tcp_port: int, *names: str, flash: str = "1M") -> VirtualBoards:
         """Start virtual boards that connect to a TCP port."""
         folder = self.home / f"boards-{next(self._numbers)}"
-        machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder)
+        machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder, flash=flash)
         self._stack.enter_context(machine)
         for enrolled in fleet.enrol(list(names)):
             machine.add_board(BoardIdentity.from_enrolment(enrolled, "http://127.0.0.1"))
