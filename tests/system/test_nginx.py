@@ -19,12 +19,12 @@ from tests.engines import Nats, Postgres, free_tcp_port
 from .several import OPTIONS, Several, several
 
 CONF = Path(__file__).parents[2] / "docs/nginx.conf"
-STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+MODULES = Path("/etc/nginx/modules-enabled")  # of Debian; the file of the docs includes them
 
 
 @pytest.fixture
 def two_servers(tmp_path: Path, postgres: Postgres, nats: Nats) -> Iterator[Several]:
-    if shutil.which("nginx") is None or not STREAM.exists():
+    if shutil.which("nginx") is None or not list(MODULES.glob("*stream*")):
         pytest.skip("nginx is not there: sudo apt-get install nginx-light libnginx-mod-stream")
     with several(tmp_path, postgres, nats, "--listen", "0.0.0.0", *OPTIONS) as made:
         made.start("a")
@@ -38,7 +38,7 @@ def conf(ports: list[int], listen: int, folder: Path) -> Path:
     for number, tcp_port in enumerate(ports):
         text = text.replace(f"10.0.0.1{number + 1}:18266", f"127.0.0.1:{tcp_port}")
     lines = [line for line in text.splitlines() if "10.0.0." not in line]
-    head = f"load_module {STREAM};\npid {folder}/pid;\nerror_log {folder}/log;\ndaemon off;\n"
+    head = f"pid {folder}/pid;\nerror_log {folder}/log;\ndaemon off;\n"
     path = folder / "nginx.conf"
     body = "\n".join(lines).replace("listen 18266", f"listen 127.0.0.1:{listen}")
     path.write_text(head + body)
