@@ -35,6 +35,7 @@ from . import (
     repl_commands,
     reservation_commands,
     secret_commands,
+    watch_commands,
 )
 from .commands import FAILED, NO_SERVER, USAGE
 from .streams import OUTPUT_NAME, prepare_streams, run_with_output
@@ -204,6 +205,7 @@ def _make_parser() -> argparse.ArgumentParser:
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
     repl_commands.add_verbs(add_verb)
+    watch_commands.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)
     secret_commands.add_verbs(add_verb)

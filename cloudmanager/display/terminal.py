@@ -279,6 +279,38 @@ class _LiveDisplay:
             live.stop()
 
 
+class LiveTable:
+    """A table in a terminal that is drawn again and again; the last one stays."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._live: Live | None = None
+        self._last: str = ""
+
+    def __enter__(self) -> LiveTable:
+        return self
+
+    def draw(self, text: str) -> None:
+        """Draw a table, or another text, in the place of the last one; as far as it fits."""
+        if self._live is None:
+            self._live = _open_live(self._out)
+        self._last = text
+        parts = [_rich_table(text), text.note] if isinstance(text, TextTable) else [text]
+        self._live.update(_stack(parts), refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            print_text(self._last, self._out)
+
+
+def _stack(parts: Iterable[RichTable | str]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(Text(part, "dim") if isinstance(part, str) else part for part in parts if part))
+
+
 def _open_console(out: TextIO) -> Console:
     from rich.console import Console  # importing rich takes 60 ms
 
