@@ -19,7 +19,12 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.facts import FACT_NAMES, FACTS, Fact, fact_text
 from cloudmanager.protocol.targets import Target, parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
-from cloudmanager.results.rows import FLEET_HEADINGS, fleet_rows, format_time
+from cloudmanager.results.rows import (
+    FLEET_HEADINGS,
+    fleet_rows,
+    format_time,
+    reserved_text,
+)
 
 from .board_log import BoardLog
 from .board_page import delete_file, file_text, make_section, make_sections, read_file
@@ -367,10 +372,17 @@ def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
         "booted": board["booted"],
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],
-        "program": sanitize_text(str(board["program"]))[:_MAX_FACT_CHARS],
+        "program": sanitize_text(_activity(board))[:_MAX_FACT_CHARS],
         "job": job and {key: job[key] for key in ("job", "caller", "started")},
         "queued": board["queued"],
     }
+
+
+def _activity(board: Mapping[str, Any]) -> str:
+    """Return what a board does without a job: its own program, and who has it reserved."""
+    reserved = reserved_text(board)
+    parts = (f"reserved by {reserved}" if reserved else "", str(board["program"]))
+    return "; ".join(filter(None, parts))
 
 
 def _fact_cell(fact: Fact, board: Mapping[str, Any]) -> tuple[str, Any]:

@@ -44,7 +44,7 @@ def board_export(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(data)
         return OK
     _replace_file(Path(options.file), data)
-    count = data.count(b"\r\n") - 1
+    count = data.count(b"\n") - 1
     boards = "1 board" if count == 1 else f"{count} boards"
     return print_outcome(options, {"boards": count}, f"Wrote {boards} to {options.file}.")
 

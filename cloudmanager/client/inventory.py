@@ -76,7 +76,7 @@ def to_csv(boards: Iterable[Mapping[str, Any]]) -> bytes:
     rows = list(boards)
     keys = sorted({key for board in rows for key in board["labels"]})
     out = io.StringIO(newline="")
-    writer = csv.writer(out)
+    writer = csv.writer(out, lineterminator="\n")  # sed and git keep lines of this kind whole
     writer.writerow([*_COLUMNS, *(_LABEL_PREFIX + key for key in keys)])
     for board in rows:
         cells = [board.get(column, "") for column in _COLUMNS]
@@ -98,7 +98,7 @@ def parse_csv(data: bytes) -> list[InventoryRow]:
     """Read a CSV file: UTF-8, or UTF-16 with its mark; cells between ``,``, ``;`` or tabs.
 
     Raises:
-        ValueError: it is not such a file, or a row or a column is wrong; the message says which.
+        ValueError: it is another kind of file, or says which row or column is wrong.
     """
     text = _decode(data)
     first = text.lstrip("\r\n").partition("\n")[0]

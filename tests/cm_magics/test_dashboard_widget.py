@@ -80,6 +80,21 @@ def dashboard(page: Page, fleet: Fleet, boards: Any) -> Iterator[Dashboard]:
     shown.close()
 
 
+def test_reservation_is_shown_where_a_board_runs_nothing(dashboard: Dashboard, page: Page):
+    fleet = Fleet()
+    fleet["demo-2"].reserve("1h")
+    try:
+
+        def reserved(message: Any) -> list[Any]:
+            rows = [row for row in message["rows"] if row["name"] == "demo-2"]
+            return [row for row in rows if row["program"].startswith("reserved by the local user")]
+
+        assert page.until("boards", reserved)
+    finally:
+        fleet["demo-2"].release()
+        fleet.close()
+
+
 def row_of(message: Any, name: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [row for row in message["rows"] if row["name"] == name]
     return rows[0] if rows else {}

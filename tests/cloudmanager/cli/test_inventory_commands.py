@@ -79,7 +79,7 @@ def test_standard_streams_are_used(shelf, monkeypatch, capsysbinary):
         main(["board-import", "-"])
     with pytest.raises(SystemExit):
         main(["board-export", "-", "--target", "shelf-2"])
-    assert b",shelf-2,B2,\r\n" in capsysbinary.readouterr().out
+    assert b",shelf-2,B2,\n" in capsysbinary.readouterr().out
 
 
 async def test_async_fleet_exports_and_imports(shelf, server):

@@ -43,7 +43,7 @@ def test_what_is_written_is_read_again():
 
 
 def test_byte_order_mark_is_written_only_where_it_is_needed():
-    assert to_csv(BOARDS[:1]).startswith(b"id,name,serial,note,label:room\r\n")
+    assert to_csv(BOARDS[:1]).startswith(b"id,name,serial,note,label:room\n")
     assert to_csv(BOARDS).startswith(b"\xef\xbb\xbfid,name")
 
 
