@@ -71,7 +71,9 @@ class BoardHealth:
                 hour = int(time.time() // HOUR)
                 self._restarts[board.id, hour, _known_cause(cause)] += 1
                 self._write_later()
-        self.on_program(board, str(facts.get("program") or ""))
+        state = facts.get("program")
+        if known != boot or state != board.reported_facts.get("program"):  # else it is known
+            self.on_program(board, str(state or ""))
 
     def on_program(self, board: Board, state: str) -> None:
         """Record the error that has ended a board's program, if that is its state."""

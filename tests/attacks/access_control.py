@@ -282,6 +282,7 @@ def _find_board(context, row):
         "test_secret_that_a_board_may_not_get_is_not_written",
         "cm_server/installs/test_board_settings.py::"
         "test_board_that_lost_its_right_to_a_secret_keeps_the_old_value",
+        "cm_server/installs/test_board_settings.py::test_secret_of_other_boards_cannot_be_guessed",
     ),
     defence(
         "whoever reads settings gets references instead of secrets",

@@ -77,13 +77,15 @@ async def release_boards(context: RequestContext) -> list[str]:
         The names of the boards that were reserved.
     """
     services, token = context.services, context.token
-    boards = [board for board in resolve_boards(context) if board.reservation is not None]
+    chosen = resolve_boards(context)
+    ids = [board.id for board in chosen]  # of all: another server's reservation may be unknown here
+    boards = [board for board in chosen if board.reservation is not None]
     is_admin = access.has_role(token, ROLES[-1])
     if not is_admin:
         others = [board.name for board in boards if not _is_reserved_by(board, token.name)]
         if others:
             raise NotAllowed(f"admin, to release what others have reserved ({fold_names(others)})")
-    ids, audit_row = [board.id for board in boards], context.audit_entry.to_row()
+    audit_row = context.audit_entry.to_row()
     caller = None if is_admin else token.name
     await services.store_queue.run(
         lambda store: store.release_boards_of(ids, caller, audit_row), refusable=True, durable=True

@@ -39,7 +39,8 @@ class StoredSecrets(NamedTuple):
     """What the store knows when a job about settings starts.
 
     Attributes:
-        secrets: all secrets, by name.
+        secrets: those that the board may get, by name. Others do not exist for its callers, who
+            could otherwise guess them: a guess that is right would be masked.
         uses: where the board's settings have the value of a secret, and of which one.
     """
 
@@ -64,8 +65,7 @@ def read_settings_job(
     queue = services.store_queue
 
     def read_store(board: Board) -> Operation[StoredSecrets]:
-        board_id = board.id
-        return queue.run(lambda store: _read_secrets(store, board_id))
+        return queue.run(lambda store: _read_secrets(store, board))
 
     def make_generator(board: Board, stored: StoredSecrets) -> OpGenerator:
         if change is None:
@@ -159,9 +159,14 @@ def _reference(value: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _read_secrets(store: Store, board_id: str) -> StoredSecrets:
-    rows = store.secret_rows.read()
-    return StoredSecrets({row.name: row for row in rows}, store.secret_rows.uses_of(board_id))
+def _read_secrets(store: Store, board: Board) -> StoredSecrets:
+    secrets = {row.name: row for row in store.secret_rows.read() if _is_for(row, board)}
+    return StoredSecrets(secrets, store.secret_rows.uses_of(board.id))
+
+
+def _is_for(row: SecretRow, board: Board) -> bool:
+    """Return whether a board may get a secret."""
+    return parse_target(row.target).covers(board.name, board)
 
 
 # Jobs on one board
@@ -227,7 +232,7 @@ def _change_and_record(
         (raw,) = yield list(_READ_OPS)
     except FileNotFoundError:
         raw = b""
-    settings, uses = change_settings(board, _parse(raw) if raw else {}, stored, change)
+    settings, uses = change_settings(_parse(raw) if raw else {}, stored, change)
     data = _to_bytes(settings)
     if len(data) > services.limits.settings_bytes:
         kib = services.limits.settings_bytes // 1024
@@ -241,49 +246,39 @@ def _change_and_record(
 
 
 def change_settings(
-    board: Board, settings: Mapping[str, Any], stored: StoredSecrets, change: Mapping[str, Any]
+    settings: Mapping[str, Any], stored: StoredSecrets, change: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[Path, str]]:
     """Return changed settings with the values of secrets, and where these are.
 
     Secrets that the settings had before get their present values.
 
     Args:
-        board: whose settings they are.
         settings: as the board has them.
-        stored: of this board.
+        stored: what the store knows.
         change: new values of keys; objects in them are replaced as a whole.
 
     Raises:
-        ServerError: a secret does not exist, or is not for this board.
+        ServerError: a secret does not exist for this board.
     """
     uses = {path: name for path, name in stored.uses.items() if path[0] not in change}
     changed = {**settings, **change}
     for path, name in dict(uses).items():
         if not isinstance(_value_at(changed, path), str):
             del uses[path]  # somebody has removed it
-        elif name in stored.secrets and _is_for(stored.secrets[name], board):
+        elif name in stored.secrets:
             changed = _replaced(changed, path, stored.secrets[name].value)
     for path, name in _references(change):
-        changed = _replaced(changed, path, _value_for(name, board, stored))
+        changed = _replaced(changed, path, _value_for(name, stored))
         uses[path] = name
     return changed, uses
 
 
-def _value_for(name: str, board: Board, stored: StoredSecrets) -> str:
+def _value_for(name: str, stored: StoredSecrets) -> str:
     row = stored.secrets.get(name)
     if row is None:
-        known = f"; there are {', '.join(sorted(stored.secrets))}" if stored.secrets else ""
-        raise ServerError(
-            f"there is no secret called {name[:64]!r}{known}; `mbm secret-set` stores one"
-        )
-    if not _is_for(row, board):
-        raise ServerError(f"the secret {name} is for {row.target}, not for this board")
+        known = f"; there are {', '.join(stored.secrets)}" if stored.secrets else ""
+        raise ServerError(f"there is no secret called {name[:64]!r} for this board{known}")
     return row.value
-
-
-def _is_for(row: SecretRow, board: Board) -> bool:
-    """Return whether a board may get a secret."""
-    return parse_target(row.target).covers(board.name, board)
 
 
 def _value_at(settings: Any, path: Path) -> Any:

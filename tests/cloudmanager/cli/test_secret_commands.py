@@ -45,7 +45,7 @@ def test_value_is_read_from_standard_input(mqtt, mbm, monkeypatch, fleet):
     assert json.loads(fleet["demo-1"].read(":settings.json").value) == {"wifi": PASSWORD}
     refused = mbm("board", "demo-3", "set", "wifi", '{"secret": "wifi"}')
     assert (refused.status, refused.out) == (1, "")
-    assert "the secret wifi is for demo-[1-2], not for this board" in refused.err.lower()
+    assert "there is no secret called 'wifi' for this board" in refused.err
     assert mbm("secret-remove", "wifi").out.startswith("Removed the secret wifi; boards that")
     assert mbm("secret-remove", "wifi").status == 1
 
@@ -102,7 +102,7 @@ def test_settings_show_references(mqtt, mbm, fleet, value: str):
 def test_unknown_secret_is_an_error_of_the_board(mqtt, mbm, fleet):
     done = mbm("board", "demo-[1-2]", "set", "a", '{"secret": "mqt"}')
     assert (done.status, "demo-[1-2] · error" in done.out) == (1, True)
-    assert "there is no secret called 'mqt'; there are mqtt" in done.out
+    assert "there is no secret called 'mqt' for this board; there are mqtt" in done.out
     assert isinstance(fleet["demo-1"].settings()["demo-1"].error, FileNotFoundError)
 
 
