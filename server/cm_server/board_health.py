@@ -82,8 +82,9 @@ class BoardHealth:
 
     def on_log(self, board: Board, entry: LogText) -> None:
         """Record a traceback in a board's log, once its last line has been received."""
-        text = self._tracebacks.pop(board, "") + entry.text
-        if entry.lost or _TRACEBACK not in text:
+        begun = self._tracebacks.pop(board, "")
+        text = entry.text if entry.lost else begun + entry.text
+        if _TRACEBACK not in text:
             return
         text = text.replace("\r\n", "\n")
         *others, last = text.split(_TRACEBACK)

@@ -140,6 +140,9 @@ def test_traceback_of_which_a_part_was_lost_is_not_recorded(lab: Lab):
     lab.log(TRACEBACK[:60])
     lab.log(TRACEBACK[60:], lost=7)
     assert lab.crashes() == {}
+    lab.log(TRACEBACK[:60])
+    lab.log(TRACEBACK, lost=7)  # the next one is whole
+    assert list(lab.crashes().values()) == [["id1"]]
 
 
 @pytest.mark.parametrize(
