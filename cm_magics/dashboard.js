@@ -405,12 +405,11 @@ class Dashboard {
     const { kind } = message;
     if (kind === "boards") {
       this.updateBanner({ serverLost: "" });
+      if (message.filtered) this.setFiltered(message.filtered);
       this.table.update(message);
     } else if (kind === "filtered") {
-      this.table.filtered = message.names && new Set(message.names);
-      this.searched = message.searched;
-      setText(this.filterError, message.error);
-      this.table.refresh();
+      this.setFiltered(message);
+      setText(this.filterError, message.error); // shown if the text is not a target and is found nowhere
     } else if (kind === "lost") {
       this.updateBanner({ serverLost: message.reason });
     } else if (kind === "action") {
@@ -430,6 +429,13 @@ class Dashboard {
     }
   }
 
+  // Show only the boards that the filter selects: those with these names; null for all.
+  setFiltered({ names, searched }) {
+    this.table.filtered = names && new Set(names);
+    this.searched = searched;
+    this.table.refresh();
+  }
+
   // Show whether the kernel and the server can be reached; if not, the table is grey.
   updateBanner(state) {
     const isStale = this.banner.update(state);
@@ -440,6 +446,10 @@ class Dashboard {
 
   setConnected(isConnected) {
     if (this.banner.kernelLost === isConnected) this.updateBanner({ kernelLost: !isConnected });
+  }
+
+  setWaiting(isWaiting) {
+    if (this.banner.isWaiting !== isWaiting) this.updateBanner({ isWaiting });
   }
 
   dispose() {

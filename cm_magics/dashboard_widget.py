@@ -44,6 +44,7 @@ _HISTORY_SAMPLES: Final = 1000  # samples that are plotted when a board's page o
 #: The program is in the column "Runs".
 _COLUMN_FACTS: Final = tuple(fact for fact in FACTS if fact.name != "program")
 _MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
+_NO_BOARD: Final = "This board was renamed or revoked."
 _MAX_SAVED_ROWS: Final = 500  # rows of the table that the notebook keeps
 #: Fields of a row that a text in the filter is searched in, in addition to the facts.
 _SEARCHED_FIELDS: Final = ("name", "state", "labels", "program")
@@ -103,8 +104,6 @@ class Dashboard(LiveWidget):
         self._send_boards(
             [board["name"] for board in update.boards], update.gone, is_snapshot=update.whole
         )
-        if self._search_words and (update.boards or update.gone):
-            self._send_filtered_names()
         if old_name and self._open_board is not None:
             run_in_thread(self._send_page, self._open_board, _HISTORY_SAMPLES, old_name)
         elif self._open_board is not None:
@@ -124,7 +123,6 @@ class Dashboard(LiveWidget):
     def send_everything(self) -> None:
         """Send all boards, the names that the filter selects, and whether the server is lost."""
         self._send_boards(list(self._boards), [], is_snapshot=True)
-        self._send_filtered_names()
         if self._lost_reason:
             self.send({"kind": "lost", "reason": sanitize_text(self._lost_reason)})
 
@@ -134,14 +132,14 @@ class Dashboard(LiveWidget):
         if kind == "filter":
             self._on_filter(str(message.get("text", "")))
         elif kind == "action":
-            names = _names_in(message)
             actions = [action for action in ACTIONS if action.name == message.get("action")]
-            if names and actions:
+            if actions:
                 self._close_page()  # it makes room for the outcome
-                run_in_thread(self._run_action, actions[0], names, str(message.get("text", "")))
+                text = str(message.get("text", ""))
+                run_in_thread(self._run_action, actions[0], _names_in(message), text)
         elif kind == "upload":
             names, path = _names_in(message), str(message.get("path", ""))
-            if names and path and len(buffers) == 1:
+            if path and len(buffers) == 1:
                 run_in_thread(self._upload, names, path, bytes(buffers[0]))
         elif kind == "file":
             run_in_thread(
@@ -158,14 +156,20 @@ class Dashboard(LiveWidget):
             run_in_thread(self._send_job, message.get("number"))
 
     def _send_boards(self, names: list[str], gone: list[str], *, is_snapshot: bool = False) -> None:
-        rows = [_table_row(self._boards[name]) for name in names]
+        """Send rows, and in the same message which boards the filter selects now.
+
+        With two messages, a table would show a new board, or lose a renamed one, for a moment: a
+        click would hit another row, and the selection would be empty.
+        """
+        changes_filtered = is_snapshot or (self._search_words and (names or gone))
         self.send(
             {
                 "kind": "boards",
-                "rows": rows,
+                "rows": [_table_row(self._boards[name]) for name in names],
                 "gone": gone,
                 "is_snapshot": is_snapshot,
                 "now": self._server_time,
+                "filtered": self._filtered() if changes_filtered else None,
             }
         )
 
@@ -182,25 +186,22 @@ class Dashboard(LiveWidget):
             else:
                 self._filter = target
             self._search_words = words
-        self._send_filtered_names(error)
+            filtered = self._filtered()
+            error = "" if filtered["searched"] else error
+            self.send({"kind": "filtered", **filtered, "error": error})
 
-    def _send_filtered_names(self, error: str = "") -> None:
-        """Send the names of the boards that the filter selects; None means all boards.
+    def _filtered(self) -> dict[str, Any]:
+        """Return what the filter selects: `names`, None for all boards, and whether by its words.
 
         These are the boards of the target; if there are none, those with all words of the text.
-
-        Args:
-            error: why the text is not a target; it is shown if the text is found nowhere either.
         """
-        with self._lock:
-            names: list[str] | None = None
-            searched = False
-            if self._search_words:
-                names = self._boards_of_target()
-                searched = not names and bool(found := self._search_boards(self._search_words))
-                names = found if searched else names
-            message = {"names": names, "error": "" if searched else error, "searched": searched}
-            self.send({"kind": "filtered", **message})
+        names: list[str] | None = None
+        searched = False
+        if self._search_words:
+            names = self._boards_of_target()
+            searched = not names and bool(found := self._search_boards(self._search_words))
+            names = found if searched else names
+        return {"names": names, "searched": searched}
 
     def _boards_of_target(self) -> list[str]:
         if self._filter is None:
@@ -225,39 +226,54 @@ class Dashboard(LiveWidget):
 
     def _run_action(self, action: Action, names: list[str], text: str) -> None:
         self._report(
-            f"{action.title.rstrip('…')}: {fold_names(names)}",
-            lambda show_text: action.handler(self._fleet, fold_names(names), text, show_text),
+            action.title.rstrip("…"),
+            names,
+            lambda target, show_text: action.handler(self._fleet, target, text, show_text),
         )
 
     def _upload(self, names: list[str], path: str, content: bytes) -> None:
         """Write a file that the user dropped or chose in the browser."""
-        target = fold_names(names)
         self._report(
-            f"Upload {sanitize_text(path)}: {target}",
-            lambda show_text: upload_content(self._fleet, target, path, content, show_text),
+            f"Upload {sanitize_text(path)}",
+            names,
+            lambda target, show_text: upload_content(self._fleet, target, path, content, show_text),
         )
         if self._open_board in names:
             self._send_section(self._open_board, "Files")
 
-    def _report(self, title: str, act: Callable[[ShowText], str]) -> None:
-        """Do something that takes time, and show its progress and its outcome in the page."""
+    def _report(self, what: str, names: list[str], act: Callable[[str, ShowText], str]) -> None:
+        """Do something on boards that takes time, and show its progress and outcome in the page.
+
+        Args:
+            what: the beginning of the title.
+            names: the boards.
+            act: called with the boards as a target, and with what shows a text.
+        """
+        target = fold_names(names)
+        title = f"{what}: {target}"[:200]
 
         def show_text(shown: str, state: str = "running") -> None:
-            self.send({"kind": "action", "title": title[:200], "text": shown, "state": state})
+            self.send({"kind": "action", "title": title, "text": shown, "state": state})
 
         show_text("…")
         try:
-            outcome = act(show_text)
+            if not names:
+                raise ActionFailed("No board is selected.")
+            outcome = act(target, show_text)
         except (CloudmanagerError, ActionFailed, OSError) as error:  # OSError: local or board file
             show_text(sanitize_text(str(error)), "failed")
+        except Exception as error:
+            show_text(f"{type(error).__name__}: {sanitize_text(str(error))}", "failed")
+            raise  # it is an error in the code: its traceback goes to the kernel's log
         else:
             show_text(sanitize_text(outcome), "done")
 
     def _on_file(self, name: Any, path: str, verb: Any) -> None:
         """Open, download or delete a file of a board."""
-        if name not in self._boards:
-            return
         answer = {"kind": "file", "board": name, "path": sanitize_text(path), "verb": verb}
+        if name not in self._boards:
+            self.send({**answer, "text": _NO_BOARD, "failed": True})
+            return
         try:
             if verb == "open":
                 self.send({**answer, "text": file_text(read_file(self._fleet, name, path))})
@@ -314,7 +330,11 @@ class Dashboard(LiveWidget):
 
     def _send_section(self, name: Any, title: Any) -> None:
         board = self._boards.get(name)
-        if board is not None and (section := make_section(self._fleet, board, title)):
+        if board is None:
+            section: Any = {"title": title, "text": _NO_BOARD}
+        else:
+            section = make_section(self._fleet, board, title)
+        if section:
             self.send({"kind": "section", "board": name, "section": section})
 
     def _send_job(self, number: Any) -> None:

@@ -13,7 +13,6 @@ sent in the context of the last message that came from the page.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import threading
 import time
@@ -31,8 +30,10 @@ from cloudmanager.protocol.text import sanitize_text
 
 from .saved_output import Bundle, SavedOutput
 
-#: Seconds between two signs of life; a page that misses three of them shows "not connected".
+#: Seconds between two signs of life; a page without any for 7 s (LOST_CHECKS in plot.js) shows
+#: "not connected".
 HEARTBEAT_SECONDS: Final = 2.0
+EXIT_SECONDS: Final = 10.0  # by then, an exiting interpreter has ended its daemon threads
 SAVE_SECONDS: Final = 30.0  # between two updates of the state that the notebook keeps
 _live_widgets: weakref.WeakSet[LiveWidget] = weakref.WeakSet()
 _FOLDER = Path(__file__).parent
@@ -55,7 +56,9 @@ class LiveWidget(anywidget.AnyWidget):
         self._fleet = fleet
         self._target = target
         self._watch: Watch | None = None
-        self._open_views: set[str] = set()
+        #: The sequence number of the message that each open view of the widget sends next.
+        self._next_seqs: dict[str, int] = {}
+        self._seq_lock = threading.Lock()
         self._saved_output = SavedOutput()
         self._page_context: contextvars.Context | None = None
         self._lock = threading.RLock()  # held while a change is stored and sent: keeps the order
@@ -140,20 +143,36 @@ class LiveWidget(anywidget.AnyWidget):
 
     def _on_message(self, _: object, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         self._page_context = contextvars.copy_context()
-        if message.get("do") == "open":
-            self._open_views.add(str(message.get("view")))
+        view, kind = str(message.get("view")), message.get("do")
+        if not self._is_next(view, message.get("seq")):
+            return
+        if kind == "open":
             self.start_watching()
             with self._lock:
                 self.send_everything()
-        elif message.get("do") == "close":
-            self._open_views.discard(str(message.get("view")))
-            if not self._open_views:
+        elif kind == "close":
+            with self._seq_lock:
+                self._next_seqs.pop(view, None)
+                is_last = not self._next_seqs
+            if is_last:
                 self.stop_watching()
-        elif message.get("do") == "ping":
-            # From this answer on, ipykernel routes the page's messages to its subshell (see above).
-            self.send({"kind": "pong"})
-        else:
+        elif kind != "ping":  # its confirmation is all that a ping is for, see above
             self.on_page_message(message, buffers)
+
+    def _is_next(self, view: str, seq: object) -> bool:
+        """Confirm a message; return False if it was handled before, or comes before its turn.
+
+        A page sends messages again that are not confirmed (Outbox in plot.js): either they or
+        their confirmations got lost. From a confirmation on, ipykernel routes the page's messages
+        as this one (see above).
+        """
+        with self._seq_lock:
+            expected = self._next_seqs.get(view, 0)
+            is_next = seq == expected
+            if is_next:
+                self._next_seqs[view] = expected = expected + 1
+        self.send({"kind": "received", "view": view, "next": expected})
+        return is_next
 
 
 def stop_all_watching() -> None:
@@ -170,5 +189,10 @@ def run_in_thread(callback: Callable[..., object], *args: object) -> None:
 
 
 def _call_unless_exiting(callback: Callable[..., object], *args: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+    try:
         callback(*args)
+    except RuntimeError:
+        # An exiting interpreter starts no threads and closes loops, which raises this, and then
+        # ends this daemon thread during the pause. Otherwise it is an error that must be seen.
+        time.sleep(EXIT_SECONDS)
+        raise

@@ -27,22 +27,26 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// A banner that says why the widget shows old data: the notebook's kernel or the server is gone.
+// A banner that says why the widget shows old data, because the notebook's kernel or the server is gone,
+// or why nothing follows from what the user did.
 class Banner {
   constructor() {
     this.node = el("div", { class: "cm-lost", role: "alert", hidden: "" });
     this.kernelLost = false;
     this.serverLost = ""; // why the server is unreachable; "" if it is not
+    this.isWaiting = false; // whether the kernel has not confirmed what the user did
   }
 
-  update({ kernelLost = this.kernelLost, serverLost = this.serverLost }) {
-    Object.assign(this, { kernelLost, serverLost });
+  // Change some of these; return whether the widget shows old data.
+  update({ kernelLost = this.kernelLost, serverLost = this.serverLost, isWaiting = this.isWaiting }) {
+    Object.assign(this, { kernelLost, serverLost, isWaiting });
+    const waiting = isWaiting ? "The notebook's kernel is busy or does not answer: what you did last waits for it." : "";
     const text = kernelLost
       ? "Not connected: the notebook's kernel has ended or does not answer. Run the cell again."
-      : serverLost;
+      : serverLost || waiting;
     this.node.hidden = !text;
     setText(this.node, text);
-    return Boolean(text);
+    return Boolean(kernelLost || serverLost);
   }
 }
 
@@ -346,46 +350,93 @@ class Plot {
     this.update({ kernelLost: !isConnected });
   }
 
+  setWaiting() {} // the user does nothing here that the kernel must know
+
   dispose() {
     this.chart.dispose();
   }
 }
 
-// The kernel sends a sign of life every 2 s (HEARTBEAT_SECONDS in live_widget.py).
-const SILENCE_MS = 6500; // without any message: the kernel counts as gone
+// A page looks once a second whether messages are late. It counts these checks instead of seconds, since a page
+// that the browser has stopped for a while, or that is slow, does not get messages either.
+const CHECK_MS = 1000;
+const LOST_CHECKS = 7; // without any message: the kernel is gone; it sends one every 2 s (live_widget.py)
+const RESEND_CHECKS = [2, 4, 8]; // without a confirmation: messages are sent again; more would fill a busy kernel's queue
+
+const OWN_MESSAGES = ["open", "ping"]; // that the page sends by itself
+
+// Numbers the messages to the kernel and sends those again that it does not confirm: a message may get lost on
+// its way, between two WebSockets or in a kernel that does not notice it. The kernel handles each of them once,
+// and in order (_is_next in live_widget.py).
+class Outbox {
+  constructor(transmit) {
+    this.transmit = transmit;
+    this.unconfirmed = []; // [message, buffers], by sequence number
+    this.nextSeq = 0;
+    this.checks = 0; // since a message was sent or confirmed
+  }
+
+  send(content, buffers) {
+    const message = { ...content, seq: this.nextSeq++ };
+    this.unconfirmed.push([message, buffers]);
+    this.checks = 0;
+    this.transmit(message, buffers);
+  }
+
+  // Forget what has been received: the kernel expects the message `next` now.
+  confirm(next) {
+    this.unconfirmed = this.unconfirmed.filter(([{ seq }]) => seq >= next);
+    this.checks = 0;
+  }
+
+  // Send messages again that have not been confirmed in time; return whether any of them is the user's.
+  check() {
+    if (!this.unconfirmed.length) return false;
+    this.checks += 1;
+    if (RESEND_CHECKS.includes(this.checks)) {
+      for (const [message, buffers] of this.unconfirmed) this.transmit(message, buffers);
+    }
+    return this.checks >= RESEND_CHECKS[0] && this.unconfirmed.some(([message]) => !OWN_MESSAGES.includes(message.do));
+  }
+}
 
 // Return an anywidget module whose `render` shows a `View` and passes it the widget's messages.
 function show(View) {
   return {
     render({ model, el: container }) {
-      const send = (message, buffers) => {
+      const id = Math.random().toString(36).slice(2);
+      const outbox = new Outbox((message, buffers) => {
         try {
-          model.send(message, undefined, buffers);
+          model.send({ ...message, view: id }, undefined, buffers);
         } catch {
           view.setConnected(false); // the comm is closed: the kernel was restarted
         }
+      });
+      const view = new View(model, (message, buffers) => outbox.send(message, buffers));
+      let silentChecks = 0;
+      const check = () => {
+        view.setWaiting(outbox.check());
+        silentChecks += 1;
+        if (silentChecks >= LOST_CHECKS) view.setConnected(false);
       };
-      const view = new View(model, send), id = Math.random().toString(36).slice(2);
-      let lastMessage = Date.now();
       const listener = (message, buffers) => {
-        lastMessage = Date.now();
+        silentChecks = 0;
         view.node.classList.add("cm-live"); // see saved_output.py
         view.setConnected(true);
-        view.onMessage(message, buffers);
+        if (message.kind !== "received") view.onMessage(message, buffers);
+        else if (message.view === id) outbox.confirm(message.next);
       };
       model.on("msg:custom", listener);
       container.append(view.node);
-      send({ do: "open", view: id });
+      outbox.send({ do: "open" });
       // JupyterLab sends this one through a subshell, unlike the first: see live_widget.py.
-      const ping = setTimeout(() => send({ do: "ping" }), 1000);
-      const watch = setInterval(() => {
-        if (Date.now() - lastMessage > SILENCE_MS) view.setConnected(false);
-      }, 1000);
+      const ping = setTimeout(() => outbox.send({ do: "ping" }), 1000);
+      const timer = setInterval(check, CHECK_MS);
       return () => {
         clearTimeout(ping);
-        clearInterval(watch);
+        clearInterval(timer);
         model.off("msg:custom", listener);
-        send({ do: "close", view: id });
+        outbox.send({ do: "close" });
         view.dispose();
       };
     },

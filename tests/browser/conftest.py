@@ -48,7 +48,7 @@ PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
 WAIT = 20_000  # ms: maximum wait for one event in a page, on a busy machine
 #: Maximum wait in ms for a page to open, the first of which takes 40 s on a busy machine, and for
 #: all cells of a notebook.
-LONG_WAIT = 60_000
+LONG_WAIT = 90_000
 #: The last five keep Chromium from contacting hosts on the Internet.
 FLAGS = (
     "--no-sandbox",

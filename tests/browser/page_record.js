@@ -1,5 +1,6 @@
 // Records what a page sends, receives and types, for the report of a test that fails: conftest.py
-// adds it to each page before JupyterLab's own scripts, and reads `cmRecord`.
+// adds it to each page before JupyterLab's own scripts, and reads `cmRecord`. While a test sets `cmLose`,
+// messages to a kernel that contain this text are lost.
 (() => {
   const KEPT = 150; // entries
   const TEXT = 160; // characters of a message's content
@@ -48,8 +49,9 @@
     }
 
     send(data) {
-      add(this.readyState === WebSocket.OPEN ? "sent" : "sent on a closed socket", frameText(data));
-      super.send(data);
+      const text = frameText(data), isLost = window.cmLose && text.includes(window.cmLose);
+      add(isLost ? "lost" : this.readyState === WebSocket.OPEN ? "sent" : "sent on a closed socket", text);
+      if (!isLost) super.send(data);
     }
   };
 

@@ -129,7 +129,9 @@ def rack(rack_boards: VirtualBoards, fleet: Fleet) -> VirtualBoards:
 def desk(lab: Lab, rack: VirtualBoards) -> DashboardPage:
     """A dashboard of rack-1 to rack-3, as it is when it has just opened."""
     cell = "import cm_magics\ncm_magics.dashboard('rack-*')"
-    return DashboardPage(lab.reuse("desk.ipynb", [cell], kernel="python3"))
+    view = DashboardPage(lab.reuse("desk.ipynb", [cell], kernel="python3"))
+    expect(view.count).to_contain_text("3 of ")
+    return view
 
 
 LONG = "import time\nfor _ in range(1200):\n    time.sleep(0.1)"
@@ -146,14 +148,18 @@ task = asyncio.create_task(work())
 """
 
 
-def filter_boards(view: DashboardPage) -> None:
-    """Type valid and invalid targets into the filter."""
+def filter_boards(view: DashboardPage, fleet: Fleet) -> None:
+    """Type valid and invalid targets into the filter, of which the error stays."""
     view.target.fill("rack-[2-3]")
     expect(view.count).to_contain_text("2 of ")
+    view.target.fill("rack-[2-")
+    error = view.node.locator(".cm-filter-error")
+    expect(error).to_contain_text("is not closed")
+    fleet["rack-3"].label({"shelf": "left"})
+    expect(view.row("rack-3")).to_contain_text("shelf=left")
+    expect(error).to_contain_text("is not closed")
     view.target.fill("nobody-*")
     expect(view.table).to_contain_text("No board matches.")
-    view.target.fill("rack-[2-")
-    expect(view.node.locator(".cm-filter-error")).to_contain_text("is not closed")
     view.target.fill("rack-*")
     expect(view.count).to_contain_text("3 of ")
 
@@ -166,7 +172,7 @@ def test_dashboard_works_while_a_long_cell_runs(show, rack, fleet: Fleet):
     view.start(1)
     expect(view.notebook.cells.nth(1).locator(".jp-InputPrompt")).to_have_text("[*]:")
 
-    filter_boards(view)
+    filter_boards(view, fleet)
 
     # Select boards with the keyboard.
     expect(view.button("Interrupt")).to_be_disabled()
@@ -255,6 +261,23 @@ def test_label_and_reset_actions_and_their_errors(desk: DashboardPage, fleet: Fl
     expect(view.pane).to_contain_text("A label is written key=value.")
     fleet["rack-2"].label({"room": ""})
     expect(view.count).to_contain_text("0 of ")
+
+
+def test_message_that_is_lost_is_sent_again_and_handled_once(desk: DashboardPage, fleet: Fleet):
+    view = desk
+    fleet["rack-1"].run("count = 0")
+    jobs = len(fleet.jobs("rack-1"))
+    view.row("rack-1").locator(".cm-check").click()
+    view.page.evaluate("""window.cmLose = '"do":"action"'""")
+    view.enter("Run…", "count += 1", "Control+Enter")
+    banner = view.node.locator(".cm-lost")
+    expect(banner).to_contain_text("kernel is busy or does not answer")
+    expect(view.table).not_to_have_class(re.compile("cm-stale"))
+    view.page.evaluate("window.cmLose = ''")
+    expect(view.pane).to_contain_text("Run: rack-1")
+    expect(banner).to_be_hidden()
+    assert fleet["rack-1"].run("count").value == 1
+    assert len(fleet.jobs("rack-1")) == jobs + 2
 
 
 def test_text_can_be_typed_while_boards_change(desk: DashboardPage, fleet: Fleet):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.targets import parse_target
-from cm_magics import board_page, plot, saved_output
+from cm_magics import board_page, live_widget, plot, saved_output
 from cm_magics.dashboard_actions import ACTIONS, action_buttons
 from cm_magics.dashboard_widget import Dashboard
 from cm_magics.live_widget import LiveWidget
@@ -36,6 +38,7 @@ class Page:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.messages: list[dict[str, Any]] = []
         self._received = threading.Condition()
+        self._next_seqs: dict[tuple[LiveWidget, str], int] = {}
 
         def send(_: LiveWidget, content: Any, buffers: Any = None) -> None:
             with self._received:
@@ -62,9 +65,15 @@ class Page:
             del self.messages[: index + 1]
             return message
 
-    def send(self, widget: LiveWidget, *buffers: bytes, **message: Any) -> None:
-        """Send a message from the page to a widget."""
-        widget._on_message(widget, message, list(buffers))
+    def send(self, widget: LiveWidget, *buffers: bytes, view: str = "v0", **message: Any) -> None:
+        """Send the next message from a view of the page to a widget."""
+        seq = self._next_seqs.get((widget, view), 0)
+        self._next_seqs[widget, view] = seq + 1
+        self.send_numbered(widget, seq, *buffers, view=view, **message)
+
+    def send_numbered(self, widget: LiveWidget, seq: int, *buffers: bytes, **message: Any) -> None:
+        """Send the message with this sequence number."""
+        widget._on_message(widget, {**message, "seq": seq}, list(buffers))
 
 
 @pytest.fixture
@@ -151,7 +160,9 @@ def test_filter_accepts_targets_and_reports_errors(page: Page, dashboard: Dashbo
     page.send(dashboard, do="filter", text="dash=yes")
     assert page.until("filtered")["names"] == []
     fleet["demo-3"].label({"dash": "yes"})
-    assert page.until("filtered", lambda message: message["names"])["names"] == ["demo-3"]
+    # In one message, or a table would show the wrong boards for a moment.
+    change = page.until("boards", lambda message: row_of(message, "demo-3").get("labels"))
+    assert change["filtered"] == {"names": ["demo-3"], "searched": False}
     fleet["demo-3"].label({"dash": ""})
     page.send(dashboard, do="filter", text=" ")
     assert page.until("filtered", lambda message: message["names"] is None)["error"] == ""
@@ -230,6 +241,84 @@ def test_running_action_shows_output_and_errors(page, dashboard, fleet):
         message = run_action(page, dashboard, name, text)
         assert (wrong in message["text"], message["state"]) == (True, "failed"), message
     assert run_action(page, dashboard, "run", "1", ["nobody-9"])["state"] == "failed"
+
+
+def test_message_that_is_sent_again_is_handled_once_and_in_order(page, dashboard, fleet):
+    def send(seq: int, code: str) -> int:
+        action = {"do": "action", "action": "run", "boards": ["demo-1"], "text": code}
+        page.messages.clear()
+        page.send_numbered(dashboard, seq, view="v1", **action)
+        next_seq: int = page.until("received")["next"]
+        return next_seq
+
+    def wait_done() -> None:
+        page.until("action", lambda message: message["state"] == "done")
+
+    assert send(0, "count = 1") == 1
+    wait_done()
+    assert send(2, "count *= 10") == 1, "it comes before its turn"
+    assert send(1, "count += 1") == 2
+    wait_done()
+    assert send(1, "count += 1") == 2, "it was handled before"
+    assert send(2, "count *= 10") == 3
+    wait_done()
+    assert fleet["demo-1"].run("count").value == 20
+    page.send_numbered(dashboard, 0, view="v2", do="open")
+    assert page.until("received", lambda message: message["view"] == "v2")["next"] == 1
+
+
+def test_action_without_boards_fails(page: Page, dashboard: Dashboard):
+    message = run_action(page, dashboard, "label", "a=b", [])
+    assert (message["state"], message["text"]) == ("failed", "No board is selected.")
+
+
+def test_error_in_the_code_of_an_action_is_shown_and_raised(page: Page, dashboard: Dashboard):
+    def fail(*_: object) -> str:
+        raise KeyError("wrong")
+
+    with pytest.raises(KeyError):
+        dashboard._report("Try", ["demo-1"], fail)
+    message = page.until("action", lambda message: message["state"] != "running")
+    assert (message["title"], message["state"]) == ("Try: demo-1", "failed")
+    assert message["text"] == "KeyError: 'wrong'"
+
+
+def test_board_that_is_gone_is_named_as_the_reason(page: Page, dashboard: Dashboard):
+    page.send(dashboard, do="section", board="nobody-9", title="Files")
+    assert "renamed or revoked" in page.until("section")["section"]["text"]
+    page.send(dashboard, do="file", board="nobody-9", path="/x", verb="open")
+    message = page.until("file")
+    assert ("renamed or revoked" in message["text"], message["failed"]) == (True, True)
+
+
+def test_error_in_a_thread_is_raised_unless_the_interpreter_exits(monkeypatch):
+    errors: list[threading.ExceptHookArgs] = []
+    ended = threading.Event()
+
+    def on_error(error: threading.ExceptHookArgs) -> None:
+        errors.append(error)
+        ended.set()
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(threading, "excepthook", on_error)
+    monkeypatch.setattr(live_widget, "EXIT_SECONDS", 0.0)
+    live_widget.run_in_thread(fail)
+    assert ended.wait(WAIT)
+    assert errors[0].exc_type is RuntimeError
+
+    code = """
+import threading, time
+from cm_magics.live_widget import run_in_thread
+def fail_late():
+    threading.main_thread().join()
+    threading.Thread(target=print).start()
+    raise RuntimeError("as a loop that is closed")
+run_in_thread(fail_late)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_actions_upload_files_and_rename_one_board(page: Page, dashboard, fleet, tmp_path):
@@ -505,7 +594,7 @@ def test_saved_table_escapes_what_boards_report():
 def test_dashboard_has_an_initial_filter(page: Page, boards: Any):
     shown = cm_magics.dashboard("demo-1")
     page.send(shown, do="open", view="v1")
-    assert page.until("filtered", lambda message: message["names"])["names"] == ["demo-1"]
+    page.until("boards", lambda message: (message["filtered"] or {}).get("names") == ["demo-1"])
     shown.close()
     with pytest.raises(TargetError):
         cm_magics.dashboard("demo-[")

@@ -293,7 +293,7 @@ async def test_messages_are_handled_at_a_bounded_rate(service: Service):
         )  # a pong counts as several messages
         assert (await next_message(peer)).job == 7
         took = asyncio.get_running_loop().time() - began
-        assert (4 * Limits.rare_messages - 50) / 200 <= took < 2
+        assert took >= (4 * Limits.rare_messages - 50) / 200
 
 
 async def test_newest_of_many_pings_is_answered(service: Service):
