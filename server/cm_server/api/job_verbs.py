@@ -20,7 +20,7 @@ from .request_limits import is_whole_number
 def interrupt_jobs(context: RequestContext) -> Any:
     """Interrupt jobs on boards that the token covers; return how many were found.
 
-    If other servers may know some of them, the return value is a coroutine.
+    If other servers may know some of them, the return value is a coroutine function.
     """
     services = context.services
     numbers = _read_numbers(context.body, services.limits.interrupt_jobs)
@@ -34,7 +34,7 @@ def interrupt_jobs(context: RequestContext) -> Any:
         services.dispatch.interrupt(job)
     context.audit_entry.boards = len(boards)
     if services.cluster.is_shared and unknown:
-        return _interrupt_remote_jobs(context, unknown, boards, len(found))
+        return functools.partial(_interrupt_remote_jobs, context, unknown, boards, len(found))
     return len(found)
 
 

@@ -5,9 +5,9 @@ No sockets, no SQL.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import heapq
+import inspect
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
@@ -40,7 +40,8 @@ class Verb(NamedTuple):
 
     Attributes:
         role: the lowest role that may make it.
-        handler: returns the reply, or a coroutine of it.
+        handler: returns the reply; if that takes a while, it is a coroutine function, or returns
+            one without arguments.
         requires_all_boards: whether the token has to cover all boards.
         changes_rows: whether it changes boards or tokens in the store, one request at a time.
     """
@@ -118,13 +119,15 @@ def handle_request(
             raise ServerError(f"{name!r} is not a request: it has a message type of its own")
         reply: Any
         if VERBS[name].changes_rows:
-            reply = _change_rows(context, VERBS[name])
+            reply = functools.partial(_change_rows, context, VERBS[name])
+        elif inspect.iscoroutinefunction(VERBS[name].handler):
+            reply = functools.partial(VERBS[name].handler, context)
         else:
             reply = VERBS[name].handler(context)
     except CloudmanagerError as error:
         services.audit_log.log_refusal(context.audit_entry, error)
         raise
-    if asyncio.iscoroutine(reply):
+    if callable(reply):
         return _log_when_done(context, reply)
     _log_request(context)
     return reply
@@ -138,10 +141,15 @@ async def _change_rows(context: RequestContext, verb: Verb) -> Any:
         return await verb.handler(context)
 
 
-async def _log_when_done(context: RequestContext, reply: Coroutine[Any, Any, Any]) -> Any:
-    """Return a reply that takes a while, and record the request in the audit log."""
+async def _log_when_done(
+    context: RequestContext, carry_out: Callable[[], Coroutine[Any, Any, Any]]
+) -> Any:
+    """Return a reply that takes a while, and record the request in the audit log.
+
+    Nothing is begun before this coroutine is: the caller's link may end first.
+    """
     try:
-        result = await reply
+        result = await carry_out()
     except CloudmanagerError as error:
         context.services.audit_log.log_refusal(context.audit_entry, error)
         raise

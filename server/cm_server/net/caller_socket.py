@@ -358,6 +358,8 @@ class CallerConnection:
             task = asyncio.ensure_future(self._send_later(message, reply))
             self._reply_tasks.add(task)
             task.add_done_callback(self._reply_tasks.discard)
+            if asyncio.iscoroutine(reply):
+                task.add_done_callback(lambda _: reply.close())  # if the link ended before its turn
         else:
             self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
 

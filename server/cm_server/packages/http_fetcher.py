@@ -281,6 +281,8 @@ class HttpFetcher:
         begun = asyncio.Event()
         request.header_callback = lambda _: begun.set()
         response = asyncio.ensure_future(client.fetch(request, raise_error=False))
+        # It is never cancelled: tornado goes on nevertheless, and would log its end as an error.
+        response.add_done_callback(lambda done: done.cancelled() or done.exception())
         beginning = asyncio.ensure_future(begun.wait())
         seconds = self.limits.fetch_response_seconds
         try:
@@ -289,10 +291,9 @@ class HttpFetcher:
             )
             if not done:
                 raise SourceUnreachable(f"{request.url} does not respond within {seconds:g} s")
-            return await response
+            return await asyncio.shield(response)
         finally:
             beginning.cancel()
-            response.cancel()
 
     def _client(self, url: str, limit: int, *, may_be_private: bool) -> SimpleAsyncHTTPClient:
         """Return a client for one request, with the proxy for this URL.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import time
 import traceback
@@ -673,3 +674,20 @@ async def test_cell_sent_twice_runs_once(service: Service):
         assert (await caller.closed())[0] == 1002
         assert (await board.next()).op == wire.EXEC
         assert len(service.server.dispatch.jobs) == 1
+
+
+async def test_request_whose_caller_leaves_before_its_turn_is_not_begun(service: Service):
+    """A coroutine that is never awaited would be a warning on the server's error stream."""
+    service.enrol("lab-1")
+    async with await FakeCaller.join(service):
+        (connection,) = service.callers
+        rename = {"verb": "rename", "target": "lab-1", "name": "lab-2"}
+        for body in ({"verb": "jobs"}, {"verb": "logs"}, rename):
+            connection._on_message(wire.pack_json(wire.REQUEST, body, job=7))
+        connection._link.work.record(3600.0)  # before their turn; now others are served
+        assert len(connection._reply_tasks) == 3
+        connection._link.abort()
+    await service.until(lambda: not service.callers)
+    del connection
+    gc.collect()
+    assert list(service.server.registry.by_name) == ["lab-1"]

@@ -408,3 +408,20 @@ async def test_slow_fetches_do_not_block_the_loop(web, package_server):
 async def test_private_host_has_a_private_address(web, package_server):
     assert await web.is_private_host(package_server.url)
     assert not await web.is_private_host("http://1.1.1.1/")
+
+
+async def test_end_of_a_fetch_that_nobody_awaits_is_not_logged(web, monkeypatch, caplog):
+    gate = asyncio.Event()
+
+    async def fail(*_, **__):
+        await gate.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    fetching = asyncio.ensure_future(web.fetch("https://example.org/x", limit=10))
+    await asyncio.sleep(0.05)
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    gate.set()
+    await asyncio.sleep(0.05)
+    assert caplog.text == ""
