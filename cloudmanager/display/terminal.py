@@ -120,11 +120,8 @@ def print_text(text: str, out: TextIO | None = None) -> None:
     out = out or sys.stdout
     if isinstance(text, TextTable) and out.isatty():
         console = _open_console(out)
-        count = _count_fitting_columns(text, console.width)
-        console.print(_rich_table(text, count), end="")
-        hidden = ", ".join(text.headings[count:])
-        note = f"… no room for {hidden}; `--json` shows all" if hidden else ""
-        text = "\n".join(filter(None, (text.note, note)))
+        table, text = _fit_table(text, console.width)
+        console.print(table, end="")
         if not text:
             return
     print(text, file=out)
@@ -154,6 +151,14 @@ def _count_fitting_columns(table: TextTable, width: int) -> int:
         if used > width:
             return count
     return len(table.headings)
+
+
+def _fit_table(table: TextTable, width: int) -> tuple[RichTable, str]:
+    """Return a table for a terminal of this width, and a note about it; "" if there is none."""
+    count = _count_fitting_columns(table, width)
+    hidden = ", ".join(table.headings[count:])
+    note = f"… no room for {hidden}; `--json` shows all" if hidden else ""
+    return _rich_table(table, count), "\n".join(filter(None, (table.note, note)))
 
 
 def _rich_table(table: TextTable, count: int) -> RichTable:
@@ -295,7 +300,9 @@ class LiveTable:
         if self._live is None:
             self._live = _open_live(self._out)
         self._last = text
-        parts = [_rich_table(text), text.note] if isinstance(text, TextTable) else [text]
+        parts: Iterable[RichTable | str] = (text,)
+        if isinstance(text, TextTable):
+            parts = _fit_table(text, self._live.console.width)
         self._live.update(_stack(parts), refresh=True)
 
     def __exit__(self, *_: object) -> None:

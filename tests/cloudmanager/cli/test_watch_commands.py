@@ -75,7 +75,7 @@ def test_terminal_shows_a_table_of_the_newest_values():
         terminal.expect(r"board +(level +mood|mood +level) +emitted")
         terminal.expect(r"demo-1 .* ago")
         terminal.expect(r"demo-2 .* ago")
-        assert "\x1b[2J" not in terminal.before + terminal.after
+        assert "\x1b[2J" not in f"{terminal.before}{terminal.after}"
     terminal.sendintr()
     terminal.expect(pexpect.EOF)
     terminal.close()

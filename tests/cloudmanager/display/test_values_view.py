@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cloudmanager.client.samples import Sample
@@ -62,5 +64,6 @@ def test_value_as_text(value: object, text: str):
 
 
 def test_sample_as_a_line():
-    line = sample_row(sample("a", 0.0, temp=1.5, **{"na\nme": "\x1b"}))
+    hostile: dict[str, Any] = {"na\nme": "\x1b"}
+    line = sample_row(sample("a", 0.0, temp=1.5, **hostile))
     assert line.endswith(r" a: temp=1.5 na\nme=\x1b")
