@@ -21,13 +21,13 @@ from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
-from cloudmanager.client.text_files import decode_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.text import fold_names, os_error_text
+from cloudmanager.protocol.text_encodings import decode_text
 from cloudmanager.results.rows import format_duration
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3

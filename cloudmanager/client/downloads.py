@@ -27,11 +27,12 @@ from .file_jobs import (
     run_file_jobs,
     run_file_ops,
     split_batches,
+    without_inner,
 )
 from .files import Entry, FileJobGroup, FileResult
 from .progress import ProgressCallback
 from .runner import gather
-from .sources import PathLike, local_source
+from .sources import PathLike, local_source, resolve_links
 from .verb import HasTarget
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
@@ -99,9 +100,16 @@ async def _download_to_device(
                 error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(device))
                 results[name] = files.failed_result(name, error)
                 continue
-            with result.value.open("rb") as source, _naming(device), device.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            results[name] = result.with_value(device)
+            try:
+                with (
+                    result.value.open("rb") as source,
+                    _named_errors(device),
+                    device.open("wb") as sink,
+                ):
+                    shutil.copyfileobj(source, sink)
+                results[name] = result.with_value(device)
+            except OSError as error:
+                results[name] = files.failed_result(name, error)
         return Results(results, found.left_out)
 
 
@@ -131,7 +139,7 @@ async def download_from(
             is_folder = folder.is_dir() or os.fspath(dest).replace(os.sep, "/").endswith("/")
             if not (folder_per_board or is_folder):
                 # As with cp, a link that the user named stays, and what it refers to is written.
-                final = folder.resolve() if folder.is_symlink() else folder
+                final = resolve_links(folder) if folder.is_symlink() else folder
                 folder, name = final.parent, final.name
             plans[board] = (RequestedFile(path, name, result.value.size),)
     top = path if origin.endswith("/") else path.rpartition("/")[0]
@@ -301,7 +309,7 @@ async def _download_files(
             going_on = await run(going_on, now)
     for board, errors in refusals.items():
         if results[board].ok:
-            results[board] = files.failed_result(board, join_errors(errors))
+            results[board] = files.failed_result(board, join_errors(without_inner(errors)))
     return {
         board: result.with_value(sink.finished_paths(board)) for board, result in results.items()
     }
@@ -369,7 +377,7 @@ class DownloadSink:
                 folder = self._board_folder(board)
                 if relative_path:
                     folder = board_paths.local_path(folder, relative_path)
-                folder.mkdir(parents=True, exist_ok=True)
+                _make_folder(folder)
             except ValueError:
                 name = f"{board}:{relative_path}"
                 errors.append(PermissionError(errno.EPERM, _ILLEGAL_NAME, name))
@@ -430,13 +438,13 @@ class _FileDownload:
         self._part_path = path.with_name(f".{secrets.token_hex(8)}.mbm-part")
         self._size = 0
         self._hash = hashlib.sha256()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._part_path.open("xb").close()  # never a file of the user's
+        _make_folder(path.parent)
+        with _named_errors(path):
+            self._part_path.open("xb").close()  # never a file of the user's
 
     def write(self, data: bytes) -> None:
-        # Not kept open: there may be 1,000 boards.
-        with _naming(self.path), self._part_path.open("ab") as file:
-            file.write(data)
+        with _named_errors(self.path), self._part_path.open("ab") as file:
+            file.write(data)  # the file is not kept open: there may be 1,000 boards
         self._size += len(data)
         self._hash.update(data)
 
@@ -452,7 +460,8 @@ class _FileDownload:
             raise OSError(
                 errno.EEXIST, "it is a device or a pipe, and was not replaced", str(self.path)
             )
-        self._part_path.replace(self.path)
+        with _named_errors(self.path):
+            self._part_path.replace(self.path)
         return self.path
 
     def discard(self) -> None:
@@ -460,10 +469,23 @@ class _FileDownload:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors, since those of writing to an open file have no name."""
+def _named_errors(path: Path) -> Iterator[None]:
+    """Make errors name a file: the user's, instead of a temporary one or none."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _make_folder(path: Path) -> None:
+    """Make a local folder, and those above it; they may exist.
+
+    Raises:
+        NotADirectoryError: a file is in the place of one of them.
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        why = os.strerror(errno.ENOTDIR)
+        raise NotADirectoryError(errno.ENOTDIR, why, error.filename) from None

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
-from cloudmanager.protocol.file_ops import FileOp
+from cloudmanager.protocol.file_ops import FileOp, is_inside
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
@@ -116,6 +116,15 @@ def join_errors(errors: Sequence[OSError]) -> OSError:
         listed.append(f"and {len(others) - len(listed)} more")
     why = f"{first.strerror} (also {'; '.join(listed)})"
     return type(first)(first.errno, why, first.filename)
+
+
+def without_inner(errors: Sequence[OSError]) -> list[OSError]:
+    """Return errors without those of what is in a folder that has one itself."""
+    kept: list[OSError] = []
+    for error in errors:
+        if not any(is_inside(str(error.filename), str(other.filename)) for other in kept):
+            kept.append(error)
+    return kept
 
 
 def add_errors(results: Results, errors: Sequence[OSError]) -> Results:

@@ -22,7 +22,14 @@ from cloudmanager.protocol.package_references import (
 )
 
 from .package_manifests import MANIFEST_NAME, is_manifest, read_manifest
-from .sources import ContentSource, local_source, source_from_bytes, source_from_file, walk_files
+from .sources import (
+    ContentSource,
+    local_source,
+    resolve_links,
+    source_from_bytes,
+    source_from_file,
+    walk_files,
+)
 from .syncing import read_ignore_file
 from .text_files import read_text
 
@@ -40,7 +47,7 @@ def is_local_source(text: str) -> bool:
 
 def local_package_name(text: str) -> str:
     """Return the name of a package that is a local file or folder: that of its module."""
-    path = local_source(text).resolve()
+    path = resolve_links(local_source(text))
     if path.name == DOCUMENT_NAME or (path.name == MANIFEST_NAME and _find_manifest(path.parent)):
         return path.parent.name
     return path.name if path.is_dir() else path.stem
@@ -59,7 +66,7 @@ def read_local_package(text: str) -> PackageFiles:
     """
     if not local_source(text).exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
-    path = local_source(text).resolve()
+    path = resolve_links(local_source(text))
     if path.is_dir():
         document = path / DOCUMENT_NAME
         path = document if document.is_file() else _find_manifest(path) or path

@@ -18,6 +18,7 @@ from .keywords import show_keywords
 from .local_packages import is_local_source, local_package_name
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
+from .sources import resolve_links
 from .text_files import read_text
 from .verb import HasTarget, verb
 
@@ -168,4 +169,4 @@ def _write_lock(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")  # such as a pipe or a terminal
     else:
-        config.write_whole(path.resolve(), text)
+        config.write_whole(resolve_links(path), text)

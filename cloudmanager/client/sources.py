@@ -116,6 +116,18 @@ def local_source(text: PathLike) -> Path:
     return path if path.exists() else Path(os.path.expanduser(path))  # noqa: PTH111  # never raises
 
 
+def resolve_links(path: Path) -> Path:
+    """Return what a path refers to.
+
+    Raises:
+        OSError: its symbolic links lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:  # of pathlib, up to Python 3.12
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from None
+
+
 def _raise_error(error: OSError) -> None:
     raise error
 
@@ -141,7 +153,7 @@ def walk(
     Raises:
         OSError: that, if ``on_error`` is not given.
     """
-    root = folder.resolve()
+    root = resolve_links(folder)
     return _Walk(root, is_left_out, on_error, on_link).entries(root, PurePosixPath(), (root,))
 
 
@@ -189,7 +201,7 @@ class _Walk:
                 is_present = entry.is_dir or path.is_file()
                 if not (is_present or path.is_symlink()) or self._is_left_out(entry):
                     continue  # neither file, folder nor link: such as a socket
-                target = path.resolve() if is_present else path
+                target = resolve_links(path) if is_present else path
             except OSError as error:
                 self._on_error(error)
                 continue

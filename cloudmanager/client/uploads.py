@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.protocol.file_ops import FileOp, is_essential, is_inside, touches_starter
+from cloudmanager.protocol.file_ops import FileOp, is_essential, touches_starter
 from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
@@ -24,6 +24,7 @@ from .file_jobs import (
     run_file_ops,
     split_batches,
     upload_content,
+    without_inner,
 )
 from .files import FileJobGroup, FileResult
 from .moves import is_folder, kind_op
@@ -434,7 +435,7 @@ class _Uploader:
         for board, result in self._last_results.items():
             outcome = result
             if board in self._refusals and (result.ok or is_refusal(result.error)):
-                errors = _without_inner(self._refusals[board])
+                errors = without_inner(self._refusals[board])
                 outcome = files.failed_result(board, join_errors(errors))
             combined[board] = outcome.with_value(
                 self._written.get(board, WrittenBytes()), self._seconds[board] - outcome.elapsed
@@ -452,12 +453,3 @@ def _name_refused(results: Results, ops: Sequence[FileOp]) -> Results:
             error = PermissionError(errno.EPERM, result.why, f"{name}:{ops[0][1]}")
             named[name] = files.failed_result(name, error)
     return Results(named, results.left_out)
-
-
-def _without_inner(errors: Sequence[OSError]) -> list[OSError]:
-    """Return errors without those of what is in a folder that could not be made."""
-    kept: list[OSError] = []
-    for error in errors:
-        if not any(is_inside(str(error.filename), str(other.filename)) for other in kept):
-            kept.append(error)
-    return kept

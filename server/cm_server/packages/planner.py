@@ -9,7 +9,6 @@ for file in plan.files[0x2806]:
 from __future__ import annotations
 
 import asyncio
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.package_references import FORGE_NAMES
+from cloudmanager.protocol.text_encodings import decode_text, has_mark
 from cm_server.limits import Limits
 
 from . import lock as locks
@@ -309,8 +309,11 @@ class _PlanBuilder:
         if compiled_path is None or not file.size:
             return file
         content = await self._planner.read_content(file.sha256)
-        if content.startswith(BOM_UTF8):  # MicroPython takes it for a part of the first name
-            content = content.removeprefix(BOM_UTF8)
+        if has_mark(content):  # MicroPython takes it for a part of the first name
+            try:
+                content = decode_text(content).encode()
+            except UnicodeDecodeError:
+                raise PackageError(f"{file.package}: {file.path} is not UTF-8 text") from None
             await asyncio.to_thread(self._planner.cache.put, content)
             file = replace(file, sha256=sha256(content), size=len(content))
         if board is None:

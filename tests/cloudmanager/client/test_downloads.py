@@ -82,7 +82,7 @@ def test_folder_that_cannot_be_made_fails_alone(two: Boards, fleet: Fleet, tmp_p
     (tmp_path / "d/e").write_text("a file")
     error = fleet["demo-1"].get(":d", tmp_path)["demo-1"].error
     assert isinstance(error, PermissionError)
-    assert "File exists" in str(error)
+    assert "Not a directory" in str(error)
     assert (tmp_path / "d/x").read_bytes() == b"x"
 
 
@@ -290,3 +290,44 @@ def test_pattern_without_a_match_fails_on_that_board(two: Boards, one: Boards, t
     results = two.get(":d/*.bin", tmp_path, glob=True)
     assert results["demo-1"].value == [tmp_path / "demo-1/data.bin"]
     assert isinstance(results["demo-2"].error, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("there", "dest", "message"),
+    [
+        ("g", "g/", "[Errno 20] Not a directory: '{here}/g'"),
+        ("g", "g/h", "[Errno 20] Not a directory: '{here}/g'"),
+        ("g/", "g/", "[Errno 21] Is a directory: '{here}/g/f'"),
+        ("loop", "loop", "[Errno 40] Too many levels of symbolic links: '{here}/loop'"),
+        ("", "/dev/full", "[Errno 28] No space left on device: '/dev/full'"),
+        ("", "/proc/f", "[Errno 2] No such file or directory: '/proc/f'"),
+        ("", "n" * 300, "[Errno 36] File name too long: '{here}/" + "n" * 300 + "'"),
+    ],
+)
+def test_errors_name_the_users_file(fleet: Fleet, boards, tmp_path: Path, there, dest, message):
+    if there == "loop":
+        (tmp_path / there).symlink_to(there)
+    elif there == "g/":
+        (tmp_path / "g/f").mkdir(parents=True)
+    elif there:
+        (tmp_path / there).write_text("old")
+    one = fleet["demo-1"]
+    one.put(b"new", ":dl/f")
+    place = dest if dest.startswith("/") else f"{tmp_path}/{dest}"
+    try:
+        error = one.get(":dl/f", place)["demo-1"].error
+    except OSError as raised:
+        error = raised
+    one.rm(":dl", recursive=True)
+    assert str(error) == message.format(here=tmp_path)
+    assert not list(tmp_path.rglob("*.mbm-part"))
+
+
+def test_folder_that_cannot_be_made_here_is_one_error(fleet: Fleet, boards, tmp_path: Path):
+    one = fleet["demo-1"]
+    one.put(b"a", ":dl/a")
+    one.put(b"b", ":dl/sub/b")
+    (tmp_path / "dl").write_text("old")
+    error = one.get(":dl", tmp_path)["demo-1"].error
+    one.rm(":dl", recursive=True)
+    assert str(error) == f"[Errno 20] Not a directory: '{tmp_path}/dl'"
