@@ -26,9 +26,9 @@ from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
 from cloudmanager.protocol.errors import ServerError, TargetError
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import fold_names, os_error_text
 from cloudmanager.protocol.text_encodings import decode_text
-from cloudmanager.results.rows import format_duration
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 #: Adds a verb to the parser of `mbm`: its name, its function and its help text.

@@ -67,6 +67,11 @@ def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
                 while True:
                     time.sleep(3600)
             show_text("Stopping JupyterLab, the boards and the server.")
+        else:
+            show_text(
+                "This demo now stops what it has started. Your own server and boards:\n\n"
+                "    mbm server-start\n    mbm simulate 3 --detach"
+            )
         return 0 if results.ok else 1
 
 
@@ -80,8 +85,9 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
         fleet["greenhouse-4"].run(SENSOR_CODE.format('raise OSError("the sensor is unplugged")'))
         fleet["greenhouse-5"].run(SENSOR_CODE.format("while True: pass"))
         show_text(
-            "\nSix more boards. One has a broken sensor, the sensor of another one hangs, and a\n"
-            "third loses power while the cell runs. The cell has a timeout of three seconds:\n\n"
+            "\nSix more boards. An earlier cell has defined sensor() on each, which counts its\n"
+            "readings. One sensor is broken, another one hangs, and a third board loses power\n"
+            "while the next cell runs. The cell has a timeout of three seconds:\n\n"
             + _indent_text(READ_SENSOR_CELL)
         )
         group = fleet["greenhouse-[1-6]"].submit(READ_SENSOR_CELL, timeout=3, listen=True)

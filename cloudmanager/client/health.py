@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.facts import reset_text
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import fold_names, sanitize_text
-from cloudmanager.results.rows import format_duration, format_time, html_rows
+from cloudmanager.results.rows import format_time, html_rows
 
 #: Below these a board is close to failing. TLS alone needs 17 KB of heap in one piece for a moment;
 #: an upgrade of the client needs 32 KB of flash beside the old one.

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cloudmanager.protocol.facts import FACTS, fact_text
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.rows import (
     JOB_HEADINGS,
     caller_text,
-    format_duration,
     format_time,
     job_rows,
     labelled_rows,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from cloudmanager.client.samples import Sample
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import one_line
-from cloudmanager.results.rows import format_duration
 
 from .text_tables import TextTable, format_table
 

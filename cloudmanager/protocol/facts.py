@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from .spans import format_duration
+
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
 #: machine.reset_cause() -> words. On RP2 a watchdog reset looks like machine.reset(),
@@ -67,7 +69,7 @@ def reset_text(cause: Any) -> str:
 
 
 def _uptime_text(seconds: Any) -> str:
-    return f"{seconds} s" if isinstance(seconds, int) else ""
+    return format_duration(seconds) if isinstance(seconds, int) else ""
 
 
 def _mac_text(digits: Any) -> str:

@@ -1,4 +1,4 @@
-"""Spans of time as users write them: ``90m``, ``12h``, ``30d``."""
+"""Spans of time as users write them, ``90m``, ``12h``, ``30d``, and as they are shown, ``2 h``."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ def time_since(since: str | float | datetime | None) -> float:
     if isinstance(since, datetime):
         return since.timestamp()
     return float(since)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cloudmanager.protocol.facts import FACTS, fact_text
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import sanitize_text
 
 from .html_table import render_table
@@ -107,15 +108,6 @@ def labels_text(board: Mapping[str, Any]) -> str:
 def format_time(seconds: float | None) -> str:
     """Return a Unix time as local date and time; "-" for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
-    for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
-    return f"{max(int(seconds), 0)} s"
 
 
 def caller_text(name: str) -> str:

@@ -14,11 +14,11 @@ from cloudmanager.display.text_tables import (
     job_text,
     token_table,
 )
+from cloudmanager.protocol.spans import format_duration
 from cloudmanager.results.rows import (
     FLEET_HEADINGS,
     MAX_CELL_CHARS,
     fleet_rows,
-    format_duration,
     format_time,
 )
 

@@ -115,3 +115,9 @@ def test_facts_of_the_moment_are_not_shown_of_an_offline_board():
 def test_list_has_a_column_for_each_listed_fact():
     head = fleet_table([board()]).splitlines()[0]
     assert all((fact.heading in head) == (fact.in_lists == "all") for fact in FACTS)
+
+
+def test_uptime_is_a_duration_in_words():
+    (uptime,) = (fact for fact in FACTS if fact.name == "uptime")
+    assert uptime.text(12) == "12 s"
+    assert uptime.text(4552) == "1 h"
