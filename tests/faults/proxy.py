@@ -94,6 +94,7 @@ class Proxy:
         struck: set when the fault has happened.
         released: set to forward a held unit.
         refusing: whether it closes new connections immediately.
+        unit_seconds: that each unit takes, as on a slow network.
         links: how many were opened.
     """
 
@@ -103,6 +104,7 @@ class Proxy:
         self.struck = threading.Event()
         self.released = threading.Event()
         self.refusing = False
+        self.unit_seconds = 0.0
         self.links = 0
         self.now: Strike | None = None
         self.left = 0  # matching units until the fault happens
@@ -245,6 +247,8 @@ class Pipe:
 
     async def send(self, data: bytes) -> None:
         """Send bytes at this pipe's speed, followed by the data that was held back."""
+        if self.link.proxy.unit_seconds:
+            await asyncio.sleep(self.link.proxy.unit_seconds)
         data, self.late = data + self.late, b""
         slow = min(self.slow, len(data))
         self.slow -= slow

@@ -30,7 +30,8 @@ from .several import Several, several
 
 SHORT = ("--beat", "1", "--lost-after", "4")
 DEFAULTS = ("--keep-jobs", "90")  # an option that changes nothing
-BIG_BYTES = 3_000_000  # of a file: it is still on its way when the fault happens
+BIG_BYTES = 3_000_000  # of a file
+UNIT_SECONDS = 0.003  # of a frame of 1 KB: files are still on their way when the fault happens
 MODULES = 80  # of a package, of 12 KB each
 BUS_AWAY = 1.0  # seconds
 WAIT = 60.0  # seconds until everything has ended, also with the default times
@@ -77,6 +78,7 @@ class Fault:
 
         writing = f"with open('big', 'wb') as f:\n for _ in range({BIG_BYTES // 4000}): f.write(b)"
         self.watcher["get"].run(f"b = bytes(4000)\n{writing}").raise_for_error()
+        self.balancer.unit_seconds = UNIT_SECONDS
         start("install")  # it takes the longest
         threads = [threading.Thread(target=start, args=(thing,)) for thing in THINGS]
         for thread in threads[1:]:
@@ -95,10 +97,11 @@ class Fault:
             time.sleep(BUS_AWAY)
             self.nats.restart()
             self.nats.await_start()
-            return
-        server = self.a if what == "caller's" else self.b
-        self.balancer.ports = [each.tcp_port for each in (self.b, self.c) if each is not server]
-        _end(server, how)
+        else:
+            server = self.a if what == "caller's" else self.b
+            self.balancer.ports = [each.tcp_port for each in (self.b, self.c) if each is not server]
+            _end(server, how)
+        self.balancer.unit_seconds = 0.0
 
     def outcomes(self, jobs: dict[str, int]) -> dict[str, str]:
         """Wait until jobs have ended in the store, and their boards run the next cell."""
