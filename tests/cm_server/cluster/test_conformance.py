@@ -53,7 +53,7 @@ class Faults:
     """Lets a fault happen to the first message of a kind that a server sends."""
 
     def __init__(self, pair: Two, fault: str) -> None:
-        self._pair, self._fault = pair, fault
+        self._pair, self.kind = pair, fault
         self.happened = asyncio.Event()
 
     def arm(self, sender: Service, op: str, board_op: int | None = None) -> None:
@@ -76,12 +76,12 @@ class Faults:
                 return
             self.happened.set()
             loop = asyncio.get_running_loop()
-            if self._fault == "doubled":
+            if self.kind == "doubled":
                 publish(subject, data)
                 publish(subject, data)
-            elif self._fault == "delayed":
+            elif self.kind == "delayed":
                 loop.call_later(DELAY, publish, subject, data)
-            elif self._fault == "away":
+            elif self.kind == "away":
                 assert self._pair.hub is not None
                 self._pair.hub.set_connected(False)
                 loop.call_later(AWAY, self._pair.hub.set_connected, True)
@@ -334,6 +334,24 @@ async def state_row(pair: Two, faults: Faults) -> str:
     return "busy, idle"
 
 
+async def samples_row(pair: Two, faults: Faults) -> str:
+    """Return the clocks of the samples that arrive, each with how many before it are missing."""
+    _, board = await pair.board_at_b()
+    samples = pair.a.server.registry.by_name["lab-1"].sample_buffer.samples
+    async with board:
+        for ticks in range(1, 4):
+            await board.send(wire.EMIT, ticks.to_bytes(8, "big") + b'{"t":1}')
+            if ticks == 2:
+                await asyncio.wait_for(faults.happened.wait(), 5)
+                if faults.kind == "away":
+                    await asyncio.sleep(AWAY + 0.1)
+            else:
+                await pair.a.until(lambda: samples and samples[-1].ticks == ticks)  # noqa: B023
+            if ticks == 1:
+                faults.arm(pair.b, "samples")
+    return " ".join(f"{each.ticks}+{each.missed}" for each in samples)
+
+
 async def question_row(pair: Two, faults: Faults) -> str:
     """One server asks the other what it knows."""
     async with await FakeCaller.join(pair.a) as caller:
@@ -380,6 +398,7 @@ ROWS: list[tuple[Row, Sequence[str]]] = [
     (names_row, ["renamed"] * 4),
     (tokens_row, ["the token 'viewer' was revoked"] * 4),
     (state_row, ["busy, idle"] * 4),
+    (samples_row, ["1+0 3+1", "1+0 2+0 3+0", "1+0 3+1", "1+0 3+1"]),
     (question_row, ["answered"] * 4),
     (reply_row, ["answered"] * 4),
     (program_row, ["interrupted"] * 4),

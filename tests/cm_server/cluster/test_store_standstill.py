@@ -72,11 +72,11 @@ async def test_only_new_cells_wait_on_boards_of_another_server_too(pair: Two, po
             assert not other.events
             with pytest.raises(TimeoutError):  # nothing was sent to the new cell's board
                 await asyncio.wait_for(new.socket.recv(), 0.05)
-        late = await run(new)
-        await new.end(late.job, rest=b"4")
-        assert await other.ending(late.job) == ("ok", "4")
+        exec_message = await run(new)
+        await new.end(exec_message.job, rest=b"4")
+        assert await other.ending(exec_message.job) == ("ok", "4")
         await asking.end(first, rest=b"1")
         assert await caller.ending(first) == ("ok", "1")
-        rows = [pair.b.store.job(job) for job in (first, second, third, late.job)]
+        rows = [pair.b.store.job(job) for job in (first, second, third, exec_message.job)]
         assert [row and row.status for row in rows] == ["ok", "interrupted", "ok", "ok"]
         assert all(len(others_of(service).servers) == 2 for service in (pair.a, pair.b))
