@@ -65,6 +65,7 @@ soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
 	@$(BIN)/python -m tests.faults.soak --jobs $$(($(JOBS) / 5)) --seed $(SEED) --tls
+	@$(BIN)/python -m tests.faults.killed_server --seed $(SEED)
 	@$(BIN)/python -m tests.faults.several --jobs $$(($(JOBS) / 2)) --seed $(SEED)
 
 attacks: $(READY_TEST)

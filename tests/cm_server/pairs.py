@@ -61,9 +61,9 @@ def store_of(service: Service) -> SharedStore:
     return store
 
 
-def _is_connected(cluster: Cluster) -> bool:
-    """Return whether a server is connected to the bus and knows the other one."""
-    return cluster.peer_messages.pubsub.connected and len(cluster.servers) == 2
+def _is_connected(cluster: Cluster, servers: int = 2) -> bool:
+    """Return whether a server is connected to the bus and knows the other ones."""
+    return cluster.peer_messages.pubsub.connected and len(cluster.servers) == servers
 
 
 @contextlib.asynccontextmanager
@@ -89,3 +89,18 @@ async def two_servers(
         for service in (a, b):
             await service.until(functools.partial(_is_connected, others_of(service)))
         yield Two(a, b, hub)
+
+
+@contextlib.asynccontextmanager
+async def three_servers(folder: Path, store: str, nats_url: str) -> AsyncIterator[list[Service]]:
+    """Run three servers on a PostgreSQL and a NATS."""
+    settings: dict[str, Any] = {"store": store, "lost_after": 10.0, "bus": nats_url}
+    async with contextlib.AsyncExitStack() as stack:
+        services = []
+        for name in "abc":
+            (folder / name).mkdir()
+            running = running_service(folder / name, **settings)
+            services.append(await stack.enter_async_context(running))
+        for service in services:
+            await service.until(functools.partial(_is_connected, others_of(service), 3))
+        yield services

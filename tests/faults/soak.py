@@ -109,6 +109,7 @@ class Soak:
     ) -> None:
         self.home = home
         self.tls = tls
+        self.callers = CALLERS
         self.marks = home / "marks"
         self.jobs = jobs
         self.names = [f"soak-{number}" for number in range(1, boards + 1)]
@@ -138,7 +139,9 @@ class Soak:
             loop = stack.enter_context(Loop())
             machine = stack.enter_context(self._machine(servers.server, loop))
             tcp_port = servers.server.tcp_port
-            self.caller_proxies = [loop.proxy(tcp_port, tls=self.tls) for _ in range(CALLERS // 4)]
+            self.caller_proxies = [
+                loop.proxy(tcp_port, tls=self.tls) for _ in range((self.callers + 3) // 4)
+            ]
             began = time.monotonic()
             self._all(servers, machine)
             seconds = time.monotonic() - began
@@ -166,7 +169,7 @@ class Soak:
         """Run callers and faults; return when all cells have ended."""
         callers = [
             threading.Thread(target=self._guarded, args=(self._call, number, servers.server.url))
-            for number in range(CALLERS)
+            for number in range(self.callers)
         ]
         others = [
             threading.Thread(target=self._guarded, args=(self._break_links,)),
@@ -199,12 +202,16 @@ class Soak:
         dice = random.Random(f"{self.seed} caller {number}")
         url = self._url(number, url)
         with self._open(url) as fleet:
-            while not self.errors and self.accepted < self.jobs:
+            while not self.errors and self._goes_on():
                 outcome = self._run_cell(fleet, dice, next(self._tags))
                 self.outcomes.append(outcome)
                 self.accepted += outcome.job > 0
                 if not outcome.job:
                     self._await_server(fleet)
+
+    def _goes_on(self) -> bool:
+        """Return whether callers submit more cells."""
+        return self.accepted < self.jobs
 
     def _url(self, number: int, url: str) -> str:
         """Return the URL for a caller; every fourth uses a proxy."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+from websockets.exceptions import InvalidStatus
+
 from cloudmanager.protocol import wire
-from tests.cm_server.pairs import Two
+from tests.cm_server.pairs import Two, three_servers, two_servers
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+from tests.engines import Nats, Postgres
 
 READS: list[dict[str, Any]] = [
     {"verb": "boards"},
@@ -16,6 +24,7 @@ READS: list[dict[str, Any]] = [
     {"verb": "samples", "target": "all"},
     {"verb": "installed", "target": "all"},
     {"verb": "health"},
+    {"verb": "status"},
 ]
 REFUSED: list[dict[str, Any]] = [
     {"verb": "interrupt", "jobs": [1]},
@@ -36,6 +45,9 @@ REFUSED: list[dict[str, Any]] = [
     {"verb": "secret-remove", "name": "s"},
     {"verb": "token-list"},
     {"verb": "audit"},
+    {"verb": "logs", "target": "lab-2"},
+    {"verb": "enrol-token", "target": "lab-*"},
+    {"verb": "token-revoke", "name": "viewer"},
 ]
 
 
@@ -44,23 +56,47 @@ async def ask(service: Service, token: str, body: dict[str, Any]) -> Any:
         return await caller.ask(body["verb"], **{k: v for k, v in body.items() if k != "verb"})
 
 
-async def test_viewer_of_one_board_is_a_viewer_of_it_at_each_server(pair: Two):
-    first, second = await pair.enrol("lab-1", "lab-2")
-    viewer = pair.a.add_token("viewer", "lab-2")
-    await pair.b.until(lambda: len(pair.b.server.tokens.describe()) == 3)
+@pytest.fixture(params=["two, one process", "three, postgresql, nats"])
+async def servers(
+    request: pytest.FixtureRequest, soon: None, tmp_path: Path
+) -> AsyncIterator[list[Service]]:
+    if request.param.startswith("two"):
+        async with two_servers(tmp_path, tmp_path / "shared.db") as two:
+            yield [two.a, two.b]
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        nats: Nats = request.getfixturevalue("nats")
+        async with three_servers(tmp_path, postgres.new(), nats.url) as services:
+            yield services
+
+
+async def until_all(servers: list[Service], condition: Callable[[Service], object]) -> None:
+    for service in servers:
+        await service.until(functools.partial(condition, service))
+
+
+async def test_viewer_of_one_board_is_a_viewer_of_it_at_each_server(servers: list[Service]):
+    a, *_, last = servers
+    first, second = a.enrol("lab-1", "lab-2")
+    viewer = a.add_token("viewer", "lab-2")
+    await until_all(servers, lambda each: len(each.server.registry.by_name) == 2)
+    await until_all(servers, lambda each: len(each.server.tokens.describe()) == len(servers) + 1)
     async with (
-        await FakeBoard.join(pair.b, first) as one,
-        await FakeBoard.join(pair.a, second),
-        await FakeCaller.join(pair.a) as admin,
+        await FakeBoard.join(last, first) as one,
+        await FakeBoard.join(a, second),
+        await FakeCaller.join(a) as admin,
     ):
-        await pair.seen("lab-1")
-        await pair.seen("lab-2")
+        await until_all(servers, lambda each: each.state("lab-1") == each.state("lab-2") == "idle")
         (job,) = await admin.submit("lab-1")
         assert (await one.next()).op == wire.EXEC
-        for service in (pair.a, pair.b):
+        await one.send(wire.OUTPUT, b"secret output", job=job)
+        await one.send(wire.EMIT, struct.pack(">Q", 1) + b'{"secret": 1}')
+        await one.send(wire.LOG, struct.pack(">I", 0) + b"secret log\n")
+        for service in servers:
             for body in READS:
                 reply = str((await ask(service, viewer, body))["reply"])
                 assert "lab-1" not in reply, body
+                assert "secret" not in reply, body
             assert "no job" in str(await ask(service, viewer, {"verb": "job", "job": job}))
             for body in REFUSED:
                 assert (await ask(service, viewer, body)).get("error") == "NotAllowed", body
@@ -69,9 +105,52 @@ async def test_viewer_of_one_board_is_a_viewer_of_it_at_each_server(pair: Two):
                 assert b"NotAllowed" in (await caller.next()).payload
                 await caller.send(wire.WATCH, b'{"target":"lab-1"}', job=2)
                 assert b"NoSuchBoard" in (await caller.next()).payload
+                await caller.send(wire.WATCH, b'{"target":"lab-2","logs":true}', job=4)
+                assert b"NotAllowed" in (await caller.next()).payload
+                await caller.send(wire.ANSWER, b"hello", job=job)  # it is not theirs: no effect
                 await caller.send(wire.WATCH, b'{"target":"all"}', job=3)
                 changes = wire.read_json((await caller.next()).payload)
                 assert [board["name"] for board in changes["boards"]] == ["lab-2"]
+        await one.end(job, rest=b"1")
+        assert await admin.ending(job) == ("ok", "1")
+
+
+async def test_operator_of_one_board_reaches_no_other_one_at_any_server(servers: list[Service]):
+    a, *_, last = servers
+    first, second = a.enrol("lab-1", "lab-2")
+    operator = a.add_token("operator", "lab-2")
+    await until_all(servers, lambda each: len(each.server.registry.by_name) == 2)
+    await until_all(servers, lambda each: len(each.server.tokens.describe()) == len(servers) + 1)
+    async with (
+        await FakeBoard.join(last, first) as one,
+        await FakeBoard.join(last, second) as two,
+        await FakeCaller.join(a) as admin,
+    ):
+        await until_all(servers, lambda each: each.state("lab-1") == each.state("lab-2") == "idle")
+        (job,) = await admin.submit("lab-1")
+        assert (await one.next()).op == wire.EXEC
+        for service in servers:
+            async with await FakeCaller.join(service, operator) as caller:
+                await caller.socket.send(wire.pack_submit(1, {"target": "lab-1,lab-2"}, b"1"))
+                assert b"NoSuchBoard" in (await caller.next()).payload
+            assert await ask(service, operator, {"verb": "interrupt", "jobs": [job]}) == {
+                "reply": 0
+            }
+            for verb in ("stop", "label", "plan", "logs"):
+                body = {"verb": verb, "target": "lab-1", "labels": {"a": "b"}, "wanted": ["x"]}
+                assert "NoSuchBoard" in str(await ask(service, operator, body)), verb
+            async with await FakeCaller.join(service, operator) as caller:
+                (mine,) = await caller.submit("all")
+                assert (await two.next()).op == wire.EXEC
+                await two.end(mine, rest=b"2")
+                assert await caller.ending(mine) == ("ok", "2")
+        a.revoke_token("operator")
+        await until_all(servers, lambda each: "revoked" in str(each.server.tokens.describe()))
+        for service in servers:
+            with pytest.raises(InvalidStatus):
+                await FakeCaller.join(service, operator)
+        await one.end(job, rest=b"1")
+        assert await admin.ending(job) == ("ok", "1")
 
 
 async def test_board_at_another_server_that_ignores_the_window_is_refused(pair: Two):
