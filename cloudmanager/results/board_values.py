@@ -47,7 +47,7 @@ _ARRAY_TYPES: Final = frozenset("bBhHiIlLqQfd")
 _SPACE = re.compile(r"\s*")
 _REAL: Final = rf"(?:nan|inf|[0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{0,400}})?(?:e[+-]?[0-9]{{1,9}})?)"
 _NUMBER = re.compile(rf"([+-]?{_REAL})(?:(j)|([+-]{_REAL})j)?(?![\w.(])")
-_LONG_NUMBER = re.compile(rf"[+-]?[0-9]{{{_MAX_DIGITS + 1}}}")
+_LONG_NUMBER = re.compile(rf"[+-]?[0-9]{{{_MAX_DIGITS + 1},}}(?![\w.(])")
 _COMPLEX = re.compile(rf"\(([+-]?{_REAL})([+-]{_REAL})j\)")
 _STRING = re.compile(r"""b?(?:'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*")""")
 _ESCAPE = re.compile(
@@ -253,9 +253,11 @@ class _Reader:
         """Read an int, a float or a complex number."""
         found = _NUMBER.match(self._text, self._pos)
         if not found:
-            if _LONG_NUMBER.match(self._text, self._pos):
-                raise UnreadableValue(f"it has a number of more than {_MAX_DIGITS:,} digits")
-            return self._read_word(depth)
+            found = _LONG_NUMBER.match(self._text, self._pos)
+            if found is None:
+                return self._read_word(depth)
+            self._pos = found.end()
+            return Repr(found[0], f"it is a number of more than {_MAX_DIGITS:,} digits")
         self._pos = found.end()
         first, is_imaginary, imaginary = found.groups()
         if imaginary:

@@ -161,7 +161,8 @@ def test_object_without_literal_is_a_repr_beside_values(text: str):
         ("[Pin(4]", "it has a bracket that is not closed"),
         ("{[]: 1}", "it has a key of a dict or set of an unhashable type: 'list'"),
         ("{{1}}", "it has a key of a dict or set of an unhashable type: 'set'"),
-        ("-" + "9" * 5000, "it has a number of more than 4,300 digits"),
+        ("9" * 5000 + ".5", "it is not a literal from character 1 on"),
+        ("[" + "9" * 5000 + "x]", "it is not a literal from character 2 on"),
         ("[" * 102 + "]" * 102, "it is nested in more than 100 levels"),
         ("__import__('os').system('x')", "it is not a literal from character 17 on"),
         ("\0", "it is not a literal from character 1 on"),
@@ -172,6 +173,17 @@ def test_unreadable_text_is_a_repr_that_says_why(text: str, why: str):
     assert (type(value), value, value.why) == (Repr, text, why)
     with pytest.raises(UnreadableValue):
         parse_value(text)
+
+
+@pytest.mark.parametrize("digits", ["9" * 4301, "-" + "9" * 5000])
+@pytest.mark.parametrize("text", ["{}", "[1, {}, nan]", "{{'a': {}}}", "{{{}: 1}}", "P(x={})"])
+def test_number_that_is_too_long_is_a_repr_beside_readable_values(text: str, digits: str):
+    value = read_value(text.format(digits))
+    items = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, dict):
+        items = [*value, *value.values()]
+    (long,) = (item for item in items if isinstance(item, Repr))
+    assert (long, long.why) == (digits, "it is a number of more than 4,300 digits")
 
 
 SIZE = 200_000
