@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from . import (
     uploads,
 )
 from .file_jobs import (
+    add_errors,
     as_file_results,
     group_equal_plans,
     run_file_ops,
@@ -414,14 +416,24 @@ def _without_missing(removed: Results) -> Results:
 
 
 async def _remove_matches(boards: HasTarget, pattern: str, *, recursive: bool) -> Results:
-    """Remove what matches a pattern on each board."""
+    """Remove what matches a pattern on each board; without ``recursive``, folders are errors."""
     found = await board_globs.find(boards, pattern)
     results = dict(found)
-    for names, paths in group_equal_plans(_matches(found)):
-        ops = [["rm", path, recursive] for path in paths]
-        removed = await run_file_ops_in_batches(boards, ops, target=fold_names(names))
-        for name, result in as_file_results(removed).items():
-            results[name] = result.with_value(None)
+    entries = {name: tuple(result.value) for name, result in found.items() if result.ok}
+    for names, matches in group_equal_plans(entries):
+        removable = [entry.path for entry in matches if recursive or not entry.is_dir]
+        folders = [entry.path for entry in matches if entry.is_dir and not recursive]
+        ops: list[FileOp] = [["rm", path, recursive] for path in removable]
+        part = found
+        if ops:
+            part = await run_file_ops_in_batches(boards, ops, target=fold_names(names))
+        for name in names:
+            errors = [
+                IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), f"{name}:{path}")
+                for path in folders
+            ]
+            removed = {name: as_file_results(part)[name].with_value(None)}
+            results.update(add_errors(Results(removed), errors))
     return Results(results, found.left_out)
 
 
@@ -429,22 +441,16 @@ async def _read_matches(
     boards: HasTarget, pattern: str, progress: ProgressCallback | None
 ) -> Results:
     """Return the contents of the files that match a pattern on each board, joined."""
+
+    async def read(some: HasTarget, path: str) -> Results:
+        return await downloads.read_file(some, path, progress)
+
     found = await board_globs.find(boards, pattern)
     results = dict(found)
     for names, paths in group_equal_plans(_matches(found)):
-        contents = dict.fromkeys(names, b"")
-        going_on = names
-        for path in paths:
-            target = fold_names(going_on)
-            part = await downloads.read_file(boards, f":{path}", progress, target=target)
-            results.update(part)
-            going_on = [name for name, result in part.items() if result.ok]
-            for name in going_on:
-                contents[name] += part[name].value
-            if not going_on:
-                break
-        for name in going_on:
-            results[name] = as_file_results(results)[name].with_value(contents[name])
+        places = [board_paths.display_path(path) for path in paths]
+        some = SomeBoards(boards, names)
+        results.update(await run_for_paths(some, places, read, b"".join))
     return Results(results, found.left_out)
 
 
@@ -459,19 +465,16 @@ async def _download_matches(
     many = request.folder_per_board
     if many is None:
         many = len(found) + len(found.left_out) > 1
+
+    async def copy(some: HasTarget, path: str) -> Results:
+        each = downloads.DownloadRequest(path, f"{request.dest}/", folder_per_board=many)
+        return await downloads.download_from(some, each, progress)
+
     results = dict(found)
-    local_paths: dict[str, list[Path]] = {name: [] for name in _matches(found)}
-    for name, paths in _matches(found).items():
-        for path in paths:
-            each = downloads.DownloadRequest(f":{path}", f"{request.dest}/", name, many)
-            result = (await downloads.download_from(boards, each, progress))[name]
-            if not result.ok:
-                results[name] = result
-                continue
-            value = result.value
-            local_paths[name] += value if isinstance(value, list) else [value]
-    for name, result in as_file_results(results).items():
-        results[name] = result.with_value(local_paths[name]) if result.ok else result
+    for names, paths in group_equal_plans(_matches(found)):
+        places = [board_paths.display_path(path) for path in paths]
+        some = SomeBoards(boards, names)
+        results.update(await run_for_paths(some, places, copy, _joined_paths))
     return Results(results, found.left_out)
 
 

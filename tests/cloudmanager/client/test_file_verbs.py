@@ -224,6 +224,42 @@ def test_each_board_gets_its_own_content(three: Boards):
     assert isinstance(three.read(":t/own.txt")["demo-2"].error, FileNotFoundError)
 
 
+@pytest.mark.parametrize(
+    ("verb", "partial", "left"),
+    [
+        ("rm", None, ["/t/s", "/t/s/x"]),
+        ("rm -r", None, []),
+        ("read", b"onetwo", ["/t/1", "/t/2", "/t/s", "/t/s/x"]),
+        ("sha256sum", 2, ["/t/1", "/t/2", "/t/s", "/t/s/x"]),
+    ],
+)
+def test_folder_among_what_matches_does_not_keep_the_files(three: Boards, verb, partial, left):
+    three.put(b"one", ":t/1")
+    three.put(b"two", ":t/2")
+    three.put(b"x", ":t/s/x")
+    name, *options = verb.split()
+    results = getattr(three, name)(":t/*", glob=True, **({"recursive": True} if options else {}))
+    for board, result in results.items():
+        if options:
+            assert result.ok
+            continue
+        assert str(result.error) == f"[Errno 21] Is a directory: '{board}:/t/s'"
+        assert (len(result.partial) if verb == "sha256sum" else result.partial) == partial
+    found = three.ls(":t", recursive=True)["demo-3"].value
+    assert sorted(entry.path for entry in found) == left
+
+
+def test_matches_that_cannot_be_copied_do_not_keep_the_others(three, fleet: Fleet, tmp_path: Path):
+    for name in ("a", "b", "c"):
+        three.put(name.encode(), f":t/{name}")
+    (tmp_path / "to/a").mkdir(parents=True)
+    (tmp_path / "to/c").mkdir()
+    (result,) = fleet["demo-1"].get(":t/*", tmp_path / "to", glob=True).values()
+    assert str(result.error).count("Is a directory") == 2
+    assert result.partial == [tmp_path / "to/b"]
+    assert (tmp_path / "to/b").read_text() == "b"
+
+
 def test_fleet_and_async_fleet_have_every_verb():
     from cloudmanager.client.async_fleet import AsyncBoards
 
