@@ -127,7 +127,7 @@ def launch():
         return
     console = state.console
     first = not started
-    started = state.lost = ticks_ms()
+    started = link.lost = ticks_ms()
     if first:
         bad += 1
         _save()

@@ -62,7 +62,7 @@ def _upgrade(host, tcp_port):
     accept = text[at + len(_ACCEPT) :].split(b"\r\n")[0].strip()
     proof = binascii.b2a_base64(hashlib.sha1(key + _GUID).digest()).strip()
     if text[:12] != b"HTTP/1.1 101" or accept != proof:
-        raise RuntimeError("the server answers " + text.split(b"\r\n")[0].decode())
+        raise RuntimeError("it answers " + text.split(b"\r\n")[0].decode())
 
 
 # Authenticates the server first, so that a stranger learns only the id and a nonce. Returns
@@ -83,7 +83,7 @@ def _authenticate(job, config):
     head = nonce + link.mv[at : at + 16] + name.encode()
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
     if end - at < 48 or not mac.equal(link.mv[at + 16 : at + 48], proof):
-        link.refuse(_CLOSE_POLICY, _IN, "the server has another key")
+        link.refuse(_CLOSE_POLICY, _IN, "it has another key")
     room = _BUF - _IN - _TAG if use_macs else _BUF - _IN
     fields = about(job, room)
     last = fields["last"]
@@ -107,6 +107,8 @@ def _start_tls(config):
         context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
         context.verify_mode = tls.CERT_REQUIRED
         context.load_verify_locations(binascii.a2b_base64(config["ca"]))
+        state.spare = ()
+        gc.collect()  # TLS needs up to 17 KB in one piece
         state.io = context.wrap_socket(state.socket, server_hostname="cloudmanager")
     elif "mac" not in config and host[:4] != "127." and host not in ("localhost", "::1"):
         raise RuntimeError(_NO_CA)
@@ -176,7 +178,6 @@ def dial():
             link.idle(int.from_bytes(os.urandom(4), "big") % span)
         state.tries += 1
         try:
-            gc.collect()  # TLS needs up to 17 KB in one piece
             _connect()
             return
         except Exception as e:

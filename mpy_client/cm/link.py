@@ -31,16 +31,18 @@ job = bytearray(4)  # the number of the current or last job
 poller = select.poll()
 wait = poller.poll  # waits until the socket is ready, or for some ms; returns [] if it is not
 heard = 0  # ticks of the last received frame
+lost = 0  # ticks of the end of the last link
 importer = __import__
 half = False  # a frame is half received: an exception now makes the rest unreadable
 _TRIES_ALONE = const(4)  # attempts to connect until the user's program starts without a link
 
 
 def close():
+    global lost
     socket = state.socket
     if socket:
         state.socket = state.io = state.mac = None
-        state.lost = ticks_ms()
+        lost = ticks_ms()
         poller.unregister(socket)
         socket.close()
 

@@ -84,7 +84,7 @@ def poll(at):
                     elif at == _IN:
                         state.answer = n
                         break
-        elif ticks_diff(now, state.lost) > state.link_timeout:
+        elif ticks_diff(now, link.lost) > state.link_timeout:
             state.stop = _STATUS_INTERRUPTED
             trace = b"KeyboardInterrupt: link lost"
     except MemoryError:

@@ -220,7 +220,7 @@ def test_unreachable_server_is_reported_less_and_less_often(lab):
 def test_refused_server_is_named_in_words(lab):
     lab.peer.lie = True
     lab.boot()
-    lab.chip.hear(b"No link to the server: the server has another key")
+    lab.chip.hear(b"No link to the server: it has another key")
     lab.peer.lie = False
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
 
@@ -235,7 +235,7 @@ def test_other_server_is_named_by_its_answer(lab):
         with connection:
             connection.recv(1000)
             connection.sendall(answer)
-            lab.chip.hear(b"No link to the server: the server answers HTTP/1.1 403 Forbidden")
+            lab.chip.hear(b"No link to the server: it answers HTTP/1.1 403 Forbidden")
     lab.peer.open()
 
 
@@ -266,6 +266,33 @@ def test_board_whose_heap_is_too_full_for_tls_restarts(lab, tmp_path):
     ca = base64.b64encode(authority.ca).decode()
     link = lab.boot(ca=ca, chip_options={"full": True}).link(timeout=15)
     assert link.run("__cm__((6 * 7))").value == b"42"
+
+
+HELD = """
+import asyncio, cm.state
+async def left():
+    while not cm.state.spare:
+        await asyncio.sleep_ms(20)
+    print("held", [len(one) for one in cm.state.spare])
+t = asyncio.create_task(left())
+__cm__((cm.state.spare))
+"""
+
+
+def test_memory_of_the_last_tls_link_is_kept_for_the_next_one(lab, tmp_path):
+    """Two blocks, which the parts that connect would divide on a heap that is nearly full."""
+    (tmp_path / "ca").mkdir()
+    authority = certificates.load(tmp_path / "ca")
+    lab.peer.shut()
+    lab.peer.tls = authority.context
+    lab.peer.open()
+    link = lab.boot(ca=base64.b64encode(authority.ca).decode()).link(timeout=15)
+    assert link.run(HELD).value == b"()"
+    lab.peer.shut()
+    lab.chip.hear(b"held [16800, 4500]")
+    lab.peer.open()
+    again = lab.link(after=link, timeout=15)
+    assert again.run("import cm.state\n__cm__((cm.state.spare))").value == b"()"
 
 
 def test_configured_watchdog_is_armed_and_fed(lab):
