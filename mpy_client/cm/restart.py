@@ -66,9 +66,9 @@ def fail(error):
         run.trace = b"the client failed: " + repr(error).encode()
 
 
-# Called before the board connects. Holds memory that the last TLS link has freed, until the next one
-# needs it: the parts that connect would divide it. On the unix port, TLS has memory of its own.
-# Removes what the user's code has put in the place of built-in names that the client uses.
+# Called before the board connects. Holds memory that the last TLS link has freed, until the next
+# link needs it: the parts that connect would divide it. On the unix port, TLS has memory of its
+# own. Removes what the user's code has put in the place of built-in names that the client uses.
 def repair(drop):
     drop("restart")
     gc.collect()
