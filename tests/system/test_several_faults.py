@@ -78,6 +78,8 @@ class Fault:
 
         writing = f"with open('big', 'wb') as f:\n for _ in range({BIG_BYTES // 4000}): f.write(b)"
         self.watcher["get"].run(f"b = bytes(4000)\n{writing}").raise_for_error()
+        while self.watcher.boards("get")[0]["job"] is not None:  # changes are sent every 0.1 s
+            time.sleep(0.01)
         self.balancer.unit_seconds = UNIT_SECONDS
         start("install")  # it takes the longest
         threads = [threading.Thread(target=start, args=(thing,)) for thing in THINGS]
