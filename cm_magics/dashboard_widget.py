@@ -43,6 +43,11 @@ from .saved_output import Bundle, saved_html, saved_text, table_html
 _HISTORY_SAMPLES: Final = 1000  # samples that are plotted when a board's page opens
 #: The program is in the column "Runs".
 _COLUMN_FACTS: Final = tuple(fact for fact in FACTS if fact.name != "program")
+#: Of each fact, for a column of the table: name, heading, whether it is a number, and whether it is
+#: hidden until the user chooses it.
+FACT_COLUMNS: Final = [
+    (fact.name, fact.heading, fact.is_number, not fact.in_lists) for fact in _COLUMN_FACTS
+]
 _MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
 _NO_BOARD: Final = "This board was renamed or revoked."
 _MAX_SAVED_ROWS: Final = 500  # rows of the table that the notebook keeps
@@ -66,11 +71,7 @@ class Dashboard(LiveWidget):
 
     _esm = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js")
     actions = traitlets.List(action_buttons()).tag(sync=True)
-    #: Of each fact, for a column of the table: name, heading, whether it is a number, and whether
-    #: it is hidden until the user chooses it.
-    fact_columns = traitlets.List(
-        [(fact.name, fact.heading, fact.is_number, not fact.in_lists) for fact in _COLUMN_FACTS]
-    ).tag(sync=True)
+    fact_columns = traitlets.List(FACT_COLUMNS).tag(sync=True)
     #: The target that is in the filter field when the page opens.
     initial_filter = traitlets.Unicode().tag(sync=True)
 

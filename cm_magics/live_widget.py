@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anywidget
+import traitlets
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.watch import Update, Watch
@@ -50,6 +51,10 @@ class LiveWidget(anywidget.AnyWidget):
     """A widget that subscribes to updates of boards for as long as a page shows it."""
 
     _css = CSS
+    #: What a page says that hears nothing any more.
+    lost_text = traitlets.Unicode(
+        "Not connected: the notebook's kernel has ended or does not answer. Run the cell again."
+    ).tag(sync=True)
 
     def __init__(self, fleet: Fleet, target: str, **traits: Any) -> None:
         super().__init__(**traits)
@@ -143,6 +148,10 @@ class LiveWidget(anywidget.AnyWidget):
 
     def _on_message(self, _: object, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         self._page_context = contextvars.copy_context()
+        self.receive(message, buffers)
+
+    def receive(self, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        """Handle any message from the page; those of a notebook arrive through the comm."""
         view, kind = str(message.get("view")), message.get("do")
         if not self._is_next(view, message.get("seq")):
             return

@@ -30,7 +30,9 @@ function setText(node, text) {
 // A banner that says why the widget shows old data, because the notebook's kernel or the server is gone,
 // or why nothing follows from what the user did.
 class Banner {
-  constructor() {
+  // `lostText` is shown where the kernel does not answer.
+  constructor(lostText) {
+    this.lostText = lostText;
     this.node = el("div", { class: "cm-lost", role: "alert", hidden: "" });
     this.kernelLost = false;
     this.serverLost = ""; // why the server is unreachable; "" if it is not
@@ -41,9 +43,7 @@ class Banner {
   update({ kernelLost = this.kernelLost, serverLost = this.serverLost, isWaiting = this.isWaiting }) {
     Object.assign(this, { kernelLost, serverLost, isWaiting });
     const waiting = isWaiting ? "The notebook's kernel is busy or does not answer: what you did last waits for it." : "";
-    const text = kernelLost
-      ? "Not connected: the notebook's kernel has ended or does not answer. Run the cell again."
-      : serverLost || waiting;
+    const text = kernelLost ? this.lostText : serverLost || waiting;
     this.node.hidden = !text;
     setText(this.node, text);
     return Boolean(kernelLost || serverLost);
@@ -329,7 +329,7 @@ function ticks(low, high, count) {
 class Plot {
   constructor(model) {
     this.chart = new Chart(model.get("values"));
-    this.banner = new Banner();
+    this.banner = new Banner(model.get("lost_text"));
     this.node = el("div", { class: "cm-fleet" }, this.banner.node, this.chart.node);
     this.chart.draw();
   }

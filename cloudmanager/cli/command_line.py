@@ -27,6 +27,7 @@ from . import (
     cable_commands,
     commands,
     completion,
+    dashboard_command,
     file_commands,
     fleet_commands,
     inventory_commands,
@@ -206,6 +207,7 @@ def _make_parser() -> argparse.ArgumentParser:
     log_commands.add_verbs(add_verb)
     repl_commands.add_verbs(add_verb)
     watch_commands.add_verbs(add_verb)
+    dashboard_command.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)
     secret_commands.add_verbs(add_verb)

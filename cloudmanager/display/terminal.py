@@ -22,7 +22,7 @@ from .following import REFRESH_SECONDS, CellOutput
 from .text_tables import TextTable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -300,10 +300,10 @@ class LiveTable:
         if self._live is None:
             self._live = _open_live(self._out)
         self._last = text
-        parts: Iterable[RichTable | str] = (text,)
-        if isinstance(text, TextTable):
-            parts = _fit_table(text, self._live.console.width)
-        self._live.update(_stack(parts), refresh=True)
+        drawn = (
+            _stack(text, self._live.console.width) if isinstance(text, TextTable) else _dim(text)
+        )
+        self._live.update(drawn, refresh=True)
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
@@ -311,11 +311,18 @@ class LiveTable:
             print_text(self._last, self._out)
 
 
-def _stack(parts: Iterable[RichTable | str]) -> Any:
+def _stack(table: TextTable, width: int) -> Group:
+    """Return a table for a terminal of this width, above the note about it."""
     from rich.console import Group
+
+    drawn, note = _fit_table(table, width)
+    return Group(drawn, *([_dim(note)] if note else []))
+
+
+def _dim(text: str) -> Text:
     from rich.text import Text
 
-    return Group(*(Text(part, "dim") if isinstance(part, str) else part for part in parts if part))
+    return Text(text, "dim")
 
 
 def _open_console(out: TextIO) -> Console:

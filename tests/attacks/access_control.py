@@ -6,7 +6,36 @@ from typing import Final
 
 from .defence import BOARD, LIBRARY, ROUTES, SERVER, VERBS, defence
 
+_PAGE: Final = "cm_magics/web_page.py"
+
 ACCESS_CONTROL: Final = [
+    # The dashboard's page
+    defence(
+        "the link of the dashboard's page works once",
+        _PAGE,
+        "Access.use_link = lambda self, link: True",
+        "cm_magics/test_web_page.py::test_link_works_once",
+        "cm_magics/test_web_page.py::test_link_is_valid_once_and_for_five_minutes",
+    ),
+    defence(
+        "the dashboard's page and its WebSocket need the cookie",
+        _PAGE,
+        "Access.is_known = lambda self, cookie: True",
+        "cm_magics/test_web_page.py::test_page_needs_its_cookie",
+        "cm_magics/test_web_page.py::test_websocket_is_for_this_page_alone",
+    ),
+    defence(
+        "no other name leads to the dashboard's page",
+        _PAGE,
+        "Site.is_own_name = lambda self, host: True",
+        "cm_magics/test_web_page.py::test_other_host_names_are_refused",
+    ),
+    defence(
+        "no other page opens the WebSocket of the dashboard's page",
+        _PAGE,
+        "PageSocket.check_origin = lambda self, origin: True",
+        "cm_magics/test_web_page.py::test_websocket_of_another_origin_is_refused",
+    ),
     # Identity and handshake
     defence(
         "a board must prove that it has its key",

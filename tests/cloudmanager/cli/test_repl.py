@@ -18,7 +18,9 @@ from cloudmanager import config
 from cloudmanager.cli.repl_prompt import PrivateHistory, is_complete, next_indentation
 from cloudmanager.client.fleet import Fleet
 
-WAIT = 20
+pytestmark = pytest.mark.timeout(120)
+
+WAIT = 60  # seconds: programs take long to start on a busy machine
 MBM = ["-m", "cloudmanager"]
 COLOUR = r"(?:\x1b\[[0-9;]*m)*"
 #: A prompt that is ready for input: the cursor is shown.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from cloudmanager.client.samples import Sample
@@ -64,6 +62,5 @@ def test_value_as_text(value: object, text: str):
 
 
 def test_sample_as_a_line():
-    hostile: dict[str, Any] = {"na\nme": "\x1b"}
-    line = sample_row(sample("a", 0.0, temp=1.5, **hostile))
+    line = sample_row(Sample("a", 0.0, 0, 0, {"temp": 1.5, "na\nme": "\x1b"}))
     assert line.endswith(r" a: temp=1.5 na\nme=\x1b")
