@@ -270,7 +270,8 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "Board.reservation_against = lambda self, job: None",
         "cm_server/jobs/test_reservations.py::"
         "test_jobs_of_others_wait_and_say_why_and_own_ones_start",
-        "cm_server/api/test_reservation_verbs.py::test_reservation_holds_at_all_servers",
+        "cm_server/api/test_reservation_verbs.py::"
+        "test_reservation_holds_at_all_servers[sqlite, one process]",
     ),
     defence(
         "only administrators release what others have reserved",
