@@ -22,8 +22,11 @@ from alembic.script import ScriptDirectory
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import schema
+from cm_server.store.health_rows import Crash, Restart
+from cm_server.store.log_rows import LogRow
 from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow
 from cm_server.store.schema import SCHEMA_VERSION
+from cm_server.store.secret_rows import SecretRow
 from cm_server.store.store import Store
 
 FOLDER = Path(__file__).with_name("schemas")
@@ -211,6 +214,14 @@ def write() -> None:
         store.mark_board_seen("id2", {"platform": "esp32"})
         store.insert_jobs(["id1", "id2"], "ann")
         store.end_job(1, "error", "ValueError: \u00e4")
+        store.log_rows.append([LogRow("id1", 1790000000.0, 0, "ready\n")])
+        store.update_boards({"id1": {"serial": "A17", "note": "shelf"}})
+        store.reserve_boards(["id2"], "ann", 1890000000.0)
+        store.health_rows.add(
+            [Restart("id1", 497222, "wdt", 2)], [Crash("id1", 1790000000.0, "d1", "OSError: 5")]
+        )
+        store.set_secret(SecretRow("mqtt", "secret", "all", 1790000000.0))
+        store.secret_rows.set_uses("id1", {("mqtt",): "mqtt"})
         store.close()
         (version,) = ask(path, "PRAGMA user_version")
         with closing(sqlite3.connect(path)) as db:

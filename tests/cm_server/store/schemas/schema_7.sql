@@ -20,7 +20,7 @@ CREATE TABLE audit (
 	PRIMARY KEY (id)
 );
 INSERT INTO "audit" VALUES(1,1790000000.0,'ann','127.0.0.1','label','lab-*','room=lab',2,NULL,NULL,'done');
-INSERT INTO "audit" VALUES(2,1.79602841669668436054e+09,'ann','','submit','','',2,1,2,'done');
+INSERT INTO "audit" VALUES(2,1.79603160881754207612e+09,'ann','','submit','','',2,1,2,'done');
 CREATE TABLE boards (
 	id TEXT NOT NULL, 
 	name TEXT NOT NULL, 
@@ -42,8 +42,8 @@ CREATE TABLE boards (
 	PRIMARY KEY (id), 
 	UNIQUE (name)
 );
-INSERT INTO "boards" VALUES('id1','lab-1',X'000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F','{"room": "lab"}','{}',1790000000.0,NULL,3,X'6E6F6E6365',0,'abc',NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO "boards" VALUES('id2','lab-2',X'1F1E1D1C1B1A191817161514131211100F0E0D0C0B0A09080706050403020100','{}','{"platform": "esp32"}',1790000000.0,1.7960284166966762543e+09,0,NULL,1,'',NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "boards" VALUES('id1','lab-1',X'000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F','{"room": "lab"}','{}',1790000000.0,NULL,3,X'6E6F6E6365',0,'abc',NULL,NULL,'A17','shelf',NULL,NULL);
+INSERT INTO "boards" VALUES('id2','lab-2',X'1F1E1D1C1B1A191817161514131211100F0E0D0C0B0A09080706050403020100','{}','{"platform": "esp32"}',1790000000.0,1.79603160881753349305e+09,0,NULL,1,'',NULL,NULL,NULL,NULL,'ann',1890000000.0);
 CREATE TABLE counters (
 	name TEXT NOT NULL, 
 	next INTEGER NOT NULL, 
@@ -57,6 +57,7 @@ CREATE TABLE crashes (
 	last FLOAT NOT NULL, 
 	PRIMARY KEY (board, digest)
 );
+INSERT INTO "crashes" VALUES('id1','d1','OSError: 5',1790000000.0,1790000000.0);
 CREATE TABLE jobs (
 	id INTEGER NOT NULL, 
 	board TEXT NOT NULL, 
@@ -69,8 +70,8 @@ CREATE TABLE jobs (
 	epoch INTEGER, 
 	PRIMARY KEY (id)
 );
-INSERT INTO "jobs" VALUES(1,'id1','ann',1.79602841669668436054e+09,1.79602841669709110258e+09,'error','ValueError: ä',NULL,NULL);
-INSERT INTO "jobs" VALUES(2,'id2','ann',1.79602841669668436054e+09,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "jobs" VALUES(1,'id1','ann',1.79603160881754207612e+09,1.79603160881775259969e+09,'error','ValueError: ä',NULL,NULL);
+INSERT INTO "jobs" VALUES(2,'id2','ann',1.79603160881754207612e+09,NULL,NULL,NULL,NULL,NULL);
 CREATE TABLE logs (
 	id INTEGER NOT NULL, 
 	board TEXT NOT NULL, 
@@ -80,6 +81,8 @@ CREATE TABLE logs (
 	text TEXT NOT NULL, 
 	PRIMARY KEY (id)
 );
+INSERT INTO "logs" VALUES(1,'id1',1790000000.0,0,6,'ready
+');
 CREATE TABLE packages (
 	board TEXT NOT NULL, 
 	name TEXT NOT NULL, 
@@ -98,12 +101,14 @@ CREATE TABLE restarts (
 	count INTEGER NOT NULL, 
 	PRIMARY KEY (board, hour, cause)
 );
+INSERT INTO "restarts" VALUES('id1',497222,'wdt',2);
 CREATE TABLE secret_uses (
 	board TEXT NOT NULL, 
 	path TEXT NOT NULL, 
 	secret TEXT NOT NULL, 
 	PRIMARY KEY (board, path)
 );
+INSERT INTO "secret_uses" VALUES('id1','["mqtt"]','mqtt');
 CREATE TABLE secrets (
 	name TEXT NOT NULL, 
 	value TEXT NOT NULL, 
@@ -111,6 +116,7 @@ CREATE TABLE secrets (
 	changed FLOAT NOT NULL, 
 	PRIMARY KEY (name)
 );
+INSERT INTO "secrets" VALUES('mqtt','secret','all',1790000000.0);
 CREATE TABLE servers (
 	id TEXT NOT NULL, 
 	address TEXT NOT NULL, 
@@ -135,10 +141,10 @@ CREATE TABLE tokens (
 );
 INSERT INTO "tokens" VALUES('abc','ann','operator','lab-*',1790000001.0,1890000000.0,NULL,NULL);
 INSERT INTO "tokens" VALUES('def','bob','viewer','all',1790000001.0,NULL,1790000002.0,5);
+CREATE INDEX logs_board ON logs (board, id, size);
 CREATE UNIQUE INDEX tokens_name ON tokens (name) WHERE revoked IS NULL;
 CREATE INDEX jobs_open ON jobs (board) WHERE ended IS NULL;
 CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit WHEN OLD.at > CAST(strftime('%s', 'now') AS INTEGER) - 2592000 OR EXISTS (SELECT 1 FROM audit WHERE id < OLD.id) BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id) BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-CREATE INDEX logs_board ON logs (board, id, size);
 COMMIT;
