@@ -73,11 +73,10 @@ class NotifyingStore(Store):
         caller: str,
         until: float,
         audit_row: AuditRow | None = None,
-    ) -> bool:
+    ) -> None:
         """Reserve boards for a caller."""
-        reserved = super().reserve_boards(board_ids, caller, until, audit_row)
-        self.on_change(board_ids)  # also if not: another server's reservation is not known here
-        return reserved
+        super().reserve_boards(board_ids, caller, until, audit_row)
+        self.on_change(board_ids)
 
     def release_boards_of(
         self, board_ids: Sequence[str], caller: str | None, audit_row: AuditRow | None = None

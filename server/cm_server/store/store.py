@@ -78,6 +78,8 @@ _AUDIT_VALUES = {name: tables.audit.c[name].type for name in AuditRow._fields}
 NAME_TAKEN = "the name was given meanwhile, at another server; choose another one"
 #: Why a server may not start jobs that others have removed since they took it for dead.
 NOT_A_MEMBER = "this server stopped responding and other servers took over its jobs; try again"
+#: Why boards cannot be reserved; a server checks before, so that another one must have been faster.
+RESERVED_MEANWHILE = "somebody else has just reserved one of them at another server"
 #: Condition for using an enrolment token: of several servers, one gets the last use.
 _HAS_USES_LEFT = tables.tokens.c.uses > 0
 
@@ -332,7 +334,7 @@ class Store:
         caller: str,
         until: float,
         audit_row: AuditRow | None = None,
-    ) -> bool:
+    ) -> None:
         """Reserve boards for a caller, all of them or none, whatever other servers do meanwhile.
 
         Args:
@@ -341,8 +343,8 @@ class Store:
             until: seconds since 1970.
             audit_row: for the audit log.
 
-        Returns:
-            False if somebody else has reserved one of them; then nothing is changed.
+        Raises:
+            ServerError: somebody else has reserved one of them meanwhile, at another server.
         """
         board = tables.boards.c
         is_free = board.reserved_by.is_(None) | (board.reserved_until <= time.time())
@@ -350,15 +352,10 @@ class Store:
             board.id.in_(board_ids), is_free | (board.reserved_by == caller)
         )
         statement = statement.values(reserved_by=caller, reserved_until=until)
-        self.flush()
-        with self._rollback_on_error(), self.database.durable():
+        with self._durable_transaction(audit_row):
             if self._connection.execute(statement).rowcount < len(board_ids):
                 self.database.rollback()
-                return False
-            if audit_row is not None:
-                self.database.execute_rows(self._insert_audit, [audit_row])
-            self.database.commit()
-        return True
+                raise ServerError(RESERVED_MEANWHILE)
 
     def release_boards_of(
         self, board_ids: Sequence[str], caller: str | None, audit_row: AuditRow | None = None
