@@ -154,7 +154,7 @@ def walk(
         OSError: that, if ``on_error`` is not given.
     """
     root = resolve_links(folder)
-    return _Walk(root, is_left_out, on_error, on_link).entries(root, PurePosixPath(), (root,))
+    return _Walk(root, is_left_out, on_error, on_link).entries()
 
 
 class _Walk:
@@ -172,23 +172,39 @@ class _Walk:
         self._on_error = on_error
         self._on_link = on_link
 
-    def entries(
-        self, folder: Path, inner: PurePosixPath, parents: tuple[Path, ...]
-    ) -> Iterator[LocalEntry]:
-        """Yield what is below a folder, whose path is ``inner``."""
-        found = self._list_folder(folder, inner)
-        yield from (entry for entry, _ in found if not entry.is_dir)
-        for entry, target in found:
-            if entry.is_dir and target not in parents:
-                yield entry
-                yield from self.entries(entry.path, entry.inner, (*parents, target))
+    def entries(self) -> Iterator[LocalEntry]:
+        """Yield what is below the root: of each folder its files, then its folders."""
+        #: Of each folder that was begun: its path in truth, and its folders that come next.
+        begun: list[tuple[Path, Iterator[tuple[LocalEntry, Path]]]] = []
+        parents: set[Path] = set()
+        path, inner, target = self._root, PurePosixPath(), self._root
+        while True:
+            found = self._list_folder(path, inner, target)
+            yield from (entry for entry, _ in found if not entry.is_dir)
+            begun.append((target, iter([each for each in found if each[0].is_dir])))
+            parents.add(target)
+            following = None
+            while begun and following is None:
+                following = next((each for each in begun[-1][1] if each[1] not in parents), None)
+                if following is None:
+                    parents.remove(begun.pop()[0])
+            if following is None:
+                return
+            entry, target = following
+            yield entry
+            path, inner = entry.path, entry.inner
 
     def _is_inside(self, target: Path) -> bool:
         """Whether what a link refers to is inside of the folder that is walked."""
         return target.is_relative_to(self._root)
 
-    def _list_folder(self, folder: Path, inner: PurePosixPath) -> list[tuple[LocalEntry, Path]]:
-        """Return the entries of a folder, with the path that each is in truth."""
+    def _list_folder(
+        self, folder: Path, inner: PurePosixPath, folder_target: Path
+    ) -> list[tuple[LocalEntry, Path]]:
+        """Return the entries of a folder, with the path that each is in truth.
+
+        Only links are resolved: that asks the system about each folder of a path.
+        """
         found: list[tuple[LocalEntry, Path]] = []
         try:
             paths = sorted(folder.iterdir())
@@ -201,7 +217,8 @@ class _Walk:
                 is_present = entry.is_dir or path.is_file()
                 if not (is_present or path.is_symlink()) or self._is_left_out(entry):
                     continue  # neither file, folder nor link: such as a socket
-                target = resolve_links(path) if is_present else path
+                is_link = is_present and path.is_symlink()
+                target = resolve_links(path) if is_link else folder_target / path.name
             except OSError as error:
                 self._on_error(error)
                 continue

@@ -160,6 +160,27 @@ def read_json(payload: bytes) -> dict[str, Any]:
     return body
 
 
+def is_nested_deeper(value: Any, depth: int) -> bool:
+    """Return whether a value of JSON has more than ``depth`` lists and objects in each other.
+
+    What ``json.loads`` has just read may be nested so deeply that no function that calls itself can
+    handle it: one that is called a few calls deeper in the stack fails.
+    """
+    level = [value]
+    for _ in range(depth):
+        level = [item for each in level for item in _items_of(each)]
+        if not level:
+            return False
+    return any(isinstance(each, (list, dict)) for each in level)
+
+
+def _items_of(value: Any) -> Iterable[Any]:
+    """Return the items of a list or the values of an object; nothing of another value."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 # Jobs
 
 

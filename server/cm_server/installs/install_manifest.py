@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.names import find_installed
 from cm_server.packages.install_paths import check_installed_path
@@ -19,6 +20,7 @@ from cm_server.packages.plan import InstallPlan, PlannedFile
 from cm_server.packages.requirement import parse_requirement
 
 MANIFEST_PATH: Final = "/.cm/packages.json"
+_MAX_DEPTH: Final = 6  # of the lists and objects of a manifest; a valid one has three
 JOURNAL_PATH: Final = "/.cm/journal"
 STAGING_PATH: Final = "/.cm/new"
 _FILES_PER_FOLDER: Final = 8  # of the staging folder; littlefs uses two blocks for a folder
@@ -86,6 +88,8 @@ def read_manifest(text: bytes) -> Manifest:
     """
     try:
         packages: Manifest = json.loads(text)["packages"]
+        if wire.is_nested_deeper(packages, _MAX_DEPTH):
+            raise ValueError("nested too deeply")
         for entry in packages.values():
             list(entry["needs"])
             str(entry["version"])

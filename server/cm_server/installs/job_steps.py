@@ -19,7 +19,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError, ServerError
@@ -39,6 +39,8 @@ FileOp = list[Any]
 #: Yields lists of operations, is sent the lists of their results, returns the value of the job. If
 #: an operation fails, its OSError is thrown into the generator. May raise PackageError or OSError.
 OpGenerator = Generator[Sequence[FileOp], list[Any], Any]
+
+_MAX_RESULT_DEPTH: Final = 4  # of the result of a file operation: a list of entries has two
 
 
 class SteppedJobSpec:
@@ -256,9 +258,12 @@ def _wire_op(op: FileOp) -> FileOp:
 
 def _read_result(payload: bytes) -> Any:
     try:
-        return json.loads(payload)
+        result = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise PeerWireError("the result of a file operation is malformed") from error
+    if wire.is_nested_deeper(result, _MAX_RESULT_DEPTH):
+        raise PeerWireError("the result of a file operation is nested too deeply")
+    return result
 
 
 def _os_error(result: dict[str, Any], path: str) -> OSError:

@@ -76,3 +76,18 @@ def test_walk_goes_on_after_what_is_unreadable(tmp_path: Path, unreadable):
 def test_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         list(sources.walk_files(tmp_path / "no"))
+
+
+def test_folders_in_each_other_are_walked_however_deep_they_are(tmp_path: Path):
+    folders = [tmp_path]
+    for _ in range(1020):  # more than Python's calls in each other
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    (folders[-1] / "file").touch()
+    try:
+        ((inner, _),) = sources.walk_files(tmp_path)
+        assert len(inner.parts) == 1021
+    finally:  # pytest's own clean-up would fail
+        (folders[-1] / "file").unlink()
+        for folder in reversed(folders[1:]):
+            folder.rmdir()

@@ -178,7 +178,11 @@ def test_too_small_buffer_refuses_the_job():
         recorder.give_results(0)
 
 
-@pytest.mark.parametrize("result", [b"", b"{", b"[" * 100_000], ids=["none", "half", "deep"])
+@pytest.mark.parametrize(
+    "result",
+    [b"", b"{", b"[" * 100_000, b"[" * 700 + b"]" * 700, b'{"a":' * 9 + b"1" + b"}" * 9],
+    ids=["none", "half", "too deep for json", "too deep for repr", "deep"],
+)
 def test_malformed_result_is_a_wire_error(result: bytes):
     recorder = StepsRecorder(yielding([["hash", "/a", 1]]))
     with pytest.raises(PeerWireError):
