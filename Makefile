@@ -2,7 +2,8 @@
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
 # soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
 #        while links break and servers die, a fifth of them over TLS anew, and half as many with
-#        three servers and 300 boards; some minutes (JOBS=100000 for longer, SEED=2)
+#        three servers and 300 boards; 5 minutes of a server that is killed every 3 s; 30,000 cells;
+#        minutes of hostile input; half an hour (JOBS=100000 for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
 # hardware  the suite for a board on a cable, five minutes long; it prints a table for an issue:
 #        make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="a command that presses RESET"]

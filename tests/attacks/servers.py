@@ -41,6 +41,9 @@ SERVER_ATTACKS: Final = [
         "cm_server/store/test_shared_store.py: queued_job_is_claimed_once claimed_job_is_not_withdrawn "
         "removed_server_sends_no_jobs result_is_corrected_by_the_holder_of_the_board "
         "last_use_of_a_token_goes_to_one_server",
+        "cm_server/cluster/test_small_rights.py: "
+        "viewer_of_one_board_is_a_viewer_of_it_at_each_server "
+        "operator_of_one_board_reaches_no_other_one_at_any_server",
         "faults/test_several.py: every_job_has_one_outcome_when_servers_bus_and_store_fail",
         not_here="who can read the bus reads cells and outputs, unless it is TLS; who can publish "
         "on it can hold letters up (docs/security.md)",

@@ -1,8 +1,9 @@
 """All known attacks by number, with the tests that try each of them.
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
-to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, are in
-packages.py; several servers, 39, in servers.py.) For parts that do not apply, a row states why.
+to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38, input that is almost right
+40, boards' logs 41. (Packages, 25 to 34, are in packages.py; several servers, 39, in servers.py.)
+For parts that do not apply, a row states why.
 test_table.py checks that all tests exist and that no number is missing.
 """
 
@@ -241,7 +242,9 @@ ATTACKS: Final = [
         "every_route_has_a_required_credential_and_other_paths_are_404 "
         "callers_token_is_no_boards_key authenticated_board_cannot_send_callers_messages "
         "every_verb_with_every_role_writes_one_audit_row "
-        "unreachable_board_is_treated_as_not_enrolled",
+        "unreachable_board_is_treated_as_not_enrolled "
+        "lists_contain_only_reachable_boards_and_jobs "
+        "cell_for_unreachable_boards_is_refused_as_for_unknown_ones",
         "cm_server/net/test_caller_socket.py: boards_key_does_not_authenticate_a_caller",
         "cm_server/net/test_board_socket.py: callers_token_does_not_authenticate_a_board",
     ),
@@ -336,6 +339,26 @@ ATTACKS: Final = [
         "cm_server/jobs/test_registry.py: describe_is_json_without_the_key",
         "cloudmanager/test_config.py: address_does_not_show_its_token",
         "cloudmanager/virtual/test_virtual_boards.py: identity_does_not_show_its_key",
+    ),
+    attack(
+        40,
+        "input that is almost right, from strangers, boards and callers at the same time",
+        "attacks/test_fuzz.py: hostile_input_causes_no_failure_and_leaves_nothing",
+        "attacks/test_long_fuzz.py: minute_of_hostile_input_delays_no_other_board",
+        "cm_server/test_hostile_values.py: error_of_a_cell_that_cannot_be_stored_stops_no_other_write "
+        "reported_values_that_cannot_be_stored_stop_no_other_write "
+        "impossible_place_in_a_log_is_refused",
+        "cm_server/net/test_caller_socket.py: "
+        "request_whose_caller_leaves_before_its_turn_is_not_begun",
+    ),
+    attack(
+        41,
+        "boards' logs: who reads them, floods, texts of no length",
+        "cm_server/net/test_watch_logs.py: viewer_may_not_follow_logs "
+        "operator_follows_only_logs_of_its_boards logs_that_wait_for_a_slow_reader_are_bounded "
+        "board_that_floods_its_log_loses_the_excess_and_delays_nobody",
+        "cm_server/test_board_logs.py: all_boards_together_keep_a_bounded_amount "
+        "empty_and_short_texts_count_too empty_texts_that_wait_for_the_store_are_bounded",
     ),
     attack(
         37,

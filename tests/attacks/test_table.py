@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,13 +34,25 @@ def exists(test: str) -> bool:
 
 
 def test_every_attack_number_is_listed():
-    assert [attack.number for attack in ALL] == [*range(1, 40)]
+    assert [attack.number for attack in ALL] == [*range(1, 42)]
 
 
 @pytest.mark.parametrize("attack", ALL, ids=lambda attack: f"{attack.number}")
 def test_every_attack_has_tests_or_a_reason(attack: Attack):
     assert attack.tests or attack.not_here
     assert [test for test in attack.tests if not exists(test)] == []
+
+
+def test_table_of_rights_names_tests_of_attacks():
+    """docs/security.md: each test of "Who may do what" exists, and is one of an attack or defence."""
+    page = (TESTS.parent / "docs/security.md").read_text(encoding="utf-8")
+    table = page.partition("## Who may do what")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(test_\w+)`", table))
+    tests = [test for attack in ALL for test in attack.tests]
+    tests += [test for defence in DEFENCES for test in defence.tests]
+    known = {test.partition("::")[2].partition("[")[0] for test in tests}
+    assert named - known == set()
+    assert len(named) > 20
 
 
 @functools.cache
