@@ -217,6 +217,7 @@ class Limits:
     store_log_bytes: int = 16 * MIB  # of that log; then cells wait for a checkpoint
 
     # Logs and stored rows.
+    library_line_chars: int = 500  # of a line of server.log that a library writes
     log_bytes: int = 8 * MIB  # of server.log; one older file is kept
     peer_lines_per_minute: int = 10  # in server.log, for one board, or one unauthenticated address
     #: In server.log, for one library: malformed HTTP, for example.

@@ -76,7 +76,7 @@ class PeerLog:
 
 
 class LibraryFilter(logging.Filter):
-    """Limits the lines of libraries, which a peer can cause by what it sends.
+    """Limits number and length of the lines of libraries, which a peer can cause by what it sends.
 
     Examples are tornado's line about a malformed HTTP request, and asyncio's about a failure.
     """
@@ -84,16 +84,22 @@ class LibraryFilter(logging.Filter):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self._rate = RateLimiter(limits.library_lines_per_minute, max_keys=limits.rate_limit_keys)
+        self._max_chars = limits.library_line_chars
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is logged; add to its line how many before it were not."""
         if record.name.startswith("cm_server"):
             return True
         left_out = self._rate.allow(record.name)
-        if left_out:
-            record.msg = f"{record.getMessage()} ({left_out} lines before it were left out)"
-            record.args = ()
-        return left_out is not None
+        if left_out is None:
+            return False
+        more = f" ({left_out} lines before it were left out)" if left_out else ""
+        record.msg, record.args = f"{self._shorten(record.getMessage())}{more}", ()
+        return True
+
+    def _shorten(self, text: str) -> str:
+        """Return the beginning of a text: it may contain a whole header of a peer."""
+        return text if len(text) <= self._max_chars else f"{text[: self._max_chars]}…"
 
 
 def configure_logging(path: Path, limits: Limits, *, as_json: bool = False) -> None:

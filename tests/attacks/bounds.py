@@ -238,6 +238,12 @@ def poll(at, poll=poll):
         "cm_server/net/test_websocket.py::test_log_lines_about_unauthenticated_peers_are_limited",
     ),
     defence(
+        "log lines of libraries are short",
+        SERVER + "logs.py",
+        "LibraryFilter._shorten = lambda self, text: text",
+        "cm_server/test_logs.py::test_long_lines_of_libraries_are_truncated",
+    ),
+    defence(
         "log lines of libraries are limited",
         SERVER + "logs.py",
         "LibraryFilter.filter = lambda self, record: True",

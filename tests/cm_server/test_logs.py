@@ -115,3 +115,13 @@ def test_lines_of_libraries_are_limited(tmp_path: Path):
     assert text.count("Malformed") == Limits.library_lines_per_minute
     assert text.count("another library") == 1
     assert text.count("line of interest") == 50
+
+
+def test_long_lines_of_libraries_are_truncated(tmp_path: Path):
+    """A malformed header of 8 KB is 32 KB when it is escaped: enough of them fill the log."""
+    with logging_to(tmp_path / "log"):
+        for _ in range(Limits.library_lines_per_minute):
+            logging.getLogger("tornado.general").info("Malformed: %r", "\x01" * 8000)
+    text = (tmp_path / "log").read_text()
+    assert text.count("Malformed") == Limits.library_lines_per_minute
+    assert len(text) < Limits.library_lines_per_minute * 600
