@@ -8,6 +8,8 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Final
 
+from IPython.core.error import UsageError
+
 from cloudmanager.client import cell_verbs
 from cloudmanager.client.cell_syntax import name_use
 from cloudmanager.client.jobs import JobGroup
@@ -15,6 +17,7 @@ from cloudmanager.client.runner import run_blocking, run_in_loop
 from cloudmanager.display.cell_view import results_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.results import Results
 from cm_magics import BoardMagics, fleet, register_target_magics, rich_values
 from cm_magics.cell_display import hide_traceback
 
@@ -167,15 +170,25 @@ class BoardCells:
 
         As in IPython, a name that the user has bound, such as in `for _ in …`, is the user's until
         it is deleted.
+
+        Raises:
+            UsageError: the value is the results of several boards.
         """
         if not _LAST_VALUE.search(code):
             return {}
         shell: Any = self._kernel.shell
-        return {
+        values = {
             name: shell.user_ns[name]
             for name in sorted(name_use(code).free - self._users_names)
             if _LAST_VALUE.fullmatch(name) and name in shell.user_ns
         }
+        for name, value in values.items():
+            if isinstance(value, Results):
+                raise UsageError(
+                    f"{name} is the results of several boards, which cannot be sent. Use them in a "
+                    f"cell with %%host: {name}[{next(iter(value))!r}].value."
+                )
+        return values
 
     def _add_last_values(self, code: str, line: str) -> str:
         """Return the `%%board` line with `-i _,_3` if the code reads `_` and `_3`."""

@@ -31,9 +31,9 @@ function activity(row, now) {
 // hidden until the user chooses them.
 const STATES = ["busy", "idle", "lost", "offline"];
 const FIRST_COLUMNS = [
-  { key: "name", title: "Name", width: 110, grow: 1.2, text: (row) => row.name, order: (row) => row.rank },
+  { key: "name", title: "Name", width: 136, grow: 2, text: (row) => row.name, order: (row) => row.rank },
   { key: "state", title: "State", width: 80, text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
-  { key: "labels", title: "Labels", width: 112, grow: 1.6, text: (row) => row.labels },
+  { key: "labels", title: "Labels", width: 112, grow: 1, text: (row) => row.labels },
 ];
 const LAST_COLUMNS = [
   {

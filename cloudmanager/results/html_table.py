@@ -21,8 +21,12 @@ _CELL_STYLE: Final = "text-align: left"
 _ROW_HEAD_STYLE: Final = f"{_CELL_STYLE}; white-space: nowrap"  # names of boards break at hyphens
 #: Of ``<pre>`` in a cell; JupyterLab indents it, and breaks long lines inside of words.
 _BLOCK_STYLE: Final = "margin: 0; overflow-wrap: anywhere; text-align: left; word-break: normal"
-#: The same of one that is no cell: as far from the left as JupyterLab's plain text.
-BLOCK_STYLE: Final = f"{_BLOCK_STYLE}; margin: 0 0 4px var(--jp-code-padding, 0)"
+#: The same of one that is no cell: in size and place like JupyterLab's plain text.
+BLOCK_STYLE: Final = (
+    f"{_BLOCK_STYLE}; font-size: var(--jp-code-font-size, inherit); "
+    "line-height: var(--jp-code-line-height, inherit); "
+    "margin: 0 0 4px calc(var(--jp-code-padding, -3px) + 3px)"
+)
 #: Colours of JupyterLab's theme, and for other frontends one that is readable on black and white.
 FAILURE_COLOUR: Final = "var(--jp-error-color1, #d9534f)"
 WARNING_COLOUR: Final = "var(--jp-warn-color1, #b8860b)"

@@ -15,6 +15,8 @@ import pytest
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.wheel import build, pip
 
+pytestmark = pytest.mark.timeout(120)  # the wheel is built first
+
 PNG = "b'\\x89PNG\\r\\n\\x1a\\n'"
 
 
