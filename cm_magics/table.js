@@ -31,7 +31,7 @@ function activity(row, now) {
 // hidden until the user chooses them.
 const STATES = ["busy", "idle", "lost", "offline"];
 const FIRST_COLUMNS = [
-  { key: "name", title: "Name", width: 136, grow: 2, text: (row) => row.name, order: (row) => row.rank },
+  { key: "name", title: "Name", width: 136, grow: 1.2, text: (row) => row.name, order: (row) => row.rank },
   { key: "state", title: "State", width: 80, text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
   { key: "labels", title: "Labels", width: 112, grow: 1, text: (row) => row.labels },
 ];
@@ -44,7 +44,7 @@ const LAST_COLUMNS = [
     text: (row, now) => (row.online && isNumber(row.booted) ? durationText(now - row.booted) : ""),
     order: (row) => (row.online ? -row.booted : undefined),
   },
-  { key: "job", title: "Runs", width: 110, grow: 1.6, text: activity, order: (row) => row.job?.started },
+  { key: "job", title: "Runs", width: 150, grow: 1.6, text: activity, order: (row) => row.job?.started },
   {
     key: "seen",
     title: "Last seen",
