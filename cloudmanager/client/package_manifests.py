@@ -129,12 +129,35 @@ _CALL_AT_LINE_START: Final = re.compile(
 def is_manifest(text: str) -> bool:
     """Return whether a manifest.py is one of MicroPython, and not a module of that name.
 
-    One with a syntax error is, too: ``read_manifest`` then names the error.
+    One with a syntax error, or with calls in loops and conditions, is, too: ``read_manifest`` then
+    names the error.
     """
     try:
-        return any(_word(node) for node in _parse(text))
+        statements = _parse(text)
     except SyntaxError:
         return _CALL_AT_LINE_START.search(text) is not None
+    nodes = [inner for node in statements for inner in ast.walk(node)]
+    called = {
+        node.func.id
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    return bool(called.intersection((*_WORDS, *_FIRMWARE_WORDS)) - _bound_names(nodes))
+
+
+def _bound_names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Return the names that a module defines, imports or assigns."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def read_manifest(text: str, name: str) -> Manifest:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import AsyncFleet, BoardOffline, Boards, Fleet, NoSuchBoard, Result
+from cloudmanager.client.file_jobs import as_file_results
 from cloudmanager.client.file_verbs import FileVerbs
 from cloudmanager.client.files import Entry
 from cloudmanager.display.file_report import files_text
@@ -254,7 +255,8 @@ def test_matches_that_cannot_be_copied_do_not_keep_the_others(three, fleet: Flee
         three.put(name.encode(), f":t/{name}")
     (tmp_path / "to/a").mkdir(parents=True)
     (tmp_path / "to/c").mkdir()
-    (result,) = fleet["demo-1"].get(":t/*", tmp_path / "to", glob=True).values()
+    copied = fleet["demo-1"].get(":t/*", tmp_path / "to", glob=True)
+    result = as_file_results(copied)["demo-1"]
     assert str(result.error).count("Is a directory") == 2
     assert result.partial == [tmp_path / "to/b"]
     assert (tmp_path / "to/b").read_text() == "b"

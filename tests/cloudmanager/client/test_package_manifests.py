@@ -79,3 +79,36 @@ def test_manifest_is_distinguished_from_a_module():
     assert is_manifest('metadata(version="1")\nmodule(')
     assert not is_manifest("X = (\nprint(X)")
     assert not is_manifest("def module(): pass")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if 1:\n module('a.py')",
+        "for n in range(3):\n    module(f'm{n}.py')",
+        "options.defaults(x=True)\nif options.x:\n    package('p')",
+        "[module('a.py') for _ in range(2)]",
+        "try:\n    require('x')\nexcept Exception:\n    pass",
+        "x = include('a')",
+    ],
+)
+def test_manifest_with_code_is_no_module(text: str):
+    assert is_manifest(text)
+    with pytest.raises(PackageError, match="a manifest is not executed"):
+        read_manifest(text, "the manifest")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def module(name): pass\nmodule('a.py')",
+        "from x import package\npackage()",
+        "import y as include\ninclude()",
+        "require = print\nrequire('x')",
+        "def f(module):\n    return module('a')",
+        "class freeze: pass\nfreeze()",
+        "x.module('a')",
+    ],
+)
+def test_module_with_functions_of_such_names_is_no_manifest(text: str):
+    assert not is_manifest(text)
