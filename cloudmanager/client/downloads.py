@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -303,10 +304,13 @@ async def _download_files(
 
     pending = list(requested)
     going_on = list(names)
-    for batch in split_batches(["get", each.path] for each in requested):
-        now, pending = pending[: len(batch)], pending[len(batch) :]
-        if going_on:
-            going_on = await run(going_on, now)
+    try:
+        for batch in split_batches(["get", each.path] for each in requested):
+            now, pending = pending[: len(batch)], pending[len(batch) :]
+            if going_on:
+                going_on = await run(going_on, now)
+    finally:
+        sink.close()
     for board, errors in refusals.items():
         if results[board].ok:
             results[board] = files.failed_result(board, join_errors(without_inner(errors)))
@@ -333,6 +337,8 @@ class DownloadSink:
         self._started: dict[str, list[_FileDownload]] = {}
         self._pending: dict[str, Iterator[RequestedFile]] = {}
         self._finished_paths: dict[str, list[Path]] = {}
+        self._is_closed = False
+        self._lock = threading.Lock()  # data arrives in the link's thread
 
     def expect(self, names: Sequence[str], requested: Sequence[RequestedFile]) -> None:
         """Prepare for the next job on some boards, which sends these files in this order."""
@@ -345,6 +351,11 @@ class DownloadSink:
         Raises:
             OSError: its name is not allowed, or it cannot be created.
         """
+        with self._lock:
+            self._start_file(board)
+
+    def _start_file(self, board: str) -> None:
+        self._check_open(board)
         pending = self._pending.setdefault(board, iter(self._requested))
         requested = next(pending, None)
         if requested is None:
@@ -404,7 +415,21 @@ class DownloadSink:
         Raises:
             OSError: it cannot be written.
         """
-        self._started[board][-1].write(data)
+        with self._lock:
+            self._check_open(board)
+            self._started[board][-1].write(data)
+
+    def _check_open(self, board: str) -> None:
+        if self._is_closed:
+            raise OSError(errno.ECANCELED, "the download was interrupted", f"{board}:")
+
+    def close(self) -> None:
+        """Remove the temporary files of a download that was interrupted; refuse further data."""
+        with self._lock:
+            self._is_closed = True
+            for downloads in self._started.values():
+                for download in downloads:
+                    download.discard()
 
     def finish_job(self, result: FileResult) -> FileResult:
         """Move the files of a job to their paths if it succeeded, else remove them.

@@ -331,3 +331,32 @@ def test_folder_that_cannot_be_made_here_is_one_error(fleet: Fleet, boards, tmp_
     error = one.get(":dl", tmp_path)["demo-1"].error
     one.rm(":dl", recursive=True)
     assert str(error) == f"[Errno 20] Not a directory: '{tmp_path}/dl'"
+
+
+@pytest.mark.parametrize("dest", ["new", "old"])
+def test_interrupted_download_leaves_nothing(fleet: Fleet, boards, tmp_path: Path, dest):
+    one = fleet["demo-1"]
+    one.put(os.urandom(300_000), ":dl/f").raise_for_error()
+    (tmp_path / "old").write_text("old")
+
+    def interrupt(_board: str, moved: int, _total: int) -> None:
+        if moved:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.get(":dl/f", tmp_path / dest, progress=interrupt)
+    assert one.run("1").ok  # behind the job that ends
+    one.rm(":dl", recursive=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+def test_data_after_an_interrupt_is_refused(tmp_path: Path):
+    downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)] * 2)
+    downloads.start_file("lab-1")
+    downloads.write("lab-1", b"ab")
+    downloads.close()
+    for act in (lambda: downloads.write("lab-1", b"c"), lambda: downloads.start_file("lab-1")):
+        with pytest.raises(OSError, match="was interrupted"):
+            act()
+    assert list(tmp_path.iterdir()) == []
