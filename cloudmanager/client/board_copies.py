@@ -6,7 +6,7 @@ The files pass through this computer: a board has no operation that copies.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cloudmanager.results.results import Results
 
@@ -59,6 +59,7 @@ async def _copy_on_board(
     place, is_single = dest
     errors: list[OSError] = []
     origins: list[str] = []
+    places: dict[str, str] = {}  # local folder -> the folder on the board that its content is from
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
             found = [path]
@@ -74,7 +75,8 @@ async def _copy_on_board(
                 if isinstance(result.error, OSError) and is_refusal(result.error):
                     errors.append(result.error)
                 elif result.ok:
-                    name = board_paths.parse_board_path(each).rpartition("/")[2]
+                    top, _, name = board_paths.parse_board_path(each).rpartition("/")
+                    places[local] = f"{top}/{name}/" if each.endswith("/") else f"{top}/"
                     is_content = each.endswith("/") or not name
                     origins.append(local if is_content else local + board_paths.escape_name(name))
                 else:
@@ -82,4 +84,21 @@ async def _copy_on_board(
         if not origins:
             return Results({board.target: files.failed_result(board.target, join_errors(errors))})
         origin = origins[0] if is_single else origins
-        return add_errors(await uploads.upload(board, origin, place, progress), errors)
+        try:
+            results = add_errors(await uploads.upload(board, origin, place, progress), errors)
+        except OSError as error:
+            results = Results({board.target: files.failed_result(board.target, error)})
+        return _without_local_names(results, places)
+
+
+def _without_local_names(results: Results, places: Mapping[str, str]) -> Results:
+    """Return results whose errors name files on the board instead of their local copies."""
+    named = dict(results)
+    for name, result in results.items():
+        error = result.error
+        if isinstance(error, OSError):
+            texts = [str(error.filename or ""), str(error.strerror or "")]
+            for local, top in places.items():
+                texts = [text.replace(local, f"{name}:{top}") for text in texts]
+            named[name] = files.failed_result(name, OSError(error.errno, texts[1], texts[0]))
+    return Results(named, results.left_out)

@@ -13,6 +13,7 @@ import pytest
 
 from cloudmanager import Boards, Fleet, Result, Results
 from cloudmanager.cli import board_commands
+from cloudmanager.display.file_report import files_text
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
@@ -183,6 +184,25 @@ def test_cp_copies_from_boards(two: Boards, fleet: Fleet, tmp_path: Path):
     assert {str(error.error).count("No such file") for error in copied.values()} == {1, 2}
     there = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("both/*/*"))
     assert there == ["both/demo-1/a", "both/demo-1/b", "both/demo-2/b"]
+    run(two, "rm -r s")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (":s/a :lib/cm/a", ":/s/a: not sent: :/lib/cm/a belongs to the board's client."),
+        (":s :lib/cm/", ":/s/a: not sent: :/lib/cm/s/a belongs to the board's client."),
+        (":s/ :lib/cm/", ":/s/a: not sent: :/lib/cm/a belongs to the board's client."),
+        (":s/a :main.py", ":/main.py: the path belongs to its client; put your own program at "),
+        (":no :x", ":/no: No such file or directory."),
+        (":s :s/a", ":/s/a/s: Not a directory."),
+    ],
+)
+def test_errors_of_cp_name_files_of_boards(two: Boards, words, error):
+    two.put(b"a", ":s/a")
+    head, text = files_text(run(two, f"cp {words}")).splitlines()
+    assert "demo-[1-2] · error" in head
+    assert text.startswith(error)
     run(two, "rm -r s")
 
 
