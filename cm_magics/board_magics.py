@@ -14,11 +14,21 @@ from cloudmanager.results.results import Results
 
 from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
+from .magic_options import MagicParser
 from .magics import fleet, with_variables
 
-_RESET_PARSER: Final = make_parser(
-    "board_reset", "Soft-reset boards, and wait until they are back: %board_reset lab-*"
-)
+
+def make_reset_parser() -> MagicParser:
+    """Make the parser of `%board_reset`."""
+    text = "Soft-reset boards, and wait until they are back: %board_reset lab-*"
+    parser = make_parser("board_reset", text)
+    parser.add_argument(
+        "--hard", action="store_true", help="reset the chip, as its RESET button does"
+    )
+    return parser
+
+
+_RESET_PARSER: Final = make_reset_parser()
 _INFO_PARSER: Final = make_parser(
     "board_info", "Show the facts of boards, online or offline: %board_info lab-1"
 )
@@ -28,15 +38,14 @@ _HEALTH_PARSER: Final = make_parser(
 _RENAME_PARSER: Final = make_parser("board_rename", "Rename a board: %board_rename lab-1 roof")
 
 
-def _reset_text(results: Results) -> str:
-    """Return which boards were reset; "" if none was."""
-    succeeded = fold_names(name for name, result in results.items() if result.ok)
-    return f"{succeeded}: soft reset done." if succeeded else ""
+def _reset_display(kind: str) -> cell_display.VerbDisplay:
+    """Return how a reset is shown: the boards that were reset, if any."""
 
+    def text(results: Results) -> str:
+        succeeded = fold_names(name for name, result in results.items() if result.ok)
+        return f"{succeeded}: {kind} reset done." if succeeded else ""
 
-_RESET_DISPLAY: Final = cell_display.VerbDisplay(
-    "resetting", unit="boards", text=_reset_text, html=lambda _: None
-)
+    return cell_display.VerbDisplay("resetting", unit="boards", text=text, html=lambda _: None)
 
 
 @magics_class
@@ -54,10 +63,13 @@ class ManagementMagics(TargetMagics):
     @with_variables
     def board_reset(self, line: str) -> Results:
         """Soft-reset boards; the parser's help replaces this docstring."""
-        boards, words, _ = self._parse_line(_RESET_PARSER, line)
+        boards, words, options = self._parse_line(_RESET_PARSER, line)
         if words:
             raise UsageError("Usage: %board_reset TARGET")
-        return self._run_verb(lambda progress: boards.reset(progress=progress), _RESET_DISPLAY)
+        return self._run_verb(
+            lambda progress: boards.reset(hard=options.hard, progress=progress),
+            _reset_display("hard" if options.hard else "soft"),
+        )
 
     board_reset.__doc__ = _RESET_PARSER.format_help()
 

@@ -25,6 +25,12 @@ def test_reset_clears_variables_and_lists_the_boards(shell: Shell, fleet: Fleet)
     assert fleet["demo-1"].run("'kept' in globals()").value is False
 
 
+def test_hard_reset_is_announced_as_such(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet["demo-1"].run("kept = 1").raise_for_error()
+    assert shell.run("r = %board_reset --hard demo-1") == "demo-1: hard reset done."
+    assert fleet["demo-1"].run("'kept' in globals()").value is False
+
+
 def test_reset_of_an_offline_board_raises(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet.enrol(["away-1"])
     assert "away-1" in shell.run("%board_reset away-1")
