@@ -86,19 +86,22 @@ async def _copy_on_board(
         origin = origins[0] if is_single else origins
         try:
             results = add_errors(await uploads.upload(board, origin, place, progress), errors)
-        except OSError as error:
-            results = Results({board.target: files.failed_result(board.target, error)})
-        return _without_local_names(results, places)
-
-
-def _without_local_names(results: Results, places: Mapping[str, str]) -> Results:
-    """Return results whose errors name files on the board instead of their local copies."""
+        except OSError as failure:
+            results = Results({board.target: files.failed_result(board.target, failure)})
+        except ValueError as wrong:  # two files for one place
+            raise ValueError(_with_board_names(str(wrong), places, "")) from None
     named = dict(results)
     for name, result in results.items():
         error = result.error
         if isinstance(error, OSError):
-            texts = [str(error.filename or ""), str(error.strerror or "")]
-            for local, top in places.items():
-                texts = [text.replace(local, f"{name}:{top}") for text in texts]
-            named[name] = files.failed_result(name, OSError(error.errno, texts[1], texts[0]))
+            why = _with_board_names(str(error.strerror or ""), places, name)
+            path = _with_board_names(str(error.filename or ""), places, name)
+            named[name] = files.failed_result(name, OSError(error.errno, why, path))
     return Results(named, results.left_out)
+
+
+def _with_board_names(text: str, places: Mapping[str, str], board: str) -> str:
+    """Return a message that names files on a board instead of their local copies."""
+    for local, top in places.items():
+        text = text.replace(local, f"{board}:{top}")
+    return text

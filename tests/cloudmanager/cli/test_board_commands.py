@@ -206,6 +206,15 @@ def test_errors_of_cp_name_files_of_boards(two: Boards, words, error):
     run(two, "rm -r s")
 
 
+def test_two_files_for_one_place_are_refused_by_cp(two: Boards):
+    two.put(b"a", ":s/a")
+    two.put(b"b", ":s/t/a")
+    with pytest.raises(ValueError, match=r"^:/s/a and :/s/t/a would both be written to :/x/a$"):
+        run(two, "cp :s/a :s/t/a :x")
+    assert not two.stat(":x").ok
+    run(two, "rm -r s")
+
+
 @pytest.mark.parametrize("words", ["a b", "a :b c", ":a b :c", "a :b :c"])
 def test_cp_without_a_direction_is_refused(two: Boards, tmp_path: Path, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
