@@ -181,7 +181,7 @@ SERVERS: Final = [
     defence(
         "fence: a job is claimed, sent and corrected by its board's holder only",
         SERVER + "store/shared_store.py",
-        "SharedStore._is_holder = lambda self, board_id: (_boards.c.id == board_id,)",
+        "SharedStore._is_holder = lambda self, board_id, server_id: (_boards.c.id == board_id,)",
         ONLY_HOLDER,
         STORE + "queued_job_is_sent_by_the_holder_of_its_board[sqlite]",
         STORE + "result_is_corrected_by_the_holder_of_the_board[sqlite]",

@@ -365,6 +365,7 @@ class BoardDirectory:
             board = self._registry.by_id.get(board_id)
             if board is not None:
                 self._drop_claim(board_id)
+                self._last_samples.pop(board_id, None)
                 self._services.enrolment.remove_board(board)
 
     def publish_row_changes(self, boards: Sequence[str] = (), *, tokens: bool = False) -> None:

@@ -129,6 +129,8 @@ class Rebalancer:
         return math.ceil(own - share) if self._is_active else 0
 
     def _ask(self, boards: list[Board], count: int, now: float) -> None:
+        recently = now - self.pace.again
+        self._asked_at = {id_: at for id_, at in self._asked_at.items() if at > recently}
         candidates = [board for board in boards if self._is_candidate(board, now)]
         candidates.sort(key=lambda board: board.free_since)
         for board in candidates[:count]:
@@ -141,10 +143,9 @@ class Rebalancer:
 
     def _is_candidate(self, board: Board, now: float) -> bool:
         """Return whether a board may be asked: nobody uses it, and it was not asked lately."""
-        if not board.idle or self._is_reserved(board):
-            return False
-        last = self._asked_at.get(board.id, -math.inf)
-        return now > max(board.free_since + self.pace.quiet, last + self.pace.again)
+        is_free = board.idle and not self._is_reserved(board)
+        is_quiet = now > board.free_since + self.pace.quiet
+        return is_free and is_quiet and board.id not in self._asked_at
 
     def _judge(self, board: Board) -> None:
         """Note where a board is that was asked; stop if that is of no use."""

@@ -95,14 +95,14 @@ class SharedStore(NotifyingStore):
         claim = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("owner")))
         claim = claim.where(self.database.is_one_of(_jobs.c.id, "ids"))
         claim = claim.returning(_jobs.c.id, _jobs.c.epoch)
-        is_held = (_boards.c.id == _jobs.c.board, _boards.c.holder == sa.bindparam("me"))
+        is_held = self._is_holder(_jobs.c.board, sa.bindparam("me"))
         sent = {"server": sa.bindparam("me"), "epoch": _boards.c.epoch}
         self._claim_to_send = self.database.prepare(claim.where(*is_held).values(sent))
         self._claim_queued = self.database.prepare(claim.values(server=sa.bindparam("me")))
         self._select_server = self.database.compile(server.with_for_update(read=True))
         board_id = sa.select(_jobs.c.board).where(_jobs.c.id == sa.bindparam("job"))
-        of_board = _boards.c.id == board_id.scalar_subquery()
-        epoch = sa.select(_boards.c.epoch).where(of_board, _boards.c.holder == sa.bindparam("me"))
+        is_held = self._is_holder(board_id.scalar_subquery(), sa.bindparam("me"))
+        epoch = sa.select(_boards.c.epoch).where(*is_held)
         mark = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("me")))
         mark = mark.where(_jobs.c.id == sa.bindparam("job")).values(epoch=epoch.scalar_subquery())
         self._mark_sent = self.database.prepare(mark.returning(_jobs.c.epoch))
@@ -212,7 +212,7 @@ class SharedStore(NotifyingStore):
 
     def _amend_row(self, reported: EndedJob, board_id: str) -> None:
         """Write a job's result, if this server holds the board that reports it."""
-        held = sa.exists().where(*self._is_holder(board_id))
+        held = sa.exists().where(*self._is_holder(board_id, self.server_id))
         statement = sa.update(_jobs).where(
             _jobs.c.id == reported.job, _jobs.c.board == board_id, held
         )
@@ -226,13 +226,14 @@ class SharedStore(NotifyingStore):
             self._connection.execute(statement.values(values))
             self._connection.commit()
 
-    def _is_holder(self, board_id: Any) -> tuple[Any, ...]:
+    def _is_holder(self, board_id: Any, server_id: Any) -> tuple[Any, ...]:
         """Return the conditions for rows of boards: this board, held by this server.
 
         Args:
             board_id: a string, or an SQL expression.
+            server_id: the same.
         """
-        return _boards.c.id == board_id, _boards.c.holder == self.server_id
+        return _boards.c.id == board_id, _boards.c.holder == server_id
 
     def mark_sent(self, job: int) -> bool:
         """Mark a job of this server as sent; return whether it may be sent: only once.
