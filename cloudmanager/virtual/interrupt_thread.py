@@ -272,7 +272,9 @@ class InterruptThread:
             self.mailbox[_CALLBACK_SCHEDULED] = 1
             callback = struct.unpack_from("<q", self.mailbox, _CALLBACK_ADDRESS)[0]
             if not self._schedule_call(callback, _CALLBACK_ARGUMENT):
-                self.mailbox[_CALLBACK_SCHEDULED] = 0  # the queue is full: retry at the next tick
+                # The queue is full: retry at the next tick. The watchdog goes on: it may be full
+                # of callbacks that are not called.
+                self._scheduled_at = 0.0
                 return
         pause = 0.001
         if self.mailbox[_OUTPUT_FULL]:  # the board may be waiting for room in the pipe

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.virtual.interrupt_thread import BoardOutput, InterruptThread
+from cloudmanager.virtual import interrupt_thread
+from cloudmanager.virtual.interrupt_thread import RESTART, BoardOutput, InterruptThread
 
 USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
 CAPTURES, FULL = 28, 30
@@ -47,15 +49,19 @@ def printed() -> tuple[int, int]:
 
 @pytest.fixture
 def board(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: tuple[int, int]
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    printed: tuple[int, int],
 ) -> Iterator[tuple[InterruptThread, Library]]:
-    """An interrupt thread and its stand-in for MicroPython."""
+    """An interrupt thread, its watchdog's time as the parameter, and a stand-in for MicroPython."""
     library = Library()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
     monkeypatch.setattr(signal, "siginterrupt", lambda *_: None)
     output = BoardOutput(printed[0], tmp_path / "board.log")
-    made = InterruptThread(library, output)  # type: ignore[arg-type]
+    watchdog = getattr(request, "param", 60.0)
+    made = InterruptThread(library, output, watchdog)  # type: ignore[arg-type]
     struct.pack_into("<i", made.mailbox, 24, -1)
     yield made, library
     made.mailbox[RUN] = 0
@@ -109,6 +115,55 @@ def test_deadline_schedules_a_callback_in_time(board: tuple[InterruptThread, Lib
     begin(made, fd=made.wake_writer, deadline=due)
     until(lambda: library.mp_sched_schedule.times)
     assert 0 <= library.mp_sched_schedule.times[0] * 1000 - due < 100
+
+
+@pytest.mark.parametrize("board", [0.5], indirect=True)
+@pytest.mark.parametrize("is_full", [False, True], ids=["", "full queue"])
+def test_watchdog_restarts_a_board_whose_callback_is_never_called(
+    board: tuple[InterruptThread, Library],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    is_full: bool,
+) -> None:
+    """MicroPython's queue is full after a few callbacks that were not called."""
+    made, library = board
+    ends: list[int] = []
+
+    def end(status: int) -> None:
+        ends.append(status)
+        threading.Event().wait()  # the thread goes no further, as in a process that ends
+
+    monkeypatch.setattr(os, "_exit", end)
+    library.mp_sched_schedule.act = lambda *_: not is_full
+    monkeypatch.setattr(interrupt_thread, "_CALLBACK_RETRY_SECONDS", 0.05)
+    since = time.monotonic()
+    made.mailbox[LATE] = 1
+    begin(made)
+    until(lambda: ends, 5)
+    assert time.monotonic() - since > 0.5
+    assert ends == [RESTART]
+    assert "[Watchdog: only native code ran for 0.5 s." in (tmp_path / "board.log").read_text()
+
+
+def test_full_queue_of_callbacks_that_are_called_is_no_reason_to_restart(
+    board: tuple[InterruptThread, Library],
+) -> None:
+    made, library = board
+
+    def note() -> None:
+        made.mailbox[LATE] = made.mailbox[NOTED] = 0
+
+    def schedule(*_: object) -> bool:
+        if len(library.mp_sched_schedule.times) < 4:
+            return False
+        note()
+        return True
+
+    library.mp_sched_schedule.act = schedule
+    made.mailbox[LATE] = 1
+    begin(made)
+    until(lambda: not made.mailbox[LATE])
+    assert made.mailbox[NOTED] == 0
 
 
 def test_interrupt_waits_for_user_code_and_is_repeated(
