@@ -168,7 +168,7 @@ def idle(ms):
         run_calls()
         ms = min(ms, 1000)
     if state.log:
-        state.log.flush()
+        ms = state.log.flush(ms)
     if state.program and (state.socket or state.tries > _TRIES_ALONE):
         return state.program()
     if "asyncio" in sys.modules:

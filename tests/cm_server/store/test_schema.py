@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import schema
 from cm_server.store.health_rows import Crash, Restart
-from cm_server.store.log_rows import LogRow
+from cm_server.store.log_rows import LogRow, LogTrims
 from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow
 from cm_server.store.schema import SCHEMA_VERSION
 from cm_server.store.secret_rows import SecretRow
@@ -214,7 +214,7 @@ def write() -> None:
         store.mark_board_seen("id2", {"platform": "esp32"})
         store.insert_jobs(["id1", "id2"], "ann")
         store.end_job(1, "error", "ValueError: \u00e4")
-        store.log_rows.append([LogRow("id1", 1790000000.0, 0, "ready\n")])
+        store.log_rows.append([LogRow("id1", 1790000000.0, 0, "ready\n")], LogTrims((), 0, 0, None))
         store.update_boards({"id1": {"serial": "A17", "note": "shelf"}})
         store.reserve_boards(["id2"], "ann", 1890000000.0)
         store.health_rows.add(
