@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,17 @@ NAMES = ["ill-1", "ill-2"]
 
 
 def restart(fleet: Fleet, ill, name: str, times: int) -> None:
-    """End the board's process and start it again, several times."""
+    """End the board's process and start it again, several times; wait for its program's end."""
     for _ in range(times):
         since = next(board["connected_since"] for board in fleet.boards(name))
         ill.kill(name)
         ill.restart(name)
         wait_online(fleet, [name], since=since)
+        until(lambda: [each for each in fleet.boards(name) if has_ended(each)], 1)
+
+
+def has_ended(board: dict[str, Any]) -> bool:
+    return str(board["program"]).startswith(("app.py ended", "safe mode"))
 
 
 @pytest.fixture
