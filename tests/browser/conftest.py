@@ -47,7 +47,7 @@ RECORD = Path(__file__).with_name("page_record.js")
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
 WAIT = 20_000  # ms: maximum wait for one event in a page, on a busy machine
 #: Maximum wait in ms for a page to open, the first of which takes 40 s on a busy machine, and for
-#: all cells of a notebook.
+#: all cells of a notebook to be run.
 LONG_WAIT = 90_000
 #: The last five keep Chromium from contacting hosts on the Internet.
 FLAGS = (
@@ -58,6 +58,24 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+#: Extensions of JupyterLab that no test needs: they take a good part of the time in which a page
+#: opens, and the debugger makes requests to each kernel.
+DISABLED = (
+    "debugger",
+    "extensionmanager",
+    "fileeditor",
+    "hub",
+    "launcher",
+    "logconsole",
+    "lsp",
+    "mermaid",
+    "pdf",
+    "running",
+    "terminal",
+    "toc",
+    "vega5",
+    "workspaces",
 )
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -320,6 +338,10 @@ def _environment(folder: Path) -> dict[str, str]:
         path = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
+    page_config = folder / "config/labconfig/page_config.json"
+    page_config.parent.mkdir(parents=True)
+    disabled = {f"@jupyterlab/{name}-extension": True for name in DISABLED}
+    page_config.write_text(json.dumps({"disabledExtensions": disabled}))
     return {
         "JUPYTER_PATH": str(folder / "share/jupyter"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
