@@ -45,17 +45,18 @@ endif
 demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
-# The pure ones first, two files at a time; then, alone, what compares times, keeps the machine busy by itself, or
-# loses bytes on a busy one (the micro:bit's UART in QEMU).
+# First three files at a time, since most tests wait for servers and boards half of their time; those with the longest
+# single tests first, so that no process is left with one of them at the end. Then, alone, what compares times, keeps
+# the machine busy by itself, or loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
-TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system hardware)
+TOGETHER := $(addprefix tests/,system faults hardware board cm_kernel cm_magics attacks cloudmanager cm_server) $(wildcard tests/test_*.py)
 ALONE := tests/cloudmanager/cable/test_bridge.py tests/load tests/browser
 # A test that fails is run once more, since a busy machine can be late; the summary lists it (RERUN), and each is a
 # defect of the test or of the code. What fails twice has failed.
 RERUN := --reruns 1 --rerun-show-tracebacks -rfER
 test: check
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest -q $(RERUN) -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
+	@$(BIN)/python -m pytest -q $(RERUN) -n 3 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
 	@$(BIN)/python -m pytest $(RERUN) $(ALONE)
 	@$(BIN)/python -m pytest --nbval-lax notebooks
 else
