@@ -249,7 +249,7 @@ class Dashboard {
     this.filter.addEventListener("input", () => this.onFilter());
     this.filterError = el("span", { class: "cm-filter-error", role: "status" });
     this.counts = el("span", { class: "cm-count", role: "status" });
-    this.banner = new Banner(model.get("lost_text"));
+    this.banner = new Banner(model.get("lost_text"), model.get("waiting_text"));
     this.buttons = model.get("actions").map((action) =>
       button(action.title, () => this.start(action), { "data-action": action.name }),
     );

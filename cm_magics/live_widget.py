@@ -55,6 +55,10 @@ class LiveWidget(anywidget.AnyWidget):
     lost_text = traitlets.Unicode(
         "Not connected: the notebook's kernel has ended or does not answer. Run the cell again."
     ).tag(sync=True)
+    #: What a page says whose messages are not confirmed.
+    waiting_text = traitlets.Unicode(
+        "The notebook's kernel is busy or does not answer: what you did last waits for it."
+    ).tag(sync=True)
 
     def __init__(self, fleet: Fleet, target: str, **traits: Any) -> None:
         super().__init__(**traits)

@@ -30,9 +30,10 @@ function setText(node, text) {
 // A banner that says why the widget shows old data, because the notebook's kernel or the server is gone,
 // or why nothing follows from what the user did.
 class Banner {
-  // `lostText` is shown where the kernel does not answer.
-  constructor(lostText) {
+  // `lostText` is shown where the kernel has ended, `waitingText` while it does not answer.
+  constructor(lostText, waitingText = "") {
     this.lostText = lostText;
+    this.waitingText = waitingText;
     this.node = el("div", { class: "cm-lost", role: "alert", hidden: "" });
     this.kernelLost = false;
     this.serverLost = ""; // why the server is unreachable; "" if it is not
@@ -42,7 +43,7 @@ class Banner {
   // Change some of these; return whether the widget shows old data.
   update({ kernelLost = this.kernelLost, serverLost = this.serverLost, isWaiting = this.isWaiting }) {
     Object.assign(this, { kernelLost, serverLost, isWaiting });
-    const waiting = isWaiting ? "The notebook's kernel is busy or does not answer: what you did last waits for it." : "";
+    const waiting = isWaiting ? this.waitingText : "";
     const text = kernelLost ? this.lostText : serverLost || waiting;
     this.node.hidden = !text;
     setText(this.node, text);

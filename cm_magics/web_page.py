@@ -53,6 +53,7 @@ _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # for a page that does not read; i
 _TOKEN_SECONDS: Final = 7 * 86400  # life of the token of --role, which is revoked at the end
 _OPEN_FILE: Final = "dashboard.html"  # in CM_HOME: leads a browser to the URL
 _LOST: Final = "Not connected: `mbm dashboard` has ended or does not answer. Start it again."
+_WAITING: Final = "`mbm dashboard` is busy or does not answer: what you did last waits for it."
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -308,6 +309,7 @@ class Site:
             "fact_columns": FACT_COLUMNS,
             "initial_filter": target.text if target else "",
             "lost_text": _LOST,
+            "waiting_text": _WAITING,
         }
         self.files = {
             "": ("text/html", _PAGE),
