@@ -29,6 +29,7 @@ PURE = {
     "cloudmanager.protocol.package_references",
     "cloudmanager.protocol.proofs",
     "cloudmanager.protocol.run_options",
+    "cloudmanager.protocol.spans",
     "cloudmanager.protocol.targets",
     "cloudmanager.protocol.text",
     "cloudmanager.protocol.wire",
