@@ -141,6 +141,7 @@ def start():
     del spec, parts, name, part
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]
+    gc.collect()  # so that the client is at the start of the heap, and what is free is in one piece
     from cm import firmware, link, unix
 
     firmware.path = ["", "/lib", ".frozen"]

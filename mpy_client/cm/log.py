@@ -24,6 +24,7 @@ sent = 0  # ticks when something was last sent
 writing = False
 # Returns whether the user's code that runs is not that of a cell, so that its output is the log's.
 beside = None
+take_output = None  # unix.py sets it
 
 
 # What `beside` is while tasks run between cells, or the user's program.
@@ -121,4 +122,3 @@ def call():
 if "cm.loop" in sys.modules:
     beside = sys.modules["cm.loop"].is_beside
 state.log = sys.modules["cm.log"]
-take_output = getattr(state.console, "take_output", None)  # of virtual boards

@@ -8,7 +8,7 @@
 # what is printed outside of cells, is also written to the file board.log.
 from _thread import get_ident
 
-from cm import firmware, link, run, state
+from cm import firmware, link, log, run, state
 from cm.firmware import builtins, io, struct, sys, time
 from cm.link import run_calls
 
@@ -78,7 +78,7 @@ def end_guard(may_raise):
     if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
     mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.ahead > 0
-    mailbox[_LOG_PENDING] = state.log.size > 0 and state.socket is not None
+    mailbox[_LOG_PENDING] = log.size > 0 and state.socket is not None
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
     if interrupt:
         mailbox[_INTERRUPT_STATE] = 3
@@ -103,8 +103,8 @@ def poll():
     run_calls()
     if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
         take_output()
-    if state.log.size and ticks_diff(ticks_ms(), state.log.sent) >= _LOG_MS:
-        state.log.send()
+    if log.size and ticks_diff(ticks_ms(), log.sent) >= _LOG_MS:
+        log.send()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
@@ -131,7 +131,7 @@ def callback(_):
 # ends even if a thread prints endlessly. An empty buffer is filled without allocating: the heap may
 # be full.
 def take_output():
-    if not mailbox[_CELL_RUNS] or (state.log.beside and state.log.beside()):
+    if not mailbox[_CELL_RUNS] or (log.beside and log.beside()):
         take_log()
         return
     left = _MAX_BYTES
@@ -161,12 +161,12 @@ def take_log():
         for _ in range(_MAX_BYTES // len(piece)):
             n = output.readinto(piece) or 0
             view = memoryview(piece)[:n]
-            state.log.write(view, True)
+            log.write(view, True)
             log_file.write(view)
             if n < len(piece):
                 return
     except Exception:  # no memory, or no room on the host's disk
-        state.log.lost += n
+        log.lost += n
 
 
 # Takes the output of a task after each of its steps, since each may belong to another cell or to
@@ -242,8 +242,7 @@ def set_input(on):
 
 # Called when the client starts: from now on it reads the pipe, and the interrupt thread does not.
 def start():
-    import cm.log  # noqa: F401 - it sets state.log
-
+    log.take_output = take_output
     mailbox[_CAPTURES] = 1
     while mailbox[_COPYING]:
         pass
@@ -262,7 +261,7 @@ def attach():
     pack_into("<q", mailbox, _DEADLINE, state.deadline)
     pack_into("<i", mailbox, _LINK_FD, state.socket.fileno() if state.socket else -1)
     take_log()
-    mailbox[_LOG_ONLY] = state.log.beside is state.log.always
+    mailbox[_LOG_ONLY] = log.beside is log.always
     core = sys.modules.get("asyncio.core")
     if core and core is not watched:
         watch_tasks(core)
