@@ -63,7 +63,7 @@ FILES: Final[list[Defence]] = [
     ),
     defence(
         "files: a byte order mark does not void the first ignored pattern",
-        LIBRARY + "client/text_files.py",
+        LIBRARY + "protocol/text_encodings.py",
         "decode_text = lambda data: data.decode()",
         CLIENT + "test_text_files.py::test_first_pattern_of_an_ignore_file_with_a_mark_holds",
     ),
