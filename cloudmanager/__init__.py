@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .results.board_values import Repr
     from .results.results import Result, Results
 
+#: The version of the library, the server, the magics, the kernel and ``mbm``; setup.cfg reads it.
+__version__ = "0.1.0"
+
 __all__ = [
     "AsyncFleet",
     "BoardError",

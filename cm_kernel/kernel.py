@@ -7,13 +7,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from IPython.utils.tokenutil import token_at_cursor
 from traitlets import List, Type
+
+from cloudmanager import __version__
 
 from .interrupts import InterruptHandler
 from .shell import BoardShell
@@ -30,7 +31,7 @@ class BoardKernel(IPythonKernel):
     """The kernel "MicroPython (Cloudmanager)"."""
 
     implementation = "cm_kernel"
-    implementation_version = version("cloudmanager")
+    implementation_version = __version__
     language_info = {
         "name": "micropython",
         "version": "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import re
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .wheel import ROOT, build, pip, tracked
+from cloudmanager import __version__
+
+from .wheel import ROOT, build, build_sdist, build_wheel, pip, tracked
 
 SOURCES = {"cloudmanager": ROOT / "cloudmanager", "cm_server": ROOT / "server/cm_server"}
 #: Modules that import the standard library and each other only.
@@ -51,12 +52,6 @@ def path_of(module: str) -> Path:
     """Return the file of a module, given by its dotted name."""
     top, _, rest = module.partition(".")
     return SOURCES[top] / (rest.replace(".", "/") + ".py")
-
-
-def version() -> str:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    return config["metadata"]["version"]
 
 
 def test_pure_modules_import_the_standard_library_and_each_other_only():
@@ -99,7 +94,7 @@ def test_no_tracked_file_contains(what: str, pattern: str):
 def test_changelog_lists_the_packaged_version_first_after_unreleased_changes():
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
     released = [heading for heading in headings if heading != "Unreleased"]
-    assert released[0] == version()
+    assert released[0] == __version__
     assert "Unreleased" not in headings[1:]
 
 
@@ -120,8 +115,24 @@ def test_wheel_contains_the_board_code_the_server_and_the_command(wheel: Path):
     assert {f"cm_magics/{name}" for name in page} <= names
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
-    scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")
+    scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{__version__}.dist-info/entry_points.txt")
     assert b"mbm = cloudmanager.cli:main" in scripts
+
+
+def test_wheel_of_the_source_archive_is_that_of_the_repository(wheel: Path, tmp_path: Path):
+    from_archive = build_wheel(build_sdist(tmp_path), tmp_path / "again")
+    assert from_archive.name == wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert zipfile.ZipFile(from_archive).namelist() == names
+    assert {"cloudmanager/py.typed", "cm_magics/py.typed"} <= set(names)
+
+
+def test_version_of_the_package_is_that_of_the_module(wheel: Path):
+    metadata = zipfile.ZipFile(wheel).read(f"cloudmanager-{__version__}.dist-info/METADATA")
+    assert f"\nVersion: {__version__}\n" in metadata.decode()
+    command = [sys.executable, "-c", "from cloudmanager.cli import main; main()", "--version"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert shown == f"mbm {__version__}\n"
 
 
 def test_installed_wheel_imports_and_finds_the_board_code(wheel: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
+from cloudmanager import __version__
 from cloudmanager.display.terminal import print_error
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
@@ -108,9 +109,7 @@ class _ShowVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the version."""
-        from importlib.metadata import version  # takes 20 ms, and no other verb needs it
-
-        print(f"mbm {version('cloudmanager')}")
+        print(f"mbm {__version__}")
         parser.exit()
 
 

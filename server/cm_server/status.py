@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import metadata
+
+from cloudmanager import __version__
 
 from .clock import CheckedClock, steady_seconds
 from .housekeeping import Housekeeper
@@ -34,7 +35,7 @@ class ServerStatus:
         self._store_queue = store_queue
         self._clock = clock
         self._housekeeper = housekeeper
-        self.version = metadata.version("cloudmanager")
+        self.version = __version__
         self.pid = os.getpid()
         self.started_at = clock.wall()
         self._started_steady = steady_seconds()
