@@ -266,7 +266,7 @@ def test_fleet_and_async_fleet_have_every_verb():
     from cloudmanager.client.async_fleet import AsyncBoards
 
     verbs = [name for name in vars(FileVerbs) if not name.startswith("_")]
-    assert len(verbs) == 16
+    assert len(verbs) == 18
     for face in (Boards, AsyncBoards):
         assert [name for name in verbs if not hasattr(face, name)] == []
         assert all(

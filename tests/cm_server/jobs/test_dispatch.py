@@ -424,7 +424,7 @@ def test_surrogates_and_long_errors_can_be_stored(rig: Rig):
     rig.connect(last=last(job, "error", "lone \ud800 surrogate, NUL \0 " + "x" * 5000))
     status, error = rig.written(job)
     assert status == "error"
-    assert error == ("lone ? surrogate, NUL \0 " + "x" * 5000)[:1024]
+    assert error == ("lone ? surrogate, NUL \N{REPLACEMENT CHARACTER} " + "x" * 5000)[:1024]
     (after,) = rig.run()
     rig.end(after)
     assert rig.written(after) == ("ok", "")
