@@ -7,11 +7,12 @@ import json
 import os
 import re
 import stat
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import SplitResult, quote, urlsplit
 
-from cloudmanager.protocol.errors import ServiceError
+from cloudmanager.protocol.errors import CloudmanagerError, ServiceError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
@@ -42,6 +43,29 @@ class ServerAddress(NamedTuple):
     def __repr__(self) -> str:
         """Return URL and source, without the token."""
         return f"ServerAddress(url={self.url!r}, source={self.source!r})"
+
+
+def has_posix() -> bool:
+    """Whether this system has the POSIX calls that the server and virtual boards need."""
+    return find_spec("fcntl") is not None
+
+
+def require_posix(subject: str) -> None:
+    """Check that the server and virtual boards can run on this system.
+
+    Args:
+        subject: what needs it, with the verb, such as "The server needs".
+
+    Raises:
+        CloudmanagerError: they cannot.
+    """
+    if not has_posix():
+        error = CloudmanagerError(f"{subject} Linux or macOS")
+        error.hint = (
+            "On Windows, run it in WSL; Windows' own programs, such as `mbm` and notebooks, "
+            "connect to it with CM_URL and CM_TOKEN."
+        )
+        raise error
 
 
 def home_folder() -> Path:
@@ -186,6 +210,8 @@ def server_lock_file(folder: Path) -> Path:
 
 def read_server_state(folder: Path) -> dict[str, Any] | None:
     """Return what the running server wrote (``url``, ``pid``); None if none runs."""
+    if not has_posix():
+        return None  # it runs on no other system, where os.kill(pid, 0) would send Ctrl-C
     try:
         state = json.loads(server_state_file(folder).read_text(encoding="utf-8"))
         is_valid = isinstance(state["url"], str) and type(state["pid"]) is int
@@ -293,12 +319,12 @@ def _is_alive(pid: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Whether a server holds the lock; its pid alone may belong to another process by now."""
-    try:
-        import fcntl  # does not exist on Windows: there only the pid is checked
+    import fcntl  # not on Windows, see read_server_state
 
+    try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (ImportError, BlockingIOError):
+    except BlockingIOError:
         return True
     except OSError:
         return False

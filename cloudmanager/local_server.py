@@ -60,7 +60,9 @@ def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
 
     Raises:
         ServiceError: it did not start, for example because the TCP port is in use.
+        CloudmanagerError: the server does not run on this system.
     """
+    config.require_posix("The server needs")
     state = config.read_server_state(config.home_folder())
     if state is not None:
         return StartOutcome(str(state["url"]), already=True)
@@ -136,6 +138,7 @@ def restore(path: Path) -> Saved:
 
 
 def _run_backup(action: str, path: Path) -> Saved:
+    config.require_posix("The server needs")
     command = [sys.executable, "-m", "cm_server.store.backup", action, str(path.absolute())]
     home = config.make_home_folder()
     completed = subprocess.run(

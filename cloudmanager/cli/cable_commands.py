@@ -465,6 +465,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
     """Serve boards on cables until Ctrl-C."""
     from cloudmanager.cable.bridge import Bridge
 
+    config.require_posix("The bridge needs")  # it waits for serial ports and sockets by select()
     serial_ports.require_tools()
     names = _expand_names(options.name)
     with Fleet() as fleet:

