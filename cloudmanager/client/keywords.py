@@ -6,12 +6,15 @@ Type checkers read them from ``Unpack``; ``help()``, Shift-Tab and IPython's ``?
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cloudmanager.protocol.option_info import option_infos
 from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+
+_TEXT_WIDTH: Final = 72  # of a line of a docstring, without its indentation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,16 +52,25 @@ def _signature(function: F, keywords: type, options: type) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-def _docstring(function: F, keywords: type, options: type) -> str:
+def _docstring(function: F, keywords: type, options: type) -> str | None:
+    """Return the docstring with the keywords; None if Python removes docstrings (``-OO``)."""
+    docstring = function.__doc__
+    if docstring is None:
+        return None
+    # Python removes the indentation of docstrings from 3.13 on.
+    line = re.search(rf"^( *)options: see ``{options.__name__}``\.$", docstring, re.MULTILINE)
+    assert line is not None
+    indent = line[1]
     infos = option_infos(options)
     lines = []
     for name in keywords.__annotations__:
-        text = f"{name}: {infos[name].text}."
-        lines += textwrap.wrap(text, 84, initial_indent=" " * 12, subsequent_indent=" " * 16)
-    placeholder = f"            options: see ``{options.__name__}``.\n"
-    assert function.__doc__ is not None
-    assert placeholder in function.__doc__
-    return function.__doc__.replace(placeholder, "\n".join(lines) + "\n")
+        lines += textwrap.wrap(
+            f"{name}: {infos[name].text}.",
+            len(indent) + _TEXT_WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent + "    ",
+        )
+    return docstring[: line.start()] + "\n".join(lines) + docstring[line.end() :]
 
 
 #: Decorates a function that takes ``**options: Unpack[RunKeywords]``.

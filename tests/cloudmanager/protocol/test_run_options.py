@@ -15,6 +15,7 @@ from cloudmanager.client.install_options import (
     add_install_options,
     install_keywords,
 )
+from cloudmanager.client.keywords import show_keywords
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.option_info import option_infos
@@ -101,3 +102,36 @@ async def test_unknown_keyword_is_a_type_error():
     options: dict[str, Any] = {"tmeout": 1}
     with pytest.raises(TypeError, match="tmeout"):
         await AsyncFleet("http://127.0.0.1:1")["all"].submit("1", **options)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_docstring_with_and_without_indentation_shows_the_options(clean):
+    """Python removes the indentation from 3.13 on, and docstrings with -OO."""
+
+    def run(**options):
+        """Run.
+
+        Args:
+            code: to run.
+            options: see ``RunOptions``.
+
+        Raises:
+            TypeError: never.
+        """
+
+    if clean:
+        run.__doc__ = inspect.cleandoc(run.__doc__ or "")
+    shown = inspect.cleandoc(show_keywords(RunKeywords, RunOptions)(run).__doc__ or "")
+    args = shown.partition("Args:\n")[2].partition("\n\nRaises:")[0].splitlines()
+    assert args[0] == "    code: to run."
+    names = [line.strip().partition(":")[0] for line in args[1:] if line[4] != " "]
+    assert names == list(RunKeywords.__annotations__)
+    assert all(line.startswith("    ") and len(line) <= 76 for line in args)
+
+
+def test_function_without_a_docstring_shows_the_options_in_its_signature():
+    def run(**options): ...
+
+    shown = show_keywords(RunKeywords, RunOptions)(run)
+    assert shown.__doc__ is None
+    assert list(inspect.signature(shown).parameters) == list(RunKeywords.__annotations__)
