@@ -37,6 +37,13 @@ NAMES: Final[dict[ModuleType, str]] = {
 POSIX_ONLY: Final = {"cloudmanager.virtual.interrupt_thread", "cloudmanager.virtual.supervisor"}
 #: Other libraries that choose by ``sys.platform`` what to import: imported before it is taken away.
 CHOOSERS: Final = ("esptool", "ipykernel.kernelapp", "mpremote.transport_serial", "serial")
+#: Modules that are plugins of libraries, which may be missing.
+PLUGINS: Final = {
+    "cloudmanager.testing.plugin": "pytest",
+    "cm_kernel.papermill_engine": "papermill",
+}
+#: No server listens there: another user's may listen on the default port.
+NO_SERVER: Final = "http://127.0.0.1:1"
 #: What `mbm` says, on systems without POSIX, and its exit status.
 REFUSALS: Final = {
     ("server-start",): "The server needs Linux or macOS.",
@@ -62,11 +69,9 @@ def take_away() -> None:
 
 def import_errors() -> Iterator[str]:
     """Import each module of the library, the magics and the kernel; yield what failed."""
-    skipped = set(POSIX_ONLY)
+    skipped = POSIX_ONLY | {name for name, library in PLUGINS.items() if not find_spec(library)}
     if find_spec("papermill"):
-        importlib.import_module("papermill")  # it imports our engine, which cannot be the first
-    else:
-        skipped.add("cm_kernel.papermill_engine")
+        importlib.import_module("papermill")  # it imports the engine, which cannot be the first
     for package in ("cloudmanager", "cm_magics", "cm_kernel"):
         path = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(path, f"{package}."):
@@ -116,8 +121,8 @@ def main() -> None:
         take_away()
     with tempfile.TemporaryDirectory() as home:
         os.environ["CM_HOME"] = home
-        for name in ("CM_URL", "CM_TOKEN"):
-            os.environ.pop(name, None)
+        os.environ["CM_URL"] = NO_SERVER
+        os.environ.pop("CM_TOKEN", None)
         Path(home, "backup.tar").touch()
         has_posix = os.name == "posix" and "--take-away" not in sys.argv
         failures = [*import_errors(), *command_line_errors(has_posix=has_posix)]
