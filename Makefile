@@ -3,8 +3,10 @@
 # soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
 #        while links break and servers die, a fifth of them over TLS anew, and half as many with
 #        three servers and 300 boards; 5 minutes of a server that is killed every 3 s; 30,000 cells;
-#        minutes of hostile input; half an hour (JOBS=100000 for longer, SEED=2)
+#        half an hour (JOBS=100000 for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
+#        (ARGS=token: those with that word in their name, and nothing else); then a minute each of
+#        seeded hostile input over plain connections, TLS and MAC
 # hardware  the suite for a board on a cable, five minutes long; it prints a table for an issue:
 #        make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="a command that presses RESET"]
 #        without WIFI through the bridge; SERVER=HOST[:PORT] as the board reaches this machine,
@@ -63,8 +65,11 @@ else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
 endif
 
+# The minutes of hostile input are part of `make attacks`, not of `make soak`.
+LONG_FUZZ := tests/attacks/test_long_fuzz.py
+
 soak: $(READY_TEST)
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest -m soak --ignore $(LONG_FUZZ) $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
 	@$(BIN)/python -m tests.faults.soak --jobs $$(($(JOBS) / 5)) --seed $(SEED) --tls
 	@$(BIN)/python -m tests.faults.killed_server --seed $(SEED)
@@ -72,6 +77,9 @@ soak: $(READY_TEST)
 
 attacks: $(READY_TEST)
 	@$(BIN)/python -m tests.attacks $(ARGS)
+ifeq ($(ARGS),)
+	@$(BIN)/python -m pytest -m soak $(LONG_FUZZ)
+endif
 
 hardware: $(READY_TEST)
 	@test -n "$(PORT)" || { echo 'make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="command"]' >&2; exit 2; }

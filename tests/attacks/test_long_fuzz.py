@@ -2,7 +2,7 @@
 
 The flood comes from another process. While it strikes the server, cells on a virtual board that it
 does not reach may take three times as long as while it strikes a listener that reads and discards,
-which costs the machine as much. ``make soak`` runs it.
+which costs the machine as much. ``make attacks`` runs it.
 """
 
 from __future__ import annotations
