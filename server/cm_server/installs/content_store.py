@@ -354,7 +354,8 @@ class ContentStore:
     def _start_timer(self) -> None:
         if not self._timer_runs:
             self._timer_runs = True
-            self._call_later(self._limits.upload_idle_seconds, self._on_timer)
+            first = min(upload.deadline[0] for upload in self._uploads.values())
+            self._call_later(max(0.0, first - self._clock()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_runs = False
