@@ -160,7 +160,7 @@ def test_malformed_messages_close_the_websocket(browser: Browser, message: str |
 def test_unknown_board_and_missing_server_are_errors(tmp_path: Path):
     done = subprocess.run([*COMMAND, "nobody-1"], capture_output=True, text=True, check=False)
     assert (done.returncode, "nobody-1" in done.stderr) == (2, True)
-    nowhere = {**os.environ, "CM_HOME": str(tmp_path)}
+    nowhere = {**os.environ, "CM_HOME": str(tmp_path), "CM_URL": "http://127.0.0.1:1"}
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, env=nowhere)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
