@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posixpath
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -47,6 +48,11 @@ _PROBE_OPS: Final[tuple[FileOp, ...]] = (
 )
 _CLEAN_OP: Final[FileOp] = ["rm", STAGING_PATH, True]
 _FINISH_OP: Final[FileOp] = ["finish", JOURNAL_PATH]
+#: Remove a manifest without packages, and its folder.
+_REMOVE_MANIFEST_OPS: Final[tuple[FileOp, ...]] = (
+    ["rm", MANIFEST_PATH, False],
+    ["rmdir", posixpath.dirname(MANIFEST_PATH)],
+)
 
 #: Called with the manifest that a board has now, once the board has confirmed it.
 OnConfirmed = Callable[[Manifest], object]
@@ -217,12 +223,19 @@ def install(
 
 
 def uninstall(names: Sequence[str], side: ServerSide, *, force: bool, dry_run: bool) -> OpGenerator:
-    """Uninstall packages from a board; arguments, result and errors are those of ``install``."""
+    """Uninstall packages from a board; arguments, result and errors are those of ``install``.
+
+    With the last package, the board's manifest and its folder are removed, too.
+    """
     probe = yield from _probe_board(dry_run)
     change = install_manifest.plan_removal(names, probe.manifest or {}, force=force)
     if not dry_run:
         yield from _apply_change(change, {}, side.add_bytes)
+        # First the store: a board without a manifest has the packages that the store knows of.
         side.on_confirmed(change.manifest)
+        if not change.manifest:
+            with contextlib.suppress(OSError):  # the packages are gone; an empty list does no harm
+                yield _REMOVE_MANIFEST_OPS
     return {**_summarize(change, probe, dry_run=dry_run), "notes": _fat_notes(probe.is_fat)}
 
 

@@ -156,6 +156,7 @@ def test_package_is_installed_upgraded_and_uninstalled(bridged_unix, tmp_path: P
     assert [len(installed) for installed in bridged_unix.packages().to_dict().values()] == [1]
     bridged_unix.uninstall(wish).raise_for_error()
     assert not bridged_unix.stat(":/lib/zzz").ok
+    assert not bridged_unix.stat(":/.cm").ok
     code = (
         "import sys\n[n for n in sys.modules if n[:2] == 'cm'], [n for n in dir() if 'cm_m' in n]"
     )

@@ -57,6 +57,19 @@ def test_installed_folder_is_importable_and_not_sent_twice(three, tmp_path: Path
     assert not three.stat(":/lib/zzz").ok
 
 
+def test_uninstalled_packages_leave_no_trace(three, tmp_path: Path):
+    before = three.ls(":/", recursive=True).raise_for_error().to_dict()
+    wishes = [write(tmp_path / name, {"__init__.py": "", "in/b.py": ""}) for name in ("yyy", "zzz")]
+    three.install(*wishes).raise_for_error()
+    three.uninstall("yyy").raise_for_error()
+    assert [list(r.value) for r in three.packages().values()] == [["zzz"]] * 3
+    three.uninstall("zzz").raise_for_error()
+    assert three.ls(":/", recursive=True).to_dict() == before
+    assert three.packages().to_dict() == {"demo-1": {}, "demo-2": {}, "demo-3": {}}
+    three.install(wishes[0]).raise_for_error()
+    assert [list(r.value) for r in three.packages().values()] == [["yyy"]] * 3
+
+
 def test_index_dependencies_and_upgrade_with_the_same_options(three, index: PackageIndex):
     index.publish("yyy", "1.0", {"yyy.py": "Y = 1"})
     index.publish("zzz", "1.0", {"zzz/__init__.py": "import yyy\nZ = 1", "zzz/old.py": ""}, "yyy")

@@ -94,6 +94,11 @@ class FakeBoard:
         for name in [name for name in self.files if name.startswith(path)]:
             self.free += len(self.files.pop(name)) // 4096
 
+    def rmdir(self, path: str) -> None:
+        if any(name.startswith(path + "/") for name in (*self.files, *self.folders)):
+            raise OSError(39, "Directory not empty", path)
+        self.folders.discard(path)
+
     def put(self, path: str, content: Content, staged: int = 0) -> int:
         assert staged == path.startswith("/.cm/new/"), "only staged files are written in place"
         self.files[path] = content.read(0, content.size)
@@ -336,6 +341,35 @@ def test_uninstall_removes_files(lab: Lab):
     assert "/lib/pack/a.mpy" not in board.files
     with pytest.raises(PackageError, match="no package is called pack"):
         board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+
+
+def test_uninstall_of_the_last_package_leaves_no_trace(lab: Lab):
+    board = FakeBoard()
+    before = dict(board.files), set(board.folders)
+    lab.install(board, lab.plan(a=b"A"))
+    board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+    assert (board.files, board.folders) == before
+    assert board.executed[-2:] == [f"rm {MANIFEST_PATH}", "rmdir /.cm"]
+
+
+def test_uninstall_of_one_of_two_packages_keeps_the_manifest(lab: Lab):
+    board = FakeBoard()
+    lab.install(board, lab.plan(a=b"A"))
+    other = {"version": "1", "source": "", "needs": [], "files": {}}
+    manifest = {**lab.confirmed[-1], "other": other}
+    board.files[MANIFEST_PATH] = json.dumps({"packages": manifest}).encode()
+    board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+    assert json.loads(board.files[MANIFEST_PATH]) == {"packages": {"other": other}}
+
+
+@pytest.mark.parametrize("op", [f"rm {MANIFEST_PATH}", "rmdir /.cm"])
+def test_uninstall_succeeds_although_the_empty_manifest_remains(lab: Lab, op: str):
+    board = FakeBoard()
+    lab.install(board, lab.plan(a=b"A"))
+    board.failing_op = op
+    report = board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+    assert (report["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
+    assert board.failing_op == "", "the operation was not tried"
 
 
 def test_audit_detail_names_the_requirements(lab: Lab):
