@@ -77,7 +77,8 @@ class AsyncFleet(Asynchronous, FleetVerbs):
         """
         async with self._connect_lock:
             if self._holder.usable() is None:
-                self._holder.hold(await asyncio.to_thread(ServerLink, self.address))
+                # The thread itself hands the link over: a cancelled task would lose it.
+                await asyncio.to_thread(ServerLink, self.address, self._holder.hold)
 
     async def close(self) -> None:
         """Disconnect. Running jobs continue on the boards."""

@@ -95,8 +95,7 @@ class Fleet(Blocking, FleetVerbs):
         with self._holder.lock:
             link = self._holder.usable()
             if link is None:
-                link = ServerLink(self.address)
-                self._holder.hold(link)
+                link = ServerLink(self.address, self._holder.hold)
             return link.exchange
 
     def queued_jobs(self) -> list[Job]:

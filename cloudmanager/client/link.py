@@ -25,6 +25,8 @@ from .exchange import Exchange
 from .outgoing import Outgoing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .tls import TlsSocket
 
 CONNECT_SECONDS: Final = 10.0  # to connect and complete the handshake
@@ -43,6 +45,8 @@ class ServerLink:
 
     Args:
         address: the server, and the caller's token.
+        on_open: called with the open link before the constructor returns. Ctrl-C can come between
+            that return and an assignment of its result, and would leave a link without an owner.
 
     Attributes:
         exchange: the protocol.
@@ -54,7 +58,9 @@ class ServerLink:
         VersionMismatch: the server uses another version of the protocol.
     """
 
-    def __init__(self, address: ServerAddress) -> None:
+    def __init__(
+        self, address: ServerAddress, on_open: Callable[[ServerLink], object] | None = None
+    ) -> None:
         try:
             self._socket, host = _open_socket(address)
         except (OSError, ValueError) as error:
@@ -68,9 +74,12 @@ class ServerLink:
         self._reader = threading.Thread(target=self._read_loop, name="cloudmanager", daemon=True)
         forks.notify_in_child(self)
         try:
+            self._outgoing.start()
             self._outgoing.send(self.exchange.handshake_request())
             self._reader.start()
             self.exchange.opened.result()
+            if on_open is not None:
+                on_open(self)
         except BaseException:  # such as Ctrl-C: the caller gets no link that it could close
             self._outgoing.stop()
             raise
@@ -195,12 +204,17 @@ class LinkHolder:
         return None if self.link is None or self.link.closed else self.link
 
     def hold(self, link: ServerLink) -> None:
-        """Replace the link."""
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        """Replace the link; the one before it is closed as soon as nobody uses it."""
+        owner = self._owner()
+        if owner is None:  # deleted while a thread connected
+            link.close_when_unused()
+            return
+        before = self._finalizer
         self.link = link
-        self._finalizer = weakref.finalize(self._owner(), link.close_when_unused)
+        self._finalizer = weakref.finalize(owner, link.close_when_unused)
         self._finalizer.atexit = False  # the process closes its sockets
+        if before is not None:
+            before()  # not detach(): a close that was interrupted may have left that link open
 
     def release(self) -> ServerLink | None:
         """Return the link, if there is one, and forget it."""

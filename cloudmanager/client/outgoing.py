@@ -88,6 +88,12 @@ class Outgoing:
         self._thread = threading.Thread(
             target=self._write_frames, name="cloudmanager-writer", daemon=True
         )
+
+    def start(self) -> None:
+        """Start the writing thread, which ends after ``stop`` or ``close``.
+
+        Not in the constructor: Ctrl-C there would leave a thread that nobody can stop.
+        """
         self._thread.start()
 
     @property

@@ -43,6 +43,7 @@ def pair():
 @pytest.fixture
 def outgoing(pair):
     made = Outgoing(pair[0])
+    made.start()
     yield made
     made.stop()
     made._thread.join(WAIT)
@@ -188,7 +189,7 @@ def connect():
     if not folder:
         reader = threading.Thread(target=read, args=(theirs,))
         reader.start()
-        return Outgoing(ours), reader
+        return started(Outgoing(ours)), reader
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder + "/server.pem")
     def serve():
@@ -198,7 +199,11 @@ def connect():
     reader.start()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    return Outgoing(tls.TlsSocket(ours, trust, "cloudmanager")), reader
+    return started(Outgoing(tls.TlsSocket(ours, trust, "cloudmanager"))), reader
+
+def started(outgoing):
+    outgoing.start()
+    return outgoing
 
 def on_interrupt(*_):
     global armed
