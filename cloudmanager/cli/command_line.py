@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cloudmanager import __version__
@@ -43,6 +44,8 @@ from .commands import FAILED, NO_SERVER, USAGE
 from .streams import OUTPUT_NAME, prepare_streams, run_with_output
 
 #: argparse's message for a verb that does not exist.
+_NO_MACRO: Final = re.compile(r"arguments are required: (TARGET, )?MACRO")
+_VERBS_OF_MAGICS: Final = {"boards": "board-list", "fleet": "dashboard"}  # magics of other names
 _UNKNOWN_VERB: Final = re.compile(r"argument VERB: invalid choice: '([^']*)'")
 #: What `mbm` without arguments prints.
 _GUIDE: Final = """\
@@ -125,10 +128,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if found := _UNKNOWN_VERB.match(message):
-            nearest = nearest_name(found[1], self.verb_names)
+            nearest = _nearest_verb(found[1], self.verb_names)
             guess = f" Did you mean {nearest}?" if nearest else ""
             message = f"There is no verb {found[1]}.{guess} `mbm --help` lists all verbs."
+        elif _NO_MACRO.search(message):
+            message = f"{message}. `mbm board --help` lists the macros."
         super().error(message)
+
+
+def _nearest_verb(word: str, verbs: Iterable[str]) -> str | None:
+    """Return the verb that was probably meant: `board-list` by `list`, and by `boards`."""
+    meant = _VERBS_OF_MAGICS.get(word, f"board-{word}")
+    return meant if meant in verbs else nearest_name(word, verbs)
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +169,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if getattr(options, "token", None) is False and options.name is None:
         verb_parser.error("give the NAME of the board, or --token")
     if getattr(options, "file", None) is not None and getattr(options, "code", None) is not None:
-        verb_parser.error("give the cell with -c or in FILE, not both")
+        error = "give the cell with -c or in FILE, not both"
+        if not Path(options.file).suffix:
+            error += f"; several boards are one TARGET: {options.target},{options.file}"
+        verb_parser.error(error)
     return options
 
 

@@ -82,9 +82,19 @@ def add_job_verbs(add_verb: AddVerb) -> None:
         "target", nargs="?", metavar="TARGET", help="boards whose jobs are listed (default: all)"
     )
     show = add_verb("job-show", job_show, "show how a job ended and the end of its output")
-    show.add_argument("job", type=int, metavar="JOB", help="number of the job")
+    show.add_argument("job", type=_job_number, metavar="JOB", help="number of the job")
     stop = add_verb("job-interrupt", job_interrupt, "interrupt jobs of any caller")
-    stop.add_argument("jobs", type=int, nargs="+", metavar="JOB", help="number of a job")
+    stop.add_argument("jobs", type=_job_number, nargs="+", metavar="JOB", help="number of a job")
+
+
+def _job_number(text: str) -> int:
+    """Read the number of a job from the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the number of a job; `mbm job-list` shows them"
+        ) from None
 
 
 def add_virtual_verbs(add_verb: AddVerb) -> None:
@@ -272,7 +282,9 @@ def _read_code(options: argparse.Namespace) -> str:
         return decode_text(Path(options.file).read_bytes())
     except OSError as error:
         error.filename = "standard input" if from_stdin else options.file
-        print_error(os_error_text(error))
+        is_missing = isinstance(error, FileNotFoundError) and not from_stdin
+        hint = " Give code with -c." if is_missing and not options.file.endswith(".py") else ""
+        print_error(os_error_text(error) + hint)
     except UnicodeDecodeError:
         name = "standard input" if from_stdin else options.file
         print_error(f"{name} is not UTF-8 text.")

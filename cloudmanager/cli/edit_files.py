@@ -136,9 +136,9 @@ def _run_editor(command: list[str]) -> int:
     try:
         return subprocess.run(command, check=False).returncode
     except OSError as error:
-        raise CloudmanagerError(
-            f"The editor {command[0]} cannot be started: {error.strerror}."
-        ) from None
+        problem = CloudmanagerError(f"The editor {command[0]} cannot be started: {error.strerror}.")
+        problem.hint = "Correct the environment variable VISUAL or EDITOR, such as EDITOR=nano."
+        raise problem from None
     finally:
         signal.signal(signal.SIGINT, before)
 

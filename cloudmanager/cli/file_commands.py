@@ -67,7 +67,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     board.epilog = _macro_list()
     board.add_argument("target", metavar="TARGET")
     board.add_argument("macro", metavar="MACRO", help="name of the macro, see below")
-    board.add_argument("words", nargs="*", metavar="ARGUMENT", help="arguments of the macro")
+    board.add_argument(
+        "words", nargs="*", default=[], metavar="ARGUMENT", help="arguments of the macro"
+    )
 
 
 def _macro_list() -> str:

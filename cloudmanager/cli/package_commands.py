@@ -31,7 +31,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     show.add_argument("target", metavar="TARGET")
     newer = add_verb("board-upgrade", upgrade, "install the newest versions of packages on boards")
     newer.add_argument("target", metavar="TARGET")
-    newer.add_argument("names", nargs="*", metavar="NAME", help="packages (default: all)")
+    newer.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="packages (default: all)"
+    )
     add_upgrade_options(newer)
 
 

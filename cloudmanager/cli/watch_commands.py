@@ -25,7 +25,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     """Add the verbs of this module to the parser of ``mbm``."""
     watch = add_verb("board-watch", board_watch, "show the values that boards emit, live")
     watch.add_argument("target", metavar="TARGET", help="boards, connected or not")
-    watch.add_argument("names", nargs="*", metavar="NAME", help="only these values (default: all)")
+    watch.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="only these values (default: all)"
+    )
     watch.epilog = (
         "In a terminal it is a table of the newest values, in a pipe a line for each sample, and "
         "with --json an object on each line. Ctrl-C ends it."

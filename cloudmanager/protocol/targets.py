@@ -92,7 +92,10 @@ class NamedBoards:
         """
         unknown = [name for name in self.names if name not in boards]
         if unknown:
-            raise NoSuchBoard(unknown[0], nearest_name(unknown[0], boards), unknown[1:])
+            # A range of which some names exist is not misspelled, but too long.
+            is_too_long = len(unknown) < len(self.names)
+            nearest = None if is_too_long else nearest_name(unknown[0], boards)
+            raise NoSuchBoard(unknown[0], nearest, unknown[1:])
         return dict.fromkeys(self.names, True)
 
     def covers(self, name: str, board: BoardView) -> bool:

@@ -70,6 +70,16 @@ def test_wrong_token_is_reported_in_one_line(server: RunningServer, mbm, monkeyp
         (["board-execute"], "TARGET"),
         (["board-execute", "all", "-c", "1", "file.py"], "with -c or in FILE, not both"),
         (["board-execute", "all", "file.py", "-c", "1"], "with -c or in FILE, not both"),
+        (["board-execute", "a-1", "a-2", "-c", "1"], "several boards are one TARGET: a-1,a-2"),
+        (
+            ["board-execute", "all", "print(1)"],
+            "print(1): No such file or directory. Give code with -c.",
+        ),
+        (["board-execute", "all", "none.py"], "none.py: No such file or directory.\n"),
+        (["board", "all"], "required: MACRO. `mbm board --help` lists the macros."),
+        (["board-watch"], "required: TARGET\n"),
+        (["board-upgrade"], "required: TARGET\n"),
+        (["board"], "required: TARGET, MACRO. `mbm board --help` lists the macros."),
         (["board-execute", "all", "one.py", "two.py"], "unrecognized arguments: two.py"),
         (["board-execute", "all", "one.py", "--no"], "unrecognized arguments: --no"),
         (["server-stop", "now"], "unrecognized arguments: now"),
@@ -90,7 +100,10 @@ def test_wrong_token_is_reported_in_one_line(server: RunningServer, mbm, monkeyp
         (["simulate", "many"], "a number from 1 to 1000"),
         (["simulate", "--heap", "big"], "such as 64k or 1M"),
         (["simulate", "--flash", "-1"], "such as 64k or 1M"),
-        (["job-show", "x"], "JOB"),
+        (
+            ["job-show", "x"],
+            "argument JOB: 'x' is not the number of a job; `mbm job-list` shows them",
+        ),
         (["token-create"], "NAME"),
         (["token-create", "x", "--role", "root"], "invalid choice: 'root'"),
         (["token-create", "x", "--expires", "30"], "such as 90s, 10m, 12h, 30d or 8w"),
@@ -184,6 +197,8 @@ def test_closed_pipe_ends_mbm_without_a_traceback(boards, arguments):
     ("verb", "message"),
     [
         ("board-lst", "There is no verb board-lst. Did you mean board-list?"),
+        ("list", "Did you mean board-list?"),
+        ("boards", "Did you mean board-list?"),
         ("zzz", "There is no verb zzz. `mbm --help` lists all verbs."),
     ],
 )

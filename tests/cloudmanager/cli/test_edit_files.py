@@ -187,7 +187,8 @@ def test_what_cannot_be_edited_is_refused_before_the_editor_starts(
         assert why in refused.err
     assert not out.exists()
     monkeypatch.setenv("EDITOR", str(tmp_path / "no editor").replace(" ", "\\ "))
-    assert "cannot be started: No such file" in mbm("board", "demo-1", "edit", "f.py").err
+    failed = mbm("board", "demo-1", "edit", "f.py").err
+    assert "cannot be started: No such file or directory. Correct the environment" in failed
     monkeypatch.delenv("EDITOR")
     assert "No editor is set" in mbm("board", "demo-1", "edit", "f.py").err
 

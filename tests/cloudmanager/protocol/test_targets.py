@@ -161,7 +161,8 @@ def test_targets_with_equal_text_are_equal():
     [
         ("lab-5", "lab-5", "lab-1", ()),
         ("Lab-2", "Lab-2", "lab-2", ()),
-        ("lab-[1-4,6-8]", "lab-6", "lab-1", ("lab-7", "lab-8")),
+        ("lab-[1-4,6-8]", "lab-6", None, ("lab-7", "lab-8")),
+        ("lba-[1-2]", "lba-1", "lab-1", ("lba-2",)),
         ("all!zzzzzzzz", "zzzzzzzz", None, ()),
         ("all & bear", "bear", "bare", ()),
     ],
