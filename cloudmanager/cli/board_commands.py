@@ -211,7 +211,7 @@ def _draw_trees(
 ) -> Results:
     """Return folders as trees, with the sizes of files in bytes or in units."""
     found = boards.tree(_board_paths(paths) or ":/")
-    sizes = "bytes" if in_bytes else "units" if in_units else ""
+    sizes = "units" if in_units else "bytes" if in_bytes else ""
     trees = {
         name: result.with_value([tree._replace(sizes=sizes) for tree in result.value])
         if result.ok

@@ -134,7 +134,8 @@ def test_trees_are_those_of_mpremote(two: Boards, home: object, mbm):
     ]
     sized = mbm("board", "demo-1", "tree", "t", "-s").out.splitlines()
     assert sized[1:5:3] == ["├── [     1536]  a.py", "│   └── [        0]  d.py"]
-    assert "├── [  1.5K]  a.py\n" in mbm("board", "demo-1", "tree", "--human", ":t").out
+    for options in (["--human"], ["-s", "--human"]):
+        assert "├── [  1.5K]  a.py\n" in mbm("board", "demo-1", "tree", *options, ":t").out
     assert mbm("board", "demo-1", "tree", "t", "--json").json["demo-1"]["value"][0]["path"] == "/t"
     assert "/t/a.py: Not a directory" in mbm("board", "demo-1", "tree", "t/a.py").err
     run(two, "rm -r t")
