@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import ssl
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -148,7 +149,13 @@ class Outgoing:
         """Write what the socket accepts now and queue the rest; the caller holds the lock."""
         frame.begun = True
         if self._encrypt is not None:
-            frame.data = self._encrypt(frame.data)
+            try:
+                frame.data = self._encrypt(frame.data)
+            except ssl.SSLError:  # the server has ended TLS: the writing thread meets that, too
+                frame.begun = False
+                self._queue(frame)
+                self._current = None
+                return
         written_counts: list[int] = []
         try:
             _record_all(written_counts, map(self._write, (frame.data,), (DO_NOT_WAIT,)))
