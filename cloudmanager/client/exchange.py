@@ -30,7 +30,6 @@ from cloudmanager.protocol.errors import (
 from .forks import RESULT_IN_PARENT, forked_error
 from .future import Future
 from .jobs import Job, JobGroup
-from .outgoing import OutgoingFrame
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
 MAX_INTERRUPTED_JOBS: Final = 5000  # in one request; the server accepts twice as many
@@ -51,8 +50,7 @@ class Exchange:
     Args:
         address: the server, and the caller's token.
         host: value of the ``Host`` header.
-        send: sends a frame to the server without waiting; from any thread. It returns the frame,
-            which records how much of it was sent.
+        send: sends a frame to the server without waiting; from any thread. See ``Outgoing.send``.
 
     Attributes:
         opened: set when the server has accepted the handshake.
@@ -60,9 +58,7 @@ class Exchange:
         on_watch_deleted: called when nobody reads a subscription any more.
     """
 
-    def __init__(
-        self, address: ServerAddress, host: str, send: Callable[[bytes], OutgoingFrame | None]
-    ) -> None:
+    def __init__(self, address: ServerAddress, host: str, send: Callable[..., object]) -> None:
         self.opened: Future[None] = Future()
         self.closed = False
         self._address = address
@@ -109,7 +105,9 @@ class Exchange:
             return
         group.withdraw = functools.partial(self._withdraw, ref)
         try:
-            group.frame = self._send(frames.encode_frame(message, mask=True))
+            self._send(
+                frames.encode_frame(message, mask=True), group.set_frame
+            )  # set before a byte is sent
         except BaseException:  # such as Ctrl-C: the cell may be sent, but must not run
             group.interrupt()
             raise

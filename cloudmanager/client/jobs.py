@@ -330,6 +330,10 @@ class JobGroup:
         if isinstance(error, KeyboardInterrupt):
             self.wait(INTERRUPT_GRACE_SECONDS)
 
+    def set_frame(self, frame: OutgoingFrame) -> None:
+        """Keep the frame with the cell, so that it can be withdrawn."""
+        self.frame = frame
+
     def interrupt(self) -> None:
         """Interrupt the cell on every board where it has not ended; does not wait.
 

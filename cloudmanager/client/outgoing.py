@@ -23,6 +23,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .tls import TlsSocket
 
 #: How much the writing thread passes to one send(); after each, progress is recorded.
@@ -107,16 +109,25 @@ class Outgoing:
         """Whether the stream is closed for writing."""
         return self._closed
 
-    def send(self, data: bytes) -> OutgoingFrame:
+    def send(
+        self, data: bytes, register: Callable[[OutgoingFrame], object] | None = None
+    ) -> OutgoingFrame:
         """Write a frame, or queue it for the writing thread; does not wait for the server.
 
         If the stream is closed, the frame is not written and never becomes ``complete``.
+
+        Args:
+            data: the frame.
+            register: called with the frame before anything of it is sent, so that who wants to
+                withdraw it can do so even if this call is interrupted.
 
         Raises:
             BaseException: raised by a signal handler during the call, such as KeyboardInterrupt;
                 the frame is then still written, or never becomes ``complete``.
         """
         frame = OutgoingFrame(self, data)
+        if register is not None:
+            register(frame)
         torn = False
         try:
             with self._lock:

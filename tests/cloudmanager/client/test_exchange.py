@@ -35,7 +35,7 @@ class Conversation:
 
     def __init__(self, address=ADDRESS, *, opened=True):
         self.sent = bytearray()
-        self.exchange = Exchange(address, "lab:18266", self.sent.extend)
+        self.exchange = Exchange(address, "lab:18266", lambda data, *_: self.sent.extend(data))
         self.head = self.exchange.handshake_request().decode()
         self._reader = FrameReader(MAX_MESSAGE_BYTES, masked=True)
         if opened:

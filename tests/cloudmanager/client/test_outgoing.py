@@ -422,6 +422,28 @@ def test_interrupted_partly_sent_cell_does_not_run(lab, stopped, verb):
 
 
 @PLAIN_ONLY
+def test_cell_is_withdrawn_although_its_send_was_interrupted(lab, stopped, monkeypatch):
+    """Ctrl-C as soon as the rest of the cell is queued, before ``send`` has returned."""
+    before = lab.jobs("near")
+    link = lab.fleet._holder.link
+    stopped()
+    write_now = link._outgoing._write_now
+
+    def write_and_interrupt(frame):
+        write_now(frame)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(link._outgoing, "_write_now", write_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lab.fleet["near"].submit(LONG)
+    monkeypatch.undo()
+    lab.proxy.open.set()
+    link._reader.join(WAIT)
+    assert lab.fleet["near"].run("'the next'")["near"].value == "the next"
+    assert len(lab.jobs("near") - before) == 1
+
+
+@PLAIN_ONLY
 def test_other_jobs_have_correct_outcomes_after_an_interrupt(lab, stopped):
     """A running job is lost here, but recorded by the server; a queued cell was not sent."""
     running = lab.fleet["far"].submit("import time\ntime.sleep(0.5)\n'ran'")
