@@ -245,7 +245,8 @@ def test_watchdog_is_fed_during_cells_in_quick_succession(lab):
 @pytest.mark.soak
 def test_watchdog_is_fed_between_cells(lab):
     link = boot(lab, "esp32-1.28", app="", watchdog=60)
-    code = "import machine\ndog = machine.dogs[0]\n__cm__((dog.fed, dog.longest))"
+    # Without a name for it: a watchdog among the user's names is the user's, and is not fed.
+    code = "import machine\n__cm__((machine.dogs[0].fed, machine.dogs[0].longest))"
     before = eval(value(link, code))
     time.sleep(1.2)
     fed, longest = eval(value(link, code))

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -133,6 +134,19 @@ def test_sent_frame_cannot_be_withdrawn(pair, outgoing):
     assert not sent.withdraw()
     assert not outgoing.closed
     assert pair[1].recv(100) == frame(b"a", 10)
+
+
+def test_end_of_tls_is_no_error_of_send_but_ends_the_stream(pair, outgoing):
+    """The server may end TLS between two cells; the reading thread reports that."""
+
+    def ended(_data: object) -> bytes:
+        raise ssl.SSLEOFError
+
+    outgoing._encrypt = ended
+    sent = outgoing.send(frame(b"a", 100))
+    assert read_to_end(pair[1]) == b""
+    assert not sent.complete
+    assert outgoing.closed
 
 
 def test_memory_error_ends_the_stream(pair, outgoing):
