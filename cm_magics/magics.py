@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from .dashboard_widget import Dashboard
 
 NO_TARGET_ERROR: Final = (
-    "There is no target: write `%%board TARGET`, or choose boards once with `%board_use TARGET`."
+    "There is no target: write it after the magic's name, or choose boards once with "
+    "`%board_use TARGET`."
 )
+_NO_LINE_TARGET_ERROR: Final = "There is no target: write `%board TARGET CODE`."
 _NO_CODE_ERROR: Final = "Write code after the target, or use `%%board` with the code below it."
 _LOCAL_AWAIT_ERROR: Final = (
     "--local cannot run a cell that awaits: the notebook's event loop is running already."
@@ -295,7 +297,7 @@ class BoardMagics(Magics):
 
     async def _run_line(self, parsed: CodeLine) -> Results | JobGroup:
         if not parsed.target:
-            raise UsageError(NO_TARGET_ERROR)
+            raise UsageError(_NO_LINE_TARGET_ERROR)
         if not parsed.code:
             raise UsageError(_NO_CODE_ERROR)
         return await self._run_cell(parsed.target, parsed.code, parsed.options, FULL_OUTPUT_HINT)

@@ -180,7 +180,10 @@ def _absent(boards: Sequence[Mapping[str, Any]], now: float) -> Iterator[Finding
     if group:
         yield _absent_finding(group, now)
     if never:
-        advice = "Copy its settings to {board} (`mbm board-enrol`), or remove it (`board-revoke`)."
+        advice = (
+            "Write what `mbm board-enrol` prints to /cm.json on {board}, or remove it "
+            "(`mbm board-revoke`)."
+        )
         yield _finding("absent", never, "never connected since enrolment", advice)
 
 

@@ -104,9 +104,16 @@ def parse_csv(data: bytes) -> list[InventoryRow]:
     first = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    start = 1  # the line in which the next row begins
     try:
-        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                lines.append((reader.line_num, cells))
+            start = reader.line_num + 1
     except csv.Error as error:
+        if str(error) == "unexpected end of data":  # at the end of the file, however far that is
+            raise ValueError(f"line {start}: a quotation mark is not closed") from error
         raise ValueError(f"line {reader.line_num}: {error}") from error
     if not lines:
         raise ValueError("the file is empty")

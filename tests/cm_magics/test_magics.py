@@ -213,9 +213,10 @@ def test_malformed_target_is_an_error(shell: Shell):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("%board", "UsageError: There is no target"),
+        ("%board", "UsageError: There is no target: write `%board TARGET CODE`."),
         ("%board demo-1", "UsageError: Write code after the target"),
-        ("%%board\n1", "UsageError: There is no target"),
+        ("%%board\n1", "UsageError: There is no target: write it after the magic's name, or"),
+        ("%board_ls", "UsageError: There is no target: write it after the magic's name, or"),
         ("%%board --timeot 5\n1", "UsageError: There is no option --timeot."),
     ],
 )

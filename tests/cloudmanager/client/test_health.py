@@ -65,7 +65,10 @@ def test_boards_that_left_together_are_one_finding():
     assert lab.text.endswith("(2 h)")
     assert lab.since == boards[0]["last_seen"]
     assert lab.advice == "Check what they share: power, access point, network."
-    assert new.sentence.startswith("new-1: never connected since enrolment. ")
+    assert new.sentence == (
+        "new-1: never connected since enrolment. Write what `mbm board-enrol` prints to /cm.json "
+        "on new-1, or remove it (`mbm board-revoke`)."
+    )
     assert health.connected == 1
 
 

@@ -85,7 +85,7 @@ def test_files_of_spreadsheets_are_read(encoding: str, delimiter: str, end: str)
         (b"name,name\n", "the column name is there 2 times"),
         (b"name,note\nlab-1\n", "line 2 has 1 cells, and the first line 2"),
         (b"name,note\nlab-1,a,b\n", "line 2 has 3 cells"),
-        (b'name,note\nlab-1,"a\n', "line 2: unexpected end of data"),
+        (b'name,note\nlab-1,"a\nlab-2,b\n', "line 2: a quotation mark is not closed"),
         (b"name\n" + b"x" * 200_000, "line 2: field larger than field limit"),
         (b"x" * (9 * 1024 * 1024), "more than 8 MB"),
     ],
