@@ -52,7 +52,10 @@ NO_TARGET_ERROR: Final = (
     "`%board_use TARGET`."
 )
 _NO_LINE_TARGET_ERROR: Final = "There is no target: write `%board TARGET CODE`."
-_NO_CODE_ERROR: Final = "Write code after the target, or use `%%board` with the code below it."
+_NO_CODE_ERROR: Final = (
+    "No code follows the target {}: write `%board TARGET CODE`, or use `%%board` with the code "
+    "below it."
+)
 _LOCAL_AWAIT_ERROR: Final = (
     "--local cannot run a cell that awaits: the notebook's event loop is running already."
 )
@@ -299,7 +302,7 @@ class BoardMagics(Magics):
         if not parsed.target:
             raise UsageError(_NO_LINE_TARGET_ERROR)
         if not parsed.code:
-            raise UsageError(_NO_CODE_ERROR)
+            raise UsageError(_NO_CODE_ERROR.format(parsed.target))
         return await self._run_cell(parsed.target, parsed.code, parsed.options, FULL_OUTPUT_HINT)
 
     async def _run_below(

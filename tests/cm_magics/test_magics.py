@@ -214,7 +214,8 @@ def test_malformed_target_is_an_error(shell: Shell):
     ("cell", "message"),
     [
         ("%board", "UsageError: There is no target: write `%board TARGET CODE`."),
-        ("%board demo-1", "UsageError: Write code after the target"),
+        ("%board demo-1", "UsageError: No code follows the target demo-1: write `%board TARGET"),
+        ("%board 6*7", "UsageError: No code follows the target 6*7: write `%board TARGET"),
         ("%%board\n1", "UsageError: There is no target: write it after the magic's name, or"),
         ("%board_ls", "UsageError: There is no target: write it after the magic's name, or"),
         ("%%board --timeot 5\n1", "UsageError: There is no option --timeot."),
