@@ -90,9 +90,9 @@ TRUST: Final = [
         "the board verifies the server's certificate",
         BOARD + "dial.py",
         """
-def _start_tls(link, config, start_tls=_start_tls):
+def _start_tls(config, start_tls=_start_tls):
     if "ca" not in config:
-        return start_tls(link, config)
+        return start_tls(config)
     import tls
 
     context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)

@@ -105,7 +105,8 @@ async def test_expiry_is_checked_at_each_request(lab: Lab, monkeypatch, verb: st
             await caller.next()
         code, reason = await caller.closed()
         assert (code, "expired" in reason) == (frames.CLOSE_REVOKED, True)
-    assert not lab.service.server.registry.by_name["lab-1"].labels
+    await lab.owner.ask("label", target="lab-1", labels={"z": "1"})  # after what was asked before
+    assert lab.service.server.registry.by_name["lab-1"].labels == {"z": "1"}
 
 
 @pytest.mark.parametrize("how", ["renamed", "relabelled"])
