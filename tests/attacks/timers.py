@@ -67,6 +67,8 @@ def idle():
         timer.init(period=_IDLE_MS, callback=tick)
     else:
         timer.deinit()
+
+link.run_calls = lambda: None  # a second line: the client calls it, too, when it waits
 """,
         _TIMERS + "watchdog_is_fed_during_cells_in_quick_succession",
     ),
