@@ -251,7 +251,7 @@ def table(
     rows = {f"row-{request.param}-{number}": row for number, row in enumerate(ROWS, 1)}
     folder = server.home / f"recovery-{request.param}"
     virtual = []
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     image = folder / "client.img"
     Flash(image).write(client)
     with contextlib.ExitStack() as stack:
@@ -277,7 +277,7 @@ def table(
 
 def boot_chip(folder: Path, port: str, image: Path, config: dict[str, Any]) -> Chip:
     """Start the stand-in for a chip, with the client on its flash."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     shutil.copy(image, folder / "files.img")
     config["wifi"] = [list(one) for one in AIR.items()]
     Flash(folder / "files.img").write({"/cm.json": json.dumps(config).encode()})

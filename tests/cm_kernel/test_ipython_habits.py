@@ -113,7 +113,6 @@ MAGICS = [
     ("%rep 1", ""),
     ("%rehashx", ""),
     ("%rerun -l 1", ""),
-    ("%reset -f out", "Flushing output"),
     ("%reset_selective -f nothing", ""),
     ("%set_env CM_TESTED=1", "CM_TESTED"),
     ("%sc -l said=echo said", ""),
@@ -206,6 +205,7 @@ def test_all_magics_of_ipython_are_in_the_tables(one_board: Kernel):
     names = one_board.run(textwrap.dedent(code))[1][-1].text
     known = set(names.strip("'").split())
     tested = {name for cell, _ in MAGICS + FILE_MAGICS for name in re.findall(r"%([\w!]+)", cell)}
+    tested |= {"reset"}  # see test_reset_of_the_outputs
     ours = {name for name in known if name.startswith("board")} | {"parameters"}
     ours |= {name for name in known if name.startswith("fleet")}
     assert known - ours - tested - set(OTHER_MAGICS.split()) == set()
@@ -442,6 +442,11 @@ def run_program(shared: Kernel, name: str, *words: object, **options: Any) -> st
     )
     assert done.returncode == 0, done.stderr
     return str(done.stdout)
+
+
+def test_reset_of_the_outputs(one_board: Kernel):
+    """It stands at the end: IPython does not assign `_` any more after it."""
+    assert "Flushing output" in texts(one_board.run("%reset -f out")[1])
 
 
 def test_parameters_are_written_for_the_kernel():
