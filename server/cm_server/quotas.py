@@ -13,7 +13,7 @@ from cm_server.store.rows import TokenRow
 ADMIN_ROLE = "admin"  # the role for which a part is reserved
 
 
-@dataclass(frozen=True)
+@dataclass
 class Quota:
     """How much there is of something.
 
@@ -31,7 +31,7 @@ class Quota:
     _reserve: int = field(init=False, repr=False)  # what only administrators may use
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_reserve", min(self.reserved, self.total // 4))
+        self._reserve = min(self.reserved, self.total // 4)
 
     def refusal_reason(self, token: TokenRow, own: int, used: int, amount: int = 1) -> str:
         """Return why a token may not have more; "" if it may.

@@ -136,7 +136,7 @@ class HostileLink:
 
     def close_writing(self) -> None:
         """Send FIN, and go on reading."""
-        with contextlib.suppress(OSError, NotImplementedError):
+        with contextlib.suppress(OSError, NotImplementedError):  # it is closed, or TLS has no FIN
             self._writer.write_eof()
 
     async def close(self) -> None:
