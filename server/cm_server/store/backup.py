@@ -37,6 +37,8 @@ DATABASE = "server.db"
 FILE_NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
 #: After a restore, job numbers skip this many: boards may remember jobs after the backup.
 JOB_ID_GAP = 1_000_000
+#: How jobs end that waited for their boards when the backup was made.
+RESTORED_ERROR = "the server was restored from a backup; it may have run since that was made"
 
 
 def save(home: Path, path: Path) -> list[str]:
@@ -155,9 +157,13 @@ def _unpack(path: Path, folder: Path) -> list[str]:
 
 
 def _prepare_database(path: Path) -> None:
-    """Migrate an older database, add a row to its audit log, and skip job numbers."""
+    """Migrate an older database, add a row to its audit log, and skip job numbers.
+
+    Jobs that waited for their boards when the backup was made may have run since: they are lost.
+    """
     now = time.time()
     store = Store(path)
+    store.end_waiting_jobs(store.waiting_rows.all_jobs(), "lost", RESTORED_ERROR)
     detail = "a backup was loaded"
     row = AuditRow(now, "local", "this machine", "load", "", detail, None, None, None, "done")
     store.add_audit_row(row, durable=True)

@@ -40,6 +40,7 @@ from .store import (
     end_jobs,
     insert_rows,
 )
+from .waiting_rows import TakenJob
 
 log = logging.getLogger("cm_server")
 
@@ -66,6 +67,8 @@ class SharedStore(NotifyingStore):
     Attributes:
         refused_writes: how many writes had no effect, since another server owned the job or board.
     """
+
+    is_shared = True
 
     def __init__(self, location: Any, server_id: str = "") -> None:
         super().__init__(location)
@@ -173,15 +176,6 @@ class SharedStore(NotifyingStore):
             for number, *_ in jobs:
                 self._own_jobs.pop(number, None)
             raise
-
-    def _write_pending_first(self) -> None:
-        """Write pending results before another job starts.
-
-        Raises:
-            ServerError: they cannot be written.
-        """
-        if self._pending_ended_jobs:
-            self._write_all([])
 
     def _write_ended_jobs(self, ended_jobs: list[EndedJob]) -> None:
         """Write the results of jobs that this server owns; ignore those of other servers' jobs."""
@@ -334,6 +328,43 @@ class SharedStore(NotifyingStore):
     def database_time(self) -> float | None:
         """Return the time of the database's clock."""
         return float(self._fetch_value(sa.select(self._database_time())))
+
+    # Jobs that wait for their boards
+
+    def take_waiting_job(self, job: int) -> TakenJob | None:
+        """Take a job as ``Store`` does; after an error, disown it (see ``take_over_jobs``)."""
+        try:
+            return super().take_waiting_job(job)
+        except (ServerError, NotExecuted):
+            self._own_jobs.pop(job, None)
+            raise
+
+    def waiting_board_ids(self) -> set[str]:
+        """Return the ids of those boards of this server for which jobs wait."""
+        waiting = self.waiting_rows.waits_for(_boards.c.id)
+        query = sa.select(_boards.c.id).where(_boards.c.holder == self.server_id, waiting)
+        return {row[0] for row in self._fetch_rows(query)}
+
+    def _own_taken_job(self, taken: TakenJob) -> bool:
+        """Become the owner of a job that is taken, in the epoch of its board, if it is here."""
+        is_held = self._is_holder(taken.row.board_id, self.server_id)
+        epoch = sa.select(_boards.c.epoch).where(*is_held)
+        own = sa.update(_jobs).where(_jobs.c.id == taken.row.job, _OPEN, epoch.exists())
+        own = own.values(server=self.server_id, epoch=epoch.scalar_subquery())
+        row = self._connection.execute(own.returning(_jobs.c.epoch)).first()
+        if row is None:
+            self.refused_writes += 1
+            return False
+        self._own_jobs[taken.row.job] = row[0]
+        return True
+
+    def _disown_taken_job(self, taken: TakenJob) -> bool:
+        """Note that a job was not sent; return whether it is open, and this server's."""
+        job = taken.row.job
+        is_own = (_jobs.c.id == job, _OPEN, _jobs.c.server == self.server_id)
+        disown = sa.update(_jobs).where(*is_own).values(server=None, epoch=None)
+        self._own_jobs.pop(job, None)
+        return self._connection.execute(disown).rowcount > 0
 
     # Boards
 

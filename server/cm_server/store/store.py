@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -34,12 +34,16 @@ from cm_server.cleanup import ProblemLog
 from cm_server.times import DAY, EARLIEST
 
 from . import tables
+from .blob_rows import BlobRows
 from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
+from .waiting_rows import JobOutput, TakenJob, WaitingRows, WaitingUse, WaitingWork
+
+T = TypeVar("T")
 
 #: Errors of SQLite and PostgreSQL that are caused by the data; others mean a failing database.
 _DATA_ERRORS = ("IntegrityError", "UniqueViolation")
@@ -80,6 +84,9 @@ NAME_TAKEN = "the name was given meanwhile, at another server; choose another on
 NOT_A_MEMBER = "this server stopped responding and other servers took over its jobs; try again"
 #: Why boards cannot be reserved; a server checks before, so that another one must have been faster.
 RESERVED_MEANWHILE = "somebody else has just reserved one of them at another server"
+#: Why work cannot wait for boards: one of them was removed while it was submitted.
+REMOVED_MEANWHILE = "one of the boards was removed from the fleet meanwhile; nothing waits"
+_REMOVED_BOARD = "it was removed from the fleet; it did not run"
 #: Condition for using an enrolment token: of several servers, one gets the last use.
 _HAS_USES_LEFT = tables.tokens.c.uses > 0
 
@@ -106,7 +113,12 @@ class Store:
     Raises:
         ServerError: the database cannot be opened, has another program's tables, or those of an
             unknown version.
+
+    Attributes:
+        is_shared: whether several servers may use it.
     """
+
+    is_shared = False
 
     def __init__(self, location: Path | str | None) -> None:
         self.database = open_database(location)
@@ -134,6 +146,10 @@ class Store:
             self._connection, self.database.insert, self._rollback_on_error
         )
         self.secret_rows = SecretRows(self._connection, self._rollback_on_error)
+        self.blob_rows = BlobRows(self._connection, self.database.insert)
+        self.waiting_rows = WaitingRows(
+            self._connection, self.blob_rows, tables.jobs, self.database.insert
+        )
 
     def close(self) -> None:
         """Write pending changes, and close the database."""
@@ -190,15 +206,15 @@ class Store:
             self._connection.execute(sa.update(version).values(version_num=version.c.version_num))
             self._connection.commit()
 
-    def _fetch_rows(self, query: Any) -> Sequence[Any]:
-        """Return the rows of a query.
+    def read(self, query: Callable[[], T]) -> T:
+        """Return what a function reads from the tables.
 
         Raises:
             ServerError: the database cannot be read.
         """
         self.database.start_transaction()
         try:
-            found = self._connection.execute(query).all()
+            found = query()
             self._connection.commit()
         except self.database.errors as error:
             is_retryable = self.database.is_retryable(error)
@@ -208,6 +224,14 @@ class Store:
                 raise NotExecuted(f"{self.database.retry_reason}: {reason}") from error
             raise ServerError(f"its store cannot be read: {reason}") from error
         return found
+
+    def _fetch_rows(self, query: Any) -> Sequence[Any]:
+        """Return the rows of a query.
+
+        Raises:
+            ServerError: the database cannot be read.
+        """
+        return self.read(lambda: self._connection.execute(query).all())
 
     def _fetch_value(self, query: Any) -> Any:
         return next((row[0] for row in self._fetch_rows(query)), None)
@@ -266,6 +290,8 @@ class Store:
         with self._durable_transaction(audit_row):
             self._connection.execute(statement, [{"board": board_id} for board_id in board_ids])
             for board_id in board_ids:
+                waiting = self.waiting_rows.jobs_of_board(board_id)
+                self._end_waiting(waiting, "offline", _REMOVED_BOARD)
                 self.installed_packages.delete_board(board_id)
                 self.log_rows.delete_board(board_id)
                 self.health_rows.delete_board(board_id)
@@ -481,20 +507,8 @@ class Store:
             self._job_values(number, board_id, caller, now, epochs.get(board_id))
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
-        cell = AuditRow(
-            at=now,
-            who=caller,
-            address=audit.address,
-            verb=audit.verb,
-            target=audit.target,
-            detail=audit.detail,
-            boards=len(rows),
-            first_job=numbers[0],
-            last_job=numbers[-1],
-            outcome="done",
-        )
         try:
-            self._write_all(rows, cell)
+            self._write_all(rows, _cell_row(now, caller, audit, numbers))
         except NotExecuted:
             self._return_job_ids(numbers)  # for the next attempt
             raise
@@ -514,6 +528,133 @@ class Store:
         self, number: int, board_id: str, caller: str, now: float, _epoch: int | None
     ) -> tuple[Any, ...]:
         return number, board_id, caller, now
+
+    # Jobs that wait for their boards
+
+    def insert_waiting_jobs(
+        self,
+        board_ids: Sequence[str],
+        caller: str,
+        work: WaitingWork,
+        refusal_reason: Callable[[WaitingUse], str],
+        audit: CellAudit = NO_CELL_AUDIT,
+    ) -> range:
+        """Insert one job per board that waits for it, and return their numbers.
+
+        What they run and the row in the audit log are in the same transaction.
+
+        Args:
+            board_ids: where they run.
+            caller: the name of the caller's token.
+            work: what they run.
+            refusal_reason: returns why there is too much already; "" if there is not.
+            audit: for the audit log.
+
+        Raises:
+            ServerError: too much waits already, a board was removed meanwhile, or the jobs cannot
+                be written.
+        """
+        numbers, now = self._allocate_job_ids(len(board_ids)), time.time()
+        try:
+            with self._rollback_on_error(), self.database.durable():
+                self.blob_rows.lock()
+                why = refusal_reason(self.waiting_rows.use(work.token))
+                board = tables.boards.c
+                found = sa.select(sa.func.count()).where(board.id.in_(board_ids))
+                if not why and self._connection.execute(found).scalar_one() < len(board_ids):
+                    why = REMOVED_MEANWHILE
+                if why:
+                    self.database.rollback()
+                    raise ServerError(why)
+                values = {"caller": caller, "created": now, "token": work.token}
+                self._connection.execute(
+                    sa.insert(tables.jobs),
+                    [
+                        {"id": number, "board": board_id, **values}
+                        for number, board_id in zip(numbers, board_ids, strict=True)
+                    ],
+                )
+                self.waiting_rows.add(numbers, board_ids, work)
+                audit_row = _cell_row(now, caller, audit, numbers)
+                self.database.execute_rows(self._insert_audit, [audit_row])
+                self.database.commit()
+        except NotExecuted:
+            self._return_job_ids(numbers)  # for the next attempt
+            raise
+        return numbers
+
+    def take_waiting_job(self, job: int) -> TakenJob | None:
+        """Count a job that waits as sent, and return what it runs.
+
+        The results of the board's earlier jobs are written before.
+
+        Returns:
+            None if it does not wait any more, or its board is connected to another server.
+
+        Raises:
+            ServerError: it cannot be written; the job still waits.
+        """
+        self._write_pending_first()
+        with self._rollback_on_error():
+            self._require_membership()
+            taken = self.waiting_rows.take(job)
+            if taken is None or not self._own_taken_job(taken):
+                self.database.rollback()
+                return None
+            self.database.commit()
+        return taken
+
+    def _own_taken_job(self, _taken: TakenJob) -> bool:
+        """Become the owner of a job that is taken; return whether that was possible."""
+        return True
+
+    def put_back_waiting_job(self, taken: TakenJob) -> bool:
+        """Let a job wait again that was taken and never sent; return whether it does.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        with self._rollback_on_error():
+            is_open = self._disown_taken_job(taken)
+            if is_open:
+                self.waiting_rows.put_back(taken)
+            self.database.commit()
+        return is_open
+
+    def _disown_taken_job(self, taken: TakenJob) -> bool:
+        """Note that a job was not sent; return whether it is open, and this server's."""
+        job = tables.jobs.c
+        query = sa.select(job.id).where(job.id == taken.row.job, job.ended.is_(None))
+        return self._connection.execute(query).first() is not None
+
+    def end_waiting_jobs(self, jobs: Sequence[int], status: str, error: str) -> list[int]:
+        """End those of these jobs that wait, and return their numbers; nothing of them was sent.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        with self._rollback_on_error():
+            ended = self._end_waiting(jobs, status, error)
+            self.database.commit()
+        return ended
+
+    def add_output(self, job: int, output: JobOutput, max_chars: int) -> None:
+        """Keep what a job printed, for callers who ask later: see ``WaitingRows.add_output``.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        with self._rollback_on_error():
+            self.waiting_rows.add_output(job, output, max_chars)
+            self._connection.commit()
+
+    def _end_waiting(self, jobs: Sequence[int], status: str, error: str) -> list[int]:
+        ended = self.waiting_rows.remove(jobs)
+        values = {"at": time.time(), "how": status, "why": error}
+        update = end_jobs({**values, "job": sa.bindparam("number")})
+        if ended:
+            self._connection.execute(update, [{"number": number} for number in ended])
+        return ended
 
     def end_job(self, job: int, status: str, error: str | None = None) -> int:
         """Record how a job ended; ``flush`` or the next ``insert_jobs`` writes it.
@@ -549,6 +690,15 @@ class Store:
         with contextlib.suppress(ServerError), self._rollback_on_error():
             self.database.execute_rows(self._end_job, [reported])
             self.database.commit_driver()
+
+    def _write_pending_first(self) -> None:
+        """Write pending results before another job starts.
+
+        Raises:
+            ServerError: they cannot be written.
+        """
+        if self._pending_ended_jobs:
+            self._write_all([])
 
     def mark_sent(self, job: int) -> bool:
         """Write the results of earlier jobs before a job is sent; return whether it may be sent.
@@ -695,6 +845,9 @@ class Store:
         deleted = [row for row in old if row.ended is not None]
         ids = [row.id for row in deleted]
         times = [row.created for row in deleted]
+        with contextlib.suppress(ServerError), self._rollback_on_error():
+            self.waiting_rows.delete_outputs(ids)
+            self._connection.commit()
         count = self._delete_rows("jobs", sa.delete(tables.jobs).where(job.id.in_(ids)), times)
         return count, old[-1].id if old else after
 
@@ -827,12 +980,29 @@ class Store:
         return None if value is None else dict(json.loads(value))
 
     def open_jobs(self) -> list[JobRow]:
-        """Return the jobs that have not ended, oldest first."""
+        """Return the jobs that were sent and have not ended, oldest first."""
         self.flush()
-        query = (
-            sa.select(*JOB_COLUMNS).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
+        job = tables.jobs.c
+        query = sa.select(*JOB_COLUMNS).where(
+            job.ended.is_(None), ~self.waiting_rows.is_waiting(job.id)
         )
-        return [JobRow(*row) for row in self._fetch_rows(query)]
+        return [JobRow(*row) for row in self._fetch_rows(query.order_by(job.id))]
+
+
+def _cell_row(at: float, caller: str, audit: CellAudit, numbers: range) -> AuditRow:
+    """Return the row of the audit log for the jobs of a cell."""
+    return AuditRow(
+        at=at,
+        who=caller,
+        address=audit.address,
+        verb=audit.verb,
+        target=audit.target,
+        detail=audit.detail,
+        boards=len(numbers),
+        first_job=numbers[0],
+        last_job=numbers[-1],
+        outcome="done",
+    )
 
 
 def _is_name_taken(error: BaseException) -> bool:

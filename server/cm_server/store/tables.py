@@ -35,6 +35,14 @@ boards = sa.Table(
     sa.Column("note", sa.Text),
     sa.Column("reserved_by", sa.Text),
     sa.Column("reserved_until", sa.Float),
+    # Of a board that sleeps: when it connects again, and how long it sleeps. A board that wakes
+    # before ``stay_until`` stays awake until then.
+    sa.Column("wakes_at", sa.Float),
+    sa.Column("sleep_seconds", sa.Float),
+    sa.Column("stay_until", sa.Float),
+    # Its generation (desired state), and how far it has got there.
+    sa.Column("generation", sa.Text),
+    sa.Column("generation_state", sa.Text),
 )
 
 tokens = sa.Table(
@@ -66,6 +74,10 @@ jobs = sa.Table(
     # With several servers: which one owns it, and the board's epoch in which it was sent.
     sa.Column("server", sa.Text),
     sa.Column("epoch", _BigInt),
+    # What ran where: the SHA-256 of its text, the notebook it came from, its token's hash.
+    sa.Column("text", sa.Text),
+    sa.Column("notebook", sa.Text),
+    sa.Column("token", sa.Text),
 )
 _OPEN = sa.text("ended IS NULL")
 sa.Index("jobs_open", jobs.c.board, sqlite_where=_OPEN, postgresql_where=_OPEN)
@@ -146,4 +158,52 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("next", _BigInt, nullable=False),
 )
+
+#: The texts of cells, each once, as long as the history of jobs has them.
+texts = sa.Table(
+    "texts",
+    metadata,
+    sa.Column("sha256", sa.Text, primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+)
+
+#: What boards should be: files, packages, settings. Never changed; the files are in ``blobs``.
+generations = sa.Table(
+    "generations",
+    metadata,
+    sa.Column("sha256", sa.Text, primary_key=True),  # of the manifest
+    sa.Column("manifest", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),  # the name of a token
+)
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("number", _BigInt, primary_key=True),
+    sa.Column("group", sa.Text, nullable=False),
+    sa.Column("generation", sa.Text, nullable=False),
+    sa.Column("previous", sa.Text),  # the generation before; None for the first one of a group
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),  # it is in this state
+    sa.Column("token", sa.Text, nullable=False),  # the hash of the token that asked
+    # The server that carries it out, and how often that changed.
+    sa.Column("owner", sa.Text),
+    sa.Column("epoch", _BigInt, nullable=False),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("changed", sa.Float, nullable=False),
+)
+sa.Index("rollouts_group", rollouts.c.group, rollouts.c.number)
+rollout_boards = sa.Table(
+    "rollout_boards",
+    metadata,
+    sa.Column("rollout", _BigInt, primary_key=True, autoincrement=False),
+    sa.Column("board", sa.Text, primary_key=True),  # its id
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+)
+sa.Index("rollout_boards_board", rollout_boards.c.board)
 version = schema.add_version_table(metadata)

@@ -28,6 +28,7 @@ from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow
 from cm_server.store.schema import SCHEMA_VERSION
 from cm_server.store.secret_rows import SecretRow
 from cm_server.store.store import Store
+from cm_server.store.waiting_rows import JobOutput, WaitingWork
 
 FOLDER = Path(__file__).with_name("schemas")
 OLD = range(SCHEMA_VERSION)
@@ -222,6 +223,9 @@ def write() -> None:
         )
         store.set_secret(SecretRow("mqtt", "secret", "all", 1790000000.0))
         store.secret_rows.set_uses("id1", {("mqtt",): "mqtt"})
+        work = WaitingWork("abc", b"request", {}, 7, 1890000000.0, fresh=False)
+        store.insert_waiting_jobs(["id1", "id2"], "ann", work, lambda _: "")
+        store.waiting_rows.add_output(1, JobOutput("ready\n", False, "1", ""), 1000)
         store.close()
         (version,) = ask(path, "PRAGMA user_version")
         with closing(sqlite3.connect(path)) as db:
