@@ -57,6 +57,8 @@ CELLS: Final = [
     ("while True: pass", "timeout", 1),
     ("while True: print('on and on')", "interrupted", 1),
 ]
+#: In the traceback of the one cell that fails.
+ERROR: Final = "ZeroDivisionError"
 FAULTS: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
 WEIGHTS: Final = (8, 8, 8, 6, 4, 1)
 BOARD_PLACES: Final[Sequence[str]] = (
@@ -86,7 +88,13 @@ Line = tuple[str | None, str | None]  # a job's status and error, as they are st
 
 
 class CellOutcome(NamedTuple):
-    """A caller's view of one cell: its tag, board, job (0: none), and outcome."""
+    """A caller's view of one cell: its tag, board, job (0: none), and outcome.
+
+    Attributes:
+        wanted: the status without faults.
+        why: the server's reason, if the server ended the job.
+        traceback: of the board.
+    """
 
     tag: int
     board: str
@@ -94,6 +102,7 @@ class CellOutcome(NamedTuple):
     status: str
     wanted: str
     why: str = ""
+    traceback: str = ""
 
 
 class Soak:
@@ -241,7 +250,8 @@ class Soak:
             (result,) = group.results().values()
         except CloudmanagerError as error:
             return CellOutcome(tag, board, 0, type(error).__name__, wanted)
-        return CellOutcome(tag, board, result.job, result.status, wanted, result.why)
+        ended = (result.status, wanted, result.why, result.traceback)
+        return CellOutcome(tag, board, result.job, *ended)
 
     def _await_server(self, fleet: Fleet) -> None:
         """Return when a server answers."""
@@ -352,6 +362,8 @@ class Soak:
         """Compare one outcome with the board's count and the store."""
         possible = ("lost", "offline", "timeout") if outcome.job else (outcome.status,)
         assert outcome.status in (outcome.wanted, *possible), outcome
+        if outcome.job and outcome.status == "error":
+            assert ERROR in outcome.traceback, outcome  # no other error is a right outcome
         if outcome.job and outcome.status in ("ok", "error", "interrupted"):
             assert stored is not None, outcome
             did_not_run = stored == NOT_SENT and outcome.why == NOT_RUN and times == 0
