@@ -185,6 +185,14 @@ class Sqlite:
         compiled = statement.compile(self._engine)
         return PreparedStatement(str(compiled), compiled.positiontup)
 
+    def row_reader(self, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return a function that converts a row of the driver as SQLAlchemy does.
+
+        Args:
+            columns: of the row.
+        """
+        return _row_reader(self._engine.dialect, columns)
+
     @staticmethod
     def is_one_of(column: Any, name: str) -> Any:
         """Return the condition that a column is one of the numbers of a parameter."""
@@ -385,6 +393,14 @@ class Postgres:
         compiled = statement.compile(self._engine)
         return PreparedStatement(str(compiled), compiled.positiontup)
 
+    def row_reader(self, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return a function that converts a row of the driver as SQLAlchemy does.
+
+        Args:
+            columns: of the row.
+        """
+        return _row_reader(self._engine.dialect, columns)
+
     @staticmethod
     def is_one_of(column: Any, name: str) -> Any:
         """Return the condition that a column is one of the numbers of a parameter."""
@@ -485,6 +501,25 @@ def _is_broken_connection(error: BaseException) -> bool:
     if isinstance(error, psycopg.errors.PipelineAborted) or getattr(error, "timed_out", False):
         return False
     return isinstance(error, psycopg.OperationalError)
+
+
+def _row_reader(
+    dialect: sa.Dialect, columns: Sequence[Any]
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return a function that converts a row of the driver: see ``Sqlite.row_reader``."""
+    convert = [
+        # The drivers return floats as they are; SQLAlchemy asks for PostgreSQL's type of them.
+        None
+        if isinstance(column.type, sa.Float)
+        else column.type.dialect_impl(dialect).result_processor(dialect, None)
+        for column in columns
+    ]
+
+    def read(row: Sequence[Any]) -> list[Any]:
+        pairs = zip(convert, row, strict=True)
+        return [value if act is None else act(value) for act, value in pairs]
+
+    return read
 
 
 def _parameters(columns: Mapping[str, Any]) -> dict[str, Any]:

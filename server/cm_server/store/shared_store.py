@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import math
 import secrets
@@ -51,8 +52,8 @@ ORPHAN_ERROR = "it was stored but not sent; it did not run"
 
 _boards, _jobs, _servers = tables.boards, tables.jobs, tables.servers
 _OPEN = _jobs.c.ended.is_(None)
-#: What claiming a board sets its epoch to.
-_NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, 0) + 1
+#: What claiming a board sets its epoch to; without parameters, since it is compiled once.
+_NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, sa.literal_column("0")) + sa.literal_column("1")
 #: Condition under which a server may release a board: it has not been claimed again since.
 _IS_HELD_EPOCH = _boards.c.epoch == sa.bindparam("in_epoch")
 
@@ -109,6 +110,18 @@ class SharedStore(NotifyingStore):
         mark = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("me")))
         mark = mark.where(_jobs.c.id == sa.bindparam("job")).values(epoch=epoch.scalar_subquery())
         self._mark_sent = self.database.prepare(mark.returning(_jobs.c.epoch))
+        claimed_columns = [*BOARD_COLUMNS, _boards.c.epoch]
+        facts = sa.bindparam("found", type_=_boards.c.facts.type)
+        held = {"holder": sa.bindparam("me"), "epoch": _NEXT_EPOCH, "facts": facts}
+        take = sa.update(_boards).where(_boards.c.id == sa.bindparam("claimed"))
+        take = take.values(last_seen=sa.bindparam("now"), **held).returning(*claimed_columns)
+        self._claim_board = self.database.prepare(take)
+        self._read_claimed = self.database.row_reader(claimed_columns)
+        # The transaction has claimed the board before; one that is not enrolled has no holder.
+        is_held = self._is_holder(_jobs.c.board, sa.bindparam("me"))
+        is_sent = (_jobs.c.board == sa.bindparam("claimed"), _jobs.c.epoch.is_not(None), _OPEN)
+        move = sa.update(_jobs).where(*is_held, *is_sent).values(sent)
+        self._move_sent_jobs = self.database.prepare(move.returning(*JOB_COLUMNS))
 
     def change_server_id(self, server_id: str) -> None:
         """Continue under a new id, without the jobs of the old one."""
@@ -382,25 +395,19 @@ class SharedStore(NotifyingStore):
             ServerError: the store is unavailable.
         """
         self._write_pending_first()
-        values: dict[str, Any] = {
-            "holder": self.server_id,
-            "epoch": _NEXT_EPOCH,
-            "last_seen": time.time(),
-            "facts": facts,
-        }
-        claim = sa.update(_boards).where(_boards.c.id == board_id).values(values)
-        with self._rollback_on_error():
+        claim, move = self._claim_board, self._move_sent_jobs
+        values = {"me": self.server_id, "claimed": board_id, "now": time.time()}
+        values["found"] = json.dumps(facts)
+        fetch_later = self.database.fetch_later
+        with self._rollback_on_error(), self.database.pipeline():
             self._require_membership()
-            claimed = self._connection.execute(claim.returning(*BOARD_COLUMNS, _boards.c.epoch))
-            row = claimed.first()
-            if row is None:
-                self._connection.commit()
-                return None
-            *columns, epoch = row
-            sent = (_jobs.c.board == board_id, _jobs.c.epoch.is_not(None), _OPEN)
-            move = sa.update(_jobs).where(*sent).values(server=self.server_id, epoch=epoch)
-            moved = self._connection.execute(move.returning(*JOB_COLUMNS)).all()
-            self._connection.commit()
+            fetch_board = fetch_later(claim, claim.values(values))
+            fetch_jobs = fetch_later(move, move.values(values))
+            self.database.commit_driver()
+            boards, moved = fetch_board(), fetch_jobs()
+        if not boards:
+            return None
+        *columns, epoch = self._read_claimed(boards[0])
         jobs = [JobRow(*job) for job in moved]
         for job in jobs:
             self._own_jobs[job.id] = epoch

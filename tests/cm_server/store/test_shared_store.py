@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -386,6 +387,54 @@ def test_first_shared_value_is_kept(server: Make):
     a, b = server("A"), server("B")
     assert a.put_if_absent("key", b"a") == b"a"
     assert b.put_if_absent("key", b"b") == b"a"
+
+
+def test_statements_of_cells_and_of_boards_that_connect_wait_for_no_answer(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+):
+    where = postgres.new()
+    a, b = SharedStore(where, "A"), SharedStore(where, "B")
+    for view in (a, b):
+        view.register_server(f"http://{view.server_id}")
+    a.enrol_boards([new_board_row("id1", "lab-1", KEY)])
+    (theirs,) = b.insert_jobs(["id1"], "ann")
+    a.insert_jobs(["id1"], "ann")  # reserves numbers for more
+    execute: Any = psycopg.Cursor.execute
+    statuses: list[int] = []
+
+    def note_status(cursor: Any, *args: object, **options: object) -> object:
+        statuses.append(cursor.connection.pgconn.pipeline_status)
+        return execute(cursor, *args, **options)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", note_status)
+    held = a.claim_board("id1", FACTS)
+    assert held is not None
+    (job,) = a.insert_jobs(["id1"], "ann", epochs={"id1": held.epoch})
+    a.end_job(job, "ok")
+    (waits,) = a.insert_jobs(["id1"], "ann")
+    assert a.mark_sent(waits)
+    assert a.claim_jobs("B", [theirs], []) == {theirs}
+    assert set(statuses) == {psycopg.pq.PipelineStatus.ON}
+    for view in (a, b):
+        view.close()
+
+
+def test_claimed_board_has_all_values_of_its_row(server: Make):
+    a = server("A")
+    row = new_board_row("id3", "lab-3", KEY)._replace(
+        labels={"room": "lab \u00e4"}, nonce=b"\0\xff", plain=True, gen=3, token="abc"
+    )
+    row = row._replace(serial="S1", note="a note", reserved_by="ann", reserved_until=7.5)
+    a.enrol_boards([row])
+    facts = {"platform": "rp2", "uptime": 1.5, "parts": ["files"], "note": "\u00e4"}
+    before = time.time()
+    held = a.claim_board("id3", facts)
+    assert held is not None
+    assert held.row.last_seen is not None
+    assert held.row.last_seen >= before
+    assert held.row._replace(last_seen=None) == row._replace(facts=facts)
+    assert type(held.row.plain) is bool
+    assert a.boards_by_id(["id3"]) == [held.row]
 
 
 @pytest.mark.parametrize(
