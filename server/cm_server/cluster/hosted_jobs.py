@@ -45,11 +45,13 @@ class HostedStream:
         received_data: the number of messages for its board that were received.
         interrupts: the number of its caller's interrupts that were received.
         input_message: the last INPUT of its board.
+        running: the numbers of the jobs of its cell that were started with it, and have not ended.
     """
 
-    __slots__ = ("input_message", "interrupts", "received_data", "sent")
+    __slots__ = ("input_message", "interrupts", "received_data", "running", "sent")
 
     def __init__(self) -> None:
+        self.running: set[int] = set()
         self.sent = [0] * KINDS
         self.received_data = 0
         self.interrupts = 0
@@ -105,9 +107,19 @@ class RemoteObserver:
             stream.sent[kind] += 1
         if op == wire.INPUT:
             stream.input_message = message
-        self._send(stream, message)
         if op in wire.JOB_END_OPS:
             self.streams.pop(job, None)
+            stream.running.discard(job)
+            # The last result of many takes the others along.
+            self._send(stream, message, more_follow=bool(stream.running))
+        else:
+            self._send(stream, message)
+
+    def expect_results(self, jobs: Collection[int]) -> None:
+        """Note jobs that start together: their results share messages, if they end together."""
+        running = set(jobs)
+        for job in jobs:
+            self.stream(job).running = running
 
     def repeat_input(self, job: int) -> None:
         """Forward the last INPUT of a job again, since the bus has lost it."""
@@ -115,8 +127,9 @@ class RemoteObserver:
         if stream.input_message:
             self._send(stream, stream.input_message)
 
-    def _send(self, stream: HostedStream, message: bytes) -> None:
-        self._peer_messages.send_piece(self.server, "say", pack_counted(message, stream.sent))
+    def _send(self, stream: HostedStream, message: bytes, *, more_follow: bool = False) -> None:
+        piece = pack_counted(message, stream.sent)
+        self._peer_messages.send_piece(self.server, "say", piece, more_follow=more_follow)
 
 
 class _Claim(NamedTuple):
@@ -240,6 +253,7 @@ class HostedJobs:
         self._peer_messages.send(sender, "taken", {"jobs": accepted})
         self._report_not_claimed(claim, names.keys() - claimed)
         self._dispatch.jobs.update((job.id, job) for job in jobs)
+        observer.expect_results(claimed)
         self._dispatch.scheduler.launch(jobs)
         for job in jobs:
             observer.stream(job.id).interrupts = interrupts[job.id]

@@ -31,6 +31,7 @@ ALL = "all"  # the recipient of messages to all servers
 FRAGMENT_BYTES = 512 * 1024  # NATS accepts messages of 1 MiB by default
 REPLY_SECONDS = 2.0  # timeout of a request to another server
 REPEAT_SECONDS = 0.6  # after which a request is repeated
+BATCH_SECONDS = 0.002  # that pieces may wait for more: see ``PeerMessages.send_piece``
 MAX_ROUTES = 256  # (sender, recipient) pairs whose last number is kept
 MAX_REASSEMBLED_BYTES = 64 * 1024 * 1024  # of records that span several fragments
 _HEAD = struct.Struct(">8sQB16s")
@@ -68,6 +69,8 @@ class PeerMessages:
         #: The last record for each recipient if more can be added to it: its ``op`` and its pieces.
         self._open_batches: dict[str, tuple[str, list[bytes]]] = {}
         self._unconfirmed: set[str] = set()  # recipients of messages since the last beat
+        self._flush_scheduled = False  # at the end of this iteration of the loop
+        self._flush_timer: asyncio.TimerHandle | None = None  # for pieces that may wait
         self._last_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._partial: dict[tuple[str, str], bytearray] = {}
         self._refs = itertools.count(1)
@@ -99,13 +102,27 @@ class PeerMessages:
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
         self._outbox_of(recipient).append(record)
+        self._flush_soon()
 
-    def send_piece(self, recipient: str, op: str, piece: bytes) -> None:
+    def send_piece(
+        self, recipient: str, op: str, piece: bytes, *, more_follow: bool = False
+    ) -> None:
         """Send a message without a head to a server; several in a row are one message for it.
 
         Its payload is the pieces, one after the other. Most messages are results of boards, and
         the JSON of a head for each would cost as much as everything else about them.
+
+        Args:
+            recipient: the server.
+            op: of the message.
+            piece: of its payload.
+            more_follow: whether to wait for more pieces, for up to ``BATCH_SECONDS``: what each
+                message costs two servers and the bus is more than what a result costs.
         """
+        if more_follow:
+            self._flush_later()
+        else:
+            self._flush_soon()
         batch = self._open_batches.get(recipient)
         if batch is None or batch[0] != op:
             self._outbox_of(recipient)
@@ -114,8 +131,6 @@ class PeerMessages:
 
     def _outbox_of(self, recipient: str) -> list[bytes]:
         """Return the records for a server that ``flush`` will send; more are added at the end."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self.flush)
         self._unconfirmed.add(recipient)
         records = self._outbox.setdefault(recipient, [])
         if recipient in self._open_batches:
@@ -135,8 +150,24 @@ class PeerMessages:
                 self.send(each, "beat", {})
         self._unconfirmed.clear()
 
+    def _flush_soon(self) -> None:
+        """Flush at the end of this iteration of the event loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def _flush_later(self) -> None:
+        """Flush after ``BATCH_SECONDS``, unless something else does before."""
+        if self._flush_timer is None and not self._flush_scheduled:
+            loop = asyncio.get_running_loop()
+            self._flush_timer = loop.call_later(BATCH_SECONDS, self.flush)
+
     def flush(self) -> None:
         """Publish the messages in the outbox."""
+        self._flush_scheduled = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         for recipient in list(self._open_batches):
             self._outbox_of(recipient)
         outbox, self._outbox = self._outbox, {}

@@ -115,12 +115,14 @@ class RemoteJobs:
     def _queue_launch(self, job: Job, server: str) -> None:
         job.owner = server
         if not self._batch:
-            self._call_later(0, self._send_batch)
+            self._call_later(0, self.send_launches)
         self._batch.setdefault((server, job.cell, job.caller, job.token_hash), []).append(job)
 
-    def _send_batch(self) -> None:
+    def send_launches(self) -> None:
         """Send each server one message per cell, with all jobs of the cell on its boards."""
         batch, self._batch = self._batch, {}
+        if not batch:
+            return  # they were sent before the end of the iteration
         for (server, cell, caller, token), jobs in batch.items():
             head = {"caller": caller, "token": token, **_cell_fields(cell)}
             self._request_jobs(server, head, cell, jobs)
@@ -128,6 +130,7 @@ class RemoteJobs:
                 repeat = functools.partial(self._repeat_request, server, head, cell, jobs)
                 self._call_later(ACK_SECONDS * number / REPEATS, repeat)
             self._call_later(ACK_SECONDS, functools.partial(self._on_ack_timeout, jobs))
+        self._peer_messages.flush()
 
     def _request_jobs(
         self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]

@@ -22,7 +22,10 @@ class Remote(Protocol):
         """
 
     def launch(self, job: Job) -> None:
-        """Let the server that has the job's board run it."""
+        """Let the server that has the job's board run it; soon, with others of its cell."""
+
+    def send_launches(self) -> None:
+        """Ask the servers now that have the boards of launched jobs."""
 
     def interrupt_job(self, job: Job) -> None:
         """Ask the owner of a job to interrupt it."""
@@ -40,7 +43,7 @@ class Remote(Protocol):
 class NoRemote:
     """There is one server: no board has another one, and no job another owner.
 
-    So only ``epoch_for`` and ``find_board`` are ever called.
+    So only ``epoch_for``, ``find_board`` and ``send_launches`` are ever called.
     """
 
     def epoch_for(self, _board: Board) -> int | None:
@@ -50,6 +53,9 @@ class NoRemote:
     def find_board(self, _job: Job) -> bool:
         """Return False: no other server can have it."""
         return False
+
+    def send_launches(self) -> None:
+        """Do nothing: no job was launched at another server."""
 
     def launch(self, job: Job) -> None:
         """Never called: a board that is not connected here is offline."""

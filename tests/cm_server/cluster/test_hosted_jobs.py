@@ -17,7 +17,7 @@ from tests.cm_server.peers import FakeCaller
 def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
     sent: list[tuple[int, int]] = []
 
-    def send_piece(_server: str, _op: str, piece: bytes) -> None:
+    def send_piece(_server: str, _op: str, piece: bytes, **_options: bool) -> None:
         sent.extend((message[0], message[1]) for message, _ in read_counted(piece))
 
     pubsub = SimpleNamespace(pending_bytes=0)
@@ -38,6 +38,29 @@ def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
         (wire.STARTED, 0),
         (wire.OUTPUT, 0),
     ]
+
+
+def test_results_of_a_cell_wait_for_each_other_and_nothing_else_waits():
+    waits: list[tuple[int, bool]] = []
+
+    def send_piece(_server: str, _op: str, piece: bytes, *, more_follow: bool) -> None:
+        waits.extend((message[0], more_follow) for message, _ in read_counted(piece))
+
+    peer_messages = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send_piece=send_piece)
+    observer = RemoteObserver(peer_messages, "b", Limits.unsent_bytes)  # type: ignore[arg-type]
+    observer.expect_results([1, 2, 3])
+    observer.expect_results([4])
+    observer.deliver(wire.pack(wire.OUTPUT, b"x", job=1))
+    for job in (1, 4, 2, 3):
+        observer.deliver(wire.pack(wire.RESULT, job=job))
+    assert waits == [
+        (wire.OUTPUT, False),
+        (wire.RESULT, True),
+        (wire.RESULT, False),
+        (wire.RESULT, True),
+        (wire.RESULT, False),
+    ]
+    assert not observer.streams
 
 
 async def test_job_for_a_board_that_is_not_connected_is_refused(pair: Two):

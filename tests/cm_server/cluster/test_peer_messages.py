@@ -77,6 +77,25 @@ async def test_pieces_in_a_row_are_one_message_and_keep_their_place(servers: lis
     assert received == [(1, b""), (None, b"abc"), (2, b""), (None, b"d")]
 
 
+async def test_pieces_wait_for_more_until_something_else_is_sent_or_a_moment_has_passed(
+    servers: list[Recorder], monkeypatch
+):
+    a, b, _ = servers
+    monkeypatch.setattr(module, "BATCH_SECONDS", 60.0)
+    for piece in (b"a", b"b"):
+        a.peer_messages.send_piece(IDS[1], "note", piece, more_follow=True)
+        await settle()
+    assert b.received == []
+    a.peer_messages.send_piece(IDS[1], "note", b"c")
+    await settle()
+    assert [data for _, _, data in b.received] == [b"abc"]
+    monkeypatch.setattr(module, "BATCH_SECONDS", 0.01)
+    a.peer_messages.send_piece(IDS[1], "note", b"d", more_follow=True)
+    while len(b.received) < 2:  # noqa: ASYNC110 - the timer is what is tested
+        await asyncio.sleep(0.01)
+    assert [data for _, _, data in b.received] == [b"abc", b"d"]
+
+
 async def test_long_message_is_fragmented_and_arrives_complete_or_not_at_all(
     servers: list[Recorder], hub: InProcessBroker, monkeypatch
 ):

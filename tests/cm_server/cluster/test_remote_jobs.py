@@ -143,3 +143,29 @@ async def test_withdrawal_is_retried_while_the_store_is_unavailable(pair: Two, m
         db.exec_driver_sql("PRAGMA query_only=OFF")
         db.commit()
         assert (await caller.ending(job))[0] == "offline"
+
+
+async def test_other_servers_are_asked_before_own_boards_get_the_cell(pair: Two):
+    near, far = await pair.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(pair.a, near) as here,
+        await FakeBoard.join(pair.b, far) as elsewhere,
+    ):
+        await pair.a.until(lambda: {pair.a.state("lab-1"), pair.a.state("lab-2")} == {"idle"})
+        board, bus = pair.a.server.registry.by_name["lab-1"], others_of(pair.a).peer_messages.pubsub
+        publish, own_jobs = bus.publish, []
+
+        def note_and_publish(subject: str, data: bytes) -> None:
+            if b'"op":"run"' in data:
+                own_jobs.append(board.current_job)
+            publish(subject, data)
+
+        bus.publish = note_and_publish  # type: ignore[method-assign]
+        async with await FakeCaller.join(pair.a) as caller:
+            jobs = await caller.submit("lab-*")
+            for each, job in ((here, jobs[0]), (elsewhere, jobs[1])):
+                await run(each)
+                await each.end(job)
+            for job in jobs:
+                assert (await caller.ending(job))[0] == "ok"
+    assert own_jobs == [None]
