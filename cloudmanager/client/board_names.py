@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ ANSWER_SECONDS: Final = 0.3  # a later answer is of no use to a user who is typi
 _BOARD_CALL: Final = (
     '__import__("cm.look").look.'  # an expression, which binds no name on the board
 )
+_JOB_NAME: Final = "names for completion"  # in lists of jobs
 
 _TOKEN_PATTERN: Final = re.compile(r"(?:[^\W\d]\w*\s*\.\s*)*(?:[^\W\d]\w*)?\Z")
 _FROM_IMPORT: Final = re.compile(r"\s*from\s+([\w.]+)\s+import\s+(?:[\w\s,()]*[,(\s])?(\w*)\Z")
@@ -104,7 +106,8 @@ async def describe_name(
 async def _ask_boards(connect: Connect, target: str, call: str) -> dict[str, Any]:
     """Return the answer of each board that answered in time; {} if the server is unreachable."""
     options = RunOptions(idle=True, timeout=ANSWER_SECONDS)
-    group = JobGroup(cell_verbs.prepare_cached(_BOARD_CALL + call), options)
+    cell = cell_verbs.prepare_cached(_BOARD_CALL + call)
+    group = JobGroup(dataclasses.replace(cell, name=_JOB_NAME), options)
     # Completion shows no errors.
     with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_submit_and_wait(connect, target, group), ANSWER_SECONDS)

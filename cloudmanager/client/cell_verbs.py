@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions
 from cloudmanager.protocol.spans import parse_span
@@ -20,6 +21,7 @@ from .keywords import run_keywords
 from .progress import ProgressCallback
 from .verb import HasTarget, verb
 
+_NO_FILES: Final = ("", "-", "-c")  # `sys.argv[0]` of code that is in no file
 #: Cached, because the same cell is often run again.
 prepare_cached = functools.lru_cache(maxsize=64)(cells.prepare_cell)
 
@@ -241,8 +243,13 @@ def _make_group(cell: Cell, options: RunOptions, progress: ProgressCallback | No
 def make_cell(
     code: str, inputs: Mapping[str, Any] | None, argv: Sequence[str] | None = None
 ) -> Cell:
-    """Prepare a cell with its inputs and arguments."""
+    """Prepare a cell with its inputs and arguments; a program is called as its file."""
     lines = [argv_assignment(argv)] if argv is not None else []
     if inputs:
         lines.append(prelude(inputs))
-    return cells.prepare_cell(code, "\n".join(lines)) if lines else prepare_cached(code)
+    if not lines:
+        return prepare_cached(code)
+    cell = cells.prepare_cell(code, "\n".join(lines))
+    if argv and argv[0] not in _NO_FILES:
+        cell = dataclasses.replace(cell, name=argv[0])
+    return cell

@@ -40,6 +40,8 @@ CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
 # A tab indents each line by the same width, eight columns, whatever mixture of tabs and spaces
 # follows it (MicroPython's py/lexer.c, TAB_SIZE).
 _INDENT = b"\t"
+MAX_TITLE_CHARS = 120  # of what lists of jobs call a cell; a line of a wide terminal
+_CODE_LINE = re.compile(r"^[\ufeff \t\f]*([^\s#\ufeff][^\r\n]*)", re.MULTILINE)
 _MAX_SOURCE_CHARS = 200  # of a source line in a traceback; a traceback may have very many lines
 # Lone surrogates have no UTF-8, and a NUL ends the text for the parser.
 _UNSENDABLE_CHARS = re.compile("[\x00\ud800-\udfff]")
@@ -56,6 +58,7 @@ class Cell:
         line_offset: how many lines of `code` are before the first line of `source`.
         has_value: whether it ends in an expression, whose value is passed to `__cm__`.
         awaits: whether `code` only defines `__cm_cell__`, which the board runs in its event loop.
+        name: what lists of jobs call it, such as a file; "" for its first line of code.
     """
 
     source: str
@@ -63,6 +66,22 @@ class Cell:
     line_offset: int
     has_value: bool
     awaits: bool
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What lists of jobs call the cell, at most ``MAX_TITLE_CHARS``; "" if it has no code.
+
+        It never contains inputs: those are in `code` only.
+        """
+        return (self.name or _first_line(self.source))[:MAX_TITLE_CHARS]
+
+
+def _first_line(source: str) -> str:
+    """Return the first line that is neither empty nor a comment, without its indentation."""
+    for found in _CODE_LINE.finditer(source):
+        return found[1]
+    return ""
 
 
 def prepare_cell(text: str, prelude: str = "") -> Cell:

@@ -11,6 +11,7 @@ client and back.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from .cells import prepare_cell
+from .cells import Cell, prepare_cell
 from .future import Future
 from .input_values import prelude
 from .jobs import JobGroup
@@ -138,7 +139,7 @@ class ClientUpgrade:
         """Run a cell on the remaining boards; a board that fails is not used any more."""
         if not self._remaining:
             return Results({})
-        cell = prepare_cell(code, prelude(inputs) if inputs else "")
+        cell = _name_cell(prepare_cell(code, prelude(inputs) if inputs else ""))
         group = JobGroup(cell, RunOptions(timeout=CELL_SECONDS))
         self._boards.exchange().submit(group, fold_names(self._remaining))
         results = await group.completed()
@@ -158,7 +159,7 @@ class ClientUpgrade:
         if not self._remaining:
             return
         before = await self._connection_times()
-        group = JobGroup(prepare_cell(_RESTART_CODE), RunOptions(timeout=CELL_SECONDS))
+        group = JobGroup(_name_cell(prepare_cell(_RESTART_CODE)), RunOptions(timeout=CELL_SECONDS))
         self._boards.exchange().submit(group, fold_names(self._remaining))
         deadline = time.monotonic() + RECONNECT_SECONDS
         missing = list(self._remaining)
@@ -183,6 +184,11 @@ class ClientUpgrade:
             else:
                 why = "the new client did not start; the old one was restored"
                 self._fail_board(_failed_result(name, why))
+
+
+def _name_cell(cell: Cell) -> Cell:
+    """Return a step of an upgrade, as lists of jobs call it."""
+    return dataclasses.replace(cell, name="upgrade of the client")
 
 
 def _failed_result(board: str, why: str) -> Result:

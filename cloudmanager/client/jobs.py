@@ -34,8 +34,11 @@ MAX_OUTPUT_CHARS: Final = 8 * 1024 * 1024
 MAX_VALUE_BYTES: Final = 2 * 1024 * 1024  # a board sends half of that at most
 #: Replaces the value of a job that ended without an error while the link was down.
 LOST_VALUE: Final = "<lost with the link>"
-#: Frames of the board's client in a traceback; they are not shown.
-_CLIENT_FRAMES: Final = re.compile(r'^  File "cm[/.][^\n]*\n', re.MULTILINE)
+#: Frames of the board's client in a traceback, and of the event loop in which it runs a cell that
+#: awaits; they are not shown.
+_CLIENT_FRAMES: Final = re.compile(
+    r'^  File "cm[/.][^\n]*\n(?:  File "asyncio/core\.py"[^\n]*\n)*', re.MULTILINE
+)
 INTERRUPT_GRACE_SECONDS: Final = 2.0  # how long an interrupted wait waits for the outcomes
 
 
@@ -402,7 +405,10 @@ class JobGroup:
 
     def submit_head(self) -> dict[str, Any]:
         """Return the entries of the group in the JSON of a SUBMIT."""
-        return {"awaits": self.cell.awaits, **self.options.to_wire()}
+        head = {"awaits": self.cell.awaits, **self.options.to_wire()}
+        if title := self.cell.title:
+            head["title"] = title
+        return head
 
     # Called by the link's thread
 

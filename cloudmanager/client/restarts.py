@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from .cells import prepare_cell
+from .cells import Cell, prepare_cell
 from .files import failed_result
 from .future import sleep
 from .jobs import JobGroup
@@ -49,12 +50,12 @@ except ImportError:
 async def reset_chips(boards: HasTarget, progress: ProgressCallback | None) -> Results:
     """Reset the boards' chips and wait until they are back: see ``CellVerbs.reset``."""
     # First a soft reset: it ends the user's program, which may keep a board busy.
-    fresh = await _run(boards, boards.target, "", fresh=True)
+    fresh = await _run(boards, boards.target, prepare_cell(""), fresh=True)
     target = fold_names(name for name, result in fresh.items() if result.ok)
     if not target:
         return fresh
     before = await _connected_since(boards, target)
-    last = await _run_before_end(boards, target, _RESET_CODE)
+    last = await _run_before_end(boards, target, _make_cell(_RESET_CODE, "hard reset"))
     results = {**fresh, **last}
     waiting = [name for name, result in last.items() if result.ok]
     deadline = time.monotonic() + RESTART_SECONDS
@@ -72,7 +73,13 @@ async def reset_chips(boards: HasTarget, progress: ProgressCallback | None) -> R
 
 async def start_bootloaders(boards: HasTarget) -> Results:
     """Start the boards' boot loaders: see ``CellVerbs.bootloader``."""
-    return await _run_before_end(boards, boards.target, _BOOTLOADER_CODE, fresh=True)
+    cell = _make_cell(_BOOTLOADER_CODE, "boot loader")
+    return await _run_before_end(boards, boards.target, cell, fresh=True)
+
+
+def _make_cell(code: str, name: str) -> Cell:
+    """Return a cell that leaves no names on a board; lists of jobs call it ``name``."""
+    return dataclasses.replace(prepare_cell(f"exec({code!r}, {{}})"), name=name)
 
 
 def _report(
@@ -89,20 +96,20 @@ async def _connected_since(boards: HasTarget, target: str) -> Mapping[str, float
     return {row["name"]: row["connected_since"] for row in rows}
 
 
-async def _run(boards: HasTarget, target: str, code: str, *, fresh: bool = False) -> Results:
-    group = JobGroup(prepare_cell(code), RunOptions(fresh=fresh))
+async def _run(boards: HasTarget, target: str, cell: Cell, *, fresh: bool = False) -> Results:
+    group = JobGroup(cell, RunOptions(fresh=fresh))
     boards.exchange().submit(group, target)
     return await group.completed()
 
 
 async def _run_before_end(
-    boards: HasTarget, target: str, code: str, *, fresh: bool = False
+    boards: HasTarget, target: str, cell: Cell, *, fresh: bool = False
 ) -> Results:
-    """Run code that ends the interpreter a moment later.
+    """Run a cell that ends the interpreter a moment later.
 
     A board on a bridge cannot report the end of such code: that it was restarted is no failure.
     """
-    results = await _run(boards, target, f"exec({code!r}, {{}})", fresh=fresh)
+    results = await _run(boards, target, cell, fresh=fresh)
     ended = {
         name: Result(name, result.job, "ok") if _was_restarted(result) else result
         for name, result in results.items()

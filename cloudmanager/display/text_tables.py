@@ -14,6 +14,7 @@ from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.rows import (
     JOB_HEADINGS,
+    MAX_JOB_CHARS,
     caller_text,
     format_time,
     job_rows,
@@ -21,6 +22,7 @@ from cloudmanager.results.rows import (
     labels_text,
     reserved_text,
     shorten,
+    what_text,
 )
 
 from .folding import head_text
@@ -50,6 +52,7 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         "serial number": board.get("serial", ""),
         "note": board.get("note", ""),
         "reserved by": reserved_text(board),
+        "key": "a new one is waiting for the board" if board.get("new_key") else "",
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
         "job": _job_text(board),
@@ -91,10 +94,16 @@ def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
 def job_text(job: Mapping[str, Any]) -> str:
     """Return the state, output and outcome of one job as text."""
     took = "" if job["elapsed"] is None else f", {job['elapsed']:.3f} s"
-    head = f"job {job['job']} on {job['board']}: {job['status'] or job['state']}{took}"
+    board = job["board"]
+    if job.get("board_removed"):
+        board = f"a board that was removed from the fleet (id {board})"
+    head = f"job {job['job']} on {board}: {job['status'] or job['state']}{took}"
     parts = [head + f", for {job['caller']}, started {format_time(job['started'])}"]
+    if job["kind"]:
+        parts.append(f"what: {shorten(what_text(job), MAX_JOB_CHARS)}")
     if job["truncated"]:
-        parts.append("… (earlier output was not kept)")
+        what = "earlier output was not kept" if job["stdout"] else "output is kept of recent jobs"
+        parts.append(f"… ({what})")
     parts += [str(job["stdout"]).rstrip("\n"), str(job["error"]).rstrip("\n")]
     if job["status"] == "ok" and job["value"]:
         parts.append(f"Out: {job['value']}")

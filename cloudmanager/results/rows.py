@@ -26,7 +26,10 @@ FLEET_HEADINGS: Final = (
     "connected since",
 )
 _LOCAL_CALLER: Final = "local"  # the name of the local user's token; no other token has it
-JOB_HEADINGS: Final = ("job", "board", "state", "started", "took", "caller")
+JOB_HEADINGS: Final = ("job", "board", "state", "started", "took", "caller", "what")
+MAX_JOB_CHARS: Final = 120  # of what a job is, the last column, which a terminal cuts at its width
+#: Kind of a job -> what lists show of one without a title.
+_KINDS: Final = {"cell": "a cell", "": "-"}
 
 
 class BoardList(list[dict[str, Any]]):
@@ -86,8 +89,9 @@ def labelled_rows(
 
 def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return a row for each job, with the columns of ``JOB_HEADINGS``."""
-    rows = [
-        (
+    rows = []
+    for job in jobs:
+        row = (
             str(job["job"]),
             str(job["board"]),
             str(job["status"] or job["state"]),
@@ -95,9 +99,16 @@ def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             "-" if job["elapsed"] is None else f"{job['elapsed']:.3f} s",
             str(job["caller"]),
         )
-        for job in jobs
-    ]
-    return [tuple(shorten(cell) for cell in row) for row in rows]
+        rows.append((*map(shorten, row), shorten(what_text(job), MAX_JOB_CHARS)))
+    return rows
+
+
+def what_text(job: Mapping[str, Any]) -> str:
+    """Return what a job is: the first line of its code, or what is done with which files."""
+    kind, title = str(job["kind"]), str(job["what"])
+    if not title:
+        return _KINDS.get(kind, kind)
+    return title if kind in ("cell", "files") else f"{kind} {title}"
 
 
 def labels_text(board: Mapping[str, Any]) -> str:

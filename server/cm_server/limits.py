@@ -230,5 +230,6 @@ class Limits:
     read_rows_per_minute: int = 1  # in the audit log, for one token and each verb that only reads
     program_chars: int = 128  # of a board's description of its own program
     audit_chars: int = 500  # of a target and of a detail
+    title_chars: int = 120  # of what lists of jobs call a job
     prune_days: int = 7  # at most this many days of the oldest rows are deleted in one day
     prune_rows: int = 500  # deleted in one transaction: a few milliseconds

@@ -27,12 +27,14 @@ class JobRequest(NamedTuple):
         files: how the file operations are carried out; None for a cell.
         verb: the verb in the audit log.
         detail: the details in the audit log.
+        kind: as in ``Cell``.
     """
 
     code: bytes
     files: FileTransferSpec | SteppedJobSpec | None = None
     verb: str = "submit"
     detail: str = ""
+    kind: str = "cell"
 
 
 class Caller(Protocol):
@@ -58,16 +60,18 @@ def read_job_request(
     """
     if "acts" in head:
         packed, files = read_file_ops(services, caller.token.hash, head["acts"], boards)
-        return JobRequest(packed, files, detail=describe_file_ops(head["acts"]))
+        return JobRequest(packed, files, detail=describe_file_ops(head["acts"]), kind="files")
     if "packages" in head:
         request = head["packages"]
         spec = board_install.read_package_job(services, caller, request, boards)
         plan = services.plan_cache.get(caller, request["plan"]) if "plan" in request else None
-        return JobRequest(spec.code, spec, *board_install.describe_for_audit(request, plan))
+        verb, detail = board_install.describe_for_audit(request, plan)
+        return JobRequest(spec.code, spec, verb, detail, verb)
     if "settings" in head:
         settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
-        return JobRequest(settings.code, settings, "settings", detail)
-    return JobRequest(code)
+        return JobRequest(settings.code, settings, "settings", detail, "settings")
+    is_reset = bool(head.get("fresh")) and not code
+    return JobRequest(code, kind="reset" if is_reset else "cell")
 
 
 def read_file_ops(

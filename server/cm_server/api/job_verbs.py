@@ -80,7 +80,8 @@ async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
 
     jobs = await context.services.cluster.describe_jobs(is_visible)
     newest = itertools.islice(jobs, context.services.limits.reply_jobs)
-    return [job for board_id, job in newest if _may_access_board(context, board_id)]
+    visible = [job for board_id, job in newest if _may_access_board(context, board_id)]
+    return [_without_code(context, job) for job in visible]
 
 
 async def show_job(context: RequestContext) -> dict[str, Any]:
@@ -95,14 +96,19 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
     context.audit_entry.detail = str(number)
     job = services.dispatch.jobs.get(number) or services.dispatch.recent_jobs.get(number)
     if job is not None and _may_access_job(context, job):
-        return job.describe_with_output()
+        return _without_code(context, job.describe_with_output())
     if job is not None:
         raise _no_job_error(number)
     row = await services.store_queue.run(lambda store: store.job(number), refusable=True)
     stored = _describe_stored_job(context, number, row)  # before others are asked
     shown = await services.cluster.describe_job(number)
     _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile
-    return shown or stored
+    return _without_code(context, shown) if shown else stored
+
+
+def _without_code(context: RequestContext, job: dict[str, Any]) -> dict[str, Any]:
+    """Return a job as the caller may see it: code is for those who may run it there."""
+    return job if access.has_role(context.token, access.SUBMIT_ROLE) else {**job, "what": ""}
 
 
 def _describe_stored_job(
@@ -122,7 +128,7 @@ def _describe_stored_job(
         visible = access.reaches_all(context.token)
     if not visible:
         raise _no_job_error(number)
-    return describe_row(row, board.name if board else row.board)
+    return describe_row(row, board.name if board else None)
 
 
 def _no_job_error(number: int) -> ServerError:

@@ -408,4 +408,6 @@ def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:
     """Return the cell of a "run" message; its caller's server waits for the board itself."""
     options = dataclasses.replace(RunOptions.from_fields(head), wait=0.0)
     files = RelayedTransfer(*head["files"]) if head["files"] else None
-    return Cell(code, options, head["awaits"], files)
+    # A server of an earlier version does not say what the job is.
+    kind, title = head.get("kind", ""), head.get("title", "")
+    return Cell(code, options, head["awaits"], files, kind, title)

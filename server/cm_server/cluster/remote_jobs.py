@@ -558,4 +558,5 @@ class RemoteJobs:
 def _cell_fields(cell: Cell) -> dict[str, Any]:
     """Return the fields of a cell for a "run" message; its code is the message's payload."""
     files = cell.files and [cell.files.reads_files, cell.files.replaces_starter]
-    return {**cell.options.to_fields(), "awaits": cell.awaits, "files": files}
+    what = {"kind": cell.kind, "title": cell.title}
+    return {**cell.options.to_fields(), "awaits": cell.awaits, "files": files, **what}

@@ -9,21 +9,24 @@ from cloudmanager.protocol import wire
 from cm_server.limits import Limits
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
-from .model import Cell, Job
+from .model import Job
 
 REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
 
 
-def describe_row(row: JobRow, board: str) -> dict[str, Any]:
+def describe_row(row: JobRow, board: str | None) -> dict[str, Any]:
     """Return a job in the store in the form of ``Job.describe_with_output``.
 
     Args:
         row: the job.
-        board: the name of its board.
+        board: the name of its board; None if that was removed: then its id is all that is known.
     """
     return {
         "job": row.id,
-        "board": board,
+        "board": row.board if board is None else board,
+        "board_removed": board is None,
+        "kind": "",  # it is not stored
+        "what": "",
         "caller": row.caller,
         "state": "ended" if row.status else "running",
         "status": row.status,
@@ -46,9 +49,9 @@ class RecentJobs:
         self._bytes = 0
 
     def add(self, job: Job) -> None:
-        """Keep a job that ended, without its code: the server does not keep cells."""
+        """Keep a job that ended, without its code, but for the title."""
         size = len(job.output_tail) + len(job.value)
-        job.cell = Cell(b"", job.cell.options)
+        job.cell = job.cell._replace(code=b"", files=None)
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > self._limits.recent_jobs or self._bytes > self._limits.recent_bytes:

@@ -20,7 +20,7 @@ from .registry import Registry
 from .scheduler import Scheduler
 
 #: The cell of a job that another server, or an earlier run of this one, has sent: it is not stored.
-EMPTY_CELL = Cell(b"")
+EMPTY_CELL = Cell(b"", kind="")
 
 
 class JobRecovery:

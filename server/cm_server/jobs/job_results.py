@@ -123,7 +123,7 @@ class JobResults:
         open_jobs = (self.jobs[number] for number in sorted(self.jobs, reverse=True))
         for job in itertools.chain(open_jobs, self.recent_jobs.newest()):
             if is_visible(job.board.id):
-                yield job.board.id, job.describe()
+                yield job.board.id, job.describe_with_title()
 
     def amend_result(self, board: Board, reported: ReportedResult) -> None:
         """Correct a result in the store that the server had to assume, by its board's report.

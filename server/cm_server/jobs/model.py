@@ -133,12 +133,17 @@ class Cell(NamedTuple):
         options: how it is run.
         awaits: whether the cell is a coroutine function that the board has to run.
         files: how the file operations are carried out; None for a cell.
+        kind: cell, reset, files, settings, install, uninstall or packages; "" if it is not known.
+        title: what lists of jobs call it: the first line of its code, or the operations and their
+            paths.
     """
 
     code: bytes
     options: RunOptions = DEFAULT_OPTIONS
     awaits: bool = False
     files: TransferSpec | None = None
+    kind: str = "cell"
+    title: str = ""
 
 
 class Tail:
@@ -305,7 +310,7 @@ class Job:
         return wire.exec_messages(self.id, self.cell.code, head, buffer_size=self.board.buffer_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return the job as the verb ``jobs`` lists it."""
+        """Return the job as the description of its board has it."""
         until = self.ended or time.time()
         return {
             "job": self.id,
@@ -318,10 +323,14 @@ class Job:
             "elapsed": max(until - self.started, 0.0) if self.started else None,
         }
 
+    def describe_with_title(self) -> dict[str, Any]:
+        """Return the job as the verb ``jobs`` lists it: with what it is, which may be code."""
+        return {**self.describe(), "kind": self.cell.kind, "what": self.cell.title}
+
     def describe_with_output(self) -> dict[str, Any]:
         """Return the job as the verb ``job`` shows it: with the ends of its output and value."""
         return {
-            **self.describe(),
+            **self.describe_with_title(),
             "stdout": self.output_tail.text(),
             "truncated": self.output_tail.truncated,
             "value": self.value.text(),
@@ -668,6 +677,7 @@ class Board:
             "serial": self.serial,
             "note": self.note,
             "reserved": self.reservation and self.reservation._asdict(),
+            "new_key": self.nonce is not None,
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,
             "job": self.current_job.describe() if self.current_job else None,

@@ -588,7 +588,15 @@ class CallerConnection:
             self.token, len(boards), len(request.code)
         ):
             raise ServerError(f"{why}; try again when some of them have ended")
-        cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
+        title = request.detail if request.files else str(head.get("title", ""))
+        cell = Cell(
+            request.code,
+            options,
+            bool(head.get("awaits")),
+            request.files,
+            request.kind,
+            title and shorten(title, self._services.limits.title_chars),
+        )
         requester = Requester(self.token.name, self, self.token.hash)
         audit = CellAudit(
             address=self._link.peer,

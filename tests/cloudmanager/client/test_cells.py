@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmanager.client import cell_syntax, cells
-from cloudmanager.client.cells import Cell, map_traceback, prepare_cell
+from cloudmanager.client.cell_verbs import make_cell
+from cloudmanager.client.cells import MAX_TITLE_CHARS, Cell, map_traceback, prepare_cell
 from cloudmanager.protocol.errors import CellSyntaxError
 
 MICROPYTHON = shutil.which("micropython", path=str(Path(sys.executable).parent))
@@ -532,3 +533,30 @@ def test_traceback_is_shown_even_if_the_cell_cannot_be_parsed(monkeypatch):
 )
 def test_use_of_names(text, free, bound, deleted):
     assert cell_syntax.name_use(text) == (free, bound, deleted)
+
+
+# Titles
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("print(1)\nx", "print(1)"),
+        ("\n  # note\n\n    x + 1", "x + 1"),
+        ("\ufeffimport gc\r\ngc.collect()", "import gc"),
+        ("await read()", "await read()"),
+        ("", ""),
+        ("# only a comment", ""),
+        ("x" * 500, "x" * MAX_TITLE_CHARS),
+    ],
+)
+def test_title_is_the_first_line_of_code(text, title):
+    assert Cell(text, b"", 0, has_value=False, awaits=False).title == title
+
+
+def test_title_contains_no_inputs():
+    """Their values may be secret, and are in the same line of what is sent."""
+    cell = make_cell("connect(password)", {"password": "hunter2"}, ["-c", "--key=hunter2"])
+    assert b"hunter2" in cell.code
+    assert cell.title == "connect(password)"
+    assert make_cell("x", None, ["app.py", "--key=hunter2"]).title == "app.py"

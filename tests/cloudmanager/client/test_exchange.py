@@ -220,7 +220,7 @@ def test_submit_sends_target_options_and_code():
     (message,) = talk.messages()
     assert message.op == wire.SUBMIT
     assert wire.read_submit(message) == (
-        {"target": "lab-[1-3]", "awaits": False, "timeout": 2.5},
+        {"target": "lab-[1-3]", "awaits": False, "timeout": 2.5, "title": "x = 1"},
         b"x = 1\n__cm__((x))",
     )
 

@@ -20,6 +20,7 @@ from cloudmanager.results.rows import (
     MAX_CELL_CHARS,
     fleet_rows,
     format_time,
+    what_text,
 )
 
 BOARD = {
@@ -126,6 +127,8 @@ def test_duration_is_in_its_largest_unit(seconds, text):
 JOB = {
     "job": 7,
     "board": "lab-1",
+    "kind": "cell",
+    "what": "print('hi')",
     "caller": "local",
     "state": "settled",
     "status": "ok",
@@ -147,13 +150,38 @@ def test_job_table_has_a_row_per_job():
         "state": "running",
         "elapsed": None,
         "started": None,
+        "kind": "install",
+        "what": "logging",
     }
     headings, _, *lines = job_table([JOB, running]).splitlines()
-    assert headings.split() == ["job", "board", "state", "started", "took", "caller"]
+    assert headings.split() == ["job", "board", "state", "started", "took", "caller", "what"]
     assert [line.split() for line in lines] == [
-        ["7", "lab-1", "ok", *STARTED.split(), "0.250", "s", "local"],
-        ["8", "lab-1", "running", "-", "-", "local"],
+        ["7", "lab-1", "ok", *STARTED.split(), "0.250", "s", "local", "print('hi')"],
+        ["8", "lab-1", "running", "-", "-", "local", "install", "logging"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "text"),
+    [
+        ("cell", "import gc", "import gc"),
+        ("cell", "", "a cell"),  # such as for a viewer
+        ("reset", "", "reset"),
+        ("files", "put :/main.py", "put :/main.py"),
+        ("uninstall", "logging", "uninstall logging"),
+        ("", "", "-"),  # of a job that the store has
+    ],
+)
+def test_job_is_called_by_its_code_or_by_what_it_does(kind, title, text):
+    assert what_text({"kind": kind, "what": title}) == text
+
+
+def test_long_line_of_code_is_cut_and_escaped_in_the_table():
+    wide = {**JOB, "what": "\x1b[2J" + "x" * 500}
+    (line,) = job_table([wide]).splitlines()[2:]
+    assert line.endswith("x…")
+    assert "\\x1b[2J" in line
+    assert len(line) < 250
 
 
 def test_job_table_counts_omitted_jobs():
@@ -168,22 +196,32 @@ def test_empty_job_table_is_a_sentence():
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({}, f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\nhi\nyou\nOut: 42"),
+        (
+            {},
+            f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\n"
+            "what: print('hi')\nhi\nyou\nOut: 42",
+        ),
         (
             {"status": "error", "error": "OSError: 5\n", "truncated": True},
             f"job 7 on lab-1: error, 0.250 s, for local, started {STARTED}\n"
-            "… (earlier output was not kept)\nhi\nyou\nOSError: 5",
+            "what: print('hi')\n… (earlier output was not kept)\nhi\nyou\nOSError: 5",
+        ),
+        (
+            {"board": "e0ca", "board_removed": True, "kind": "", "stdout": "", "truncated": True},
+            "job 7 on a board that was removed from the fleet (id e0ca): ok, 0.250 s, for local, "
+            f"started {STARTED}\n… (output is kept of recent jobs)\nOut: 42",
         ),
         (
             {"status": None, "state": "queued", "started": None, "elapsed": None, "stdout": ""},
-            "job 7 on lab-1: queued, for local, started -",
+            "job 7 on lab-1: queued, for local, started -\nwhat: print('hi')",
         ),
         (
             {"stdout": "\x1b[2J", "value": ""},
-            f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\n\\x1b[2J",
+            f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\n"
+            "what: print('hi')\n\\x1b[2J",
         ),
     ],
-    ids=["ok", "error", "queued", "control characters"],
+    ids=["ok", "error", "removed", "queued", "control characters"],
 )
 def test_job_text_shows_state_output_and_outcome(fields, text):
     assert job_text({**JOB, **fields}) == text

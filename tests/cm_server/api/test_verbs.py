@@ -430,6 +430,7 @@ def test_old_job_is_shown_from_the_store(server: FakeServer):
     )
     shown = server.ask("job", job=gone)
     assert (shown["board"], shown["state"], shown["status"]) == ("id99", "running", None)
+    assert shown["board_removed"]
 
 
 @pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, 999, 2**63, 10**30, [1]], ids=str)

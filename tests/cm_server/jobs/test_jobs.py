@@ -33,7 +33,7 @@ class Observer:
 
 def job(number: int = 1, observer: Observer | None = None) -> Job:
     board = Board(BoardRow("id1", "lab-1", bytes(32), {}, {}, 0.0, None))
-    return Job(number, board, Cell(b"print(1)"), Requester("ann", observer))
+    return Job(number, board, Cell(b"print(1)", title="the title"), Requester("ann", observer))
 
 
 def test_tail_keeps_a_short_text():
@@ -128,7 +128,7 @@ def test_recent_jobs_are_listed_newest_first():
         recent.add(job(number))
     found = recent.get(2)
     assert found is not None
-    assert (found.id, found.cell.code) == (2, b"")
+    assert (found.id, found.cell.code, found.cell.title) == (2, b"", "the title")
     assert recent.get(4) is None
     assert [known.id for known in recent.newest()] == [3, 2, 1]
 
