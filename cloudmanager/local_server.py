@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from . import config
 from .protocol.errors import ServiceError
-from .protocol.text import os_error_text
 from .server_options import ServerOptions
 
 START_SECONDS = 15.0  # a start takes half a second; on a busy machine, a few seconds
@@ -113,11 +112,11 @@ def back_up(path: Path) -> Saved:
     """Save the state of the local server to a file; the server may be running.
 
     Raises:
+        OSError: the folder of the file does not exist.
         ServiceError: the backup failed; the message gives the reason.
     """
     if not path.absolute().parent.is_dir():
-        why = f"{path.parent}: {os.strerror(errno.ENOENT)}"
-        raise ServiceError(why, hint="Create the folder, or name a file in another one.")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     return _run_backup("save", path)
 
 
@@ -125,15 +124,11 @@ def restore(path: Path) -> Saved:
     """Restore the state of the local server from a backup; the server must not be running.
 
     Raises:
+        OSError: the file cannot be read.
         ServiceError: the restore failed; the message gives the reason.
     """
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ServiceError(
-            os_error_text(error), hint="Name a file that `mbm server-backup` wrote."
-        ) from error
+    with path.open("rb"):
+        pass
     return _run_backup("load", path)
 
 

@@ -54,6 +54,7 @@ class BoardCells:
         shell: Any = kernel.shell
         self.magics = BoardMagics(shell)
         self.magics.chosen_text = "Cells run on"
+        self.magics.own_cell = "a cell with `%%host`"
         shell.register_magics(self.magics)
         self.magics.register_hooks()
         register_target_magics(shell, self.magics)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
+#: What MicroPython says of a name that does not exist.
+_MISSING_NAME: Final = re.compile(r"name '(\w+)' isn't defined")
 #: Characters of a cell's values up to which they are kept as `_` and `Out[n]`.
 _MAX_REMEMBERED_CHARS: Final = 256 * 1024
 
@@ -204,14 +207,68 @@ def remember_value(shell: Any, results: Results) -> None:
         shell.displayhook.update_user_ns(results.value if len(results) == 1 else results)
 
 
-def erase_prompt() -> None:
-    """Erase the "Out[1]: " that IPython wrote in a terminal before a value that is hidden."""
-    if getattr(get_ipython(), "kernel", None) is None and sys.stdout.isatty():
-        sys.stdout.write("\r\x1b[2K")
+class _DisplayHook:
+    """IPython's display hook for a terminal; it shows no "Out[1]: " of values shown already.
+
+    IPython's own writes this before it formats the value. The value is in `_` and `Out` anyway.
+
+    Args:
+        inner: IPython's hook.
+        is_shown: returns whether a value was shown.
+    """
+
+    def __init__(self, inner: Any, is_shown: Callable[[object], bool]) -> None:
+        self.inner = inner
+        self._is_shown = is_shown
+
+    def __call__(self, value: object = None) -> None:
+        if value is not None and self._is_shown(value):
+            self.inner.check_for_underscore()
+            self.inner.update_user_ns(value)
+            self.inner.fill_exec_result(value)
+        else:
+            self.inner(value)
 
 
-def raise_failures(results: Results) -> None:
+def install_display_hook(shell: Any, is_shown: Callable[[object], bool]) -> None:
+    """Make IPython in a terminal show nothing of values that were shown; not for a kernel.
+
+    Args:
+        shell: IPython.
+        is_shown: returns whether a value was shown.
+    """
+    if getattr(shell, "kernel", None) is None:
+        _set_display_hook(shell, _DisplayHook(shell.displayhook, is_shown))
+
+
+def remove_display_hook(shell: Any) -> None:
+    """Undo ``install_display_hook``."""
+    if isinstance(shell.display_trap.hook, _DisplayHook):
+        _set_display_hook(shell, shell.display_trap.hook.inner)
+
+
+def _set_display_hook(shell: Any, hook: Any) -> None:
+    """Set what shows the values of cells, also of the cell that runs now."""
+    if sys.displayhook is shell.display_trap.hook:
+        sys.displayhook = hook
+    shell.display_trap.hook = hook
+
+
+def missing_name(result: Result) -> str:
+    """Return the name that a board does not have, if its cell failed for that; "" otherwise."""
+    error = result.error
+    if not isinstance(error, BoardError) or error.ename != "NameError":
+        return ""
+    found = _MISSING_NAME.match(error.evalue)
+    return found[1] if found else ""
+
+
+def raise_failures(results: Results, hint: str = "") -> None:
     """Raise if a board failed; the message does not repeat tracebacks that were displayed.
+
+    Args:
+        results: of a cell.
+        hint: the last line of the message.
 
     Raises:
         BoardError, BoardOffline, LinkLost, FleetError: as ``Results.raise_for_error``.
@@ -219,7 +276,10 @@ def raise_failures(results: Results) -> None:
     try:
         results.raise_for_error()
     except (CloudmanagerError, OSError) as error:
-        hide_traceback(error, _brief_text(error, results) if len(results) > 1 else "")
+        text = _brief_text(error, results) if len(results) > 1 else ""
+        if hint:
+            text = f"{text or _full_text(error)}\n{hint}"
+        hide_traceback(error, text)
         raise
 
 

@@ -56,6 +56,10 @@ _NO_CODE_ERROR: Final = (
     "No code follows the target {}: write `%board TARGET CODE`, or use `%%board` with the code "
     "below it."
 )
+_EMPTY_CELL_ERROR: Final = (
+    "The cell is empty: write its code below the `%%board` line. `%board_reset TARGET` restarts "
+    "boards."
+)
 _LOCAL_AWAIT_ERROR: Final = (
     "--local cannot run a cell that awaits: the notebook's event loop is running already."
 )
@@ -142,6 +146,7 @@ class BoardMagics(Magics):
         self._matcher = MagicMatcher(shell, _LINES)
         self.target = ""  # the default target, set by %board_use
         self.chosen_text = "%%board without a target means"  # how %board_use shows the target
+        self.own_cell = "a cell without `%%board`"  # what runs in the notebook's own Python
         self._shown_results: Results | None = None  # what the running cell has displayed
         self._submitted: deque[JobGroup] = deque(maxlen=_MAX_SUBMITTED)  # with --noblock
 
@@ -284,6 +289,7 @@ class BoardMagics(Magics):
         shell.display_formatter.ipython_display_formatter.for_type(Results, self._hide_if_shown)
         shell.display_formatter.formatters["text/plain"].for_type(Results, _pretty_print)
         shell.events.register("post_execute", self._forget_shown)
+        cell_display.install_display_hook(shell, lambda value: value is self._shown_results)
         shell.input_transformers_cleanup.append(uncomment)
 
     def unregister_hooks(self) -> None:
@@ -293,6 +299,7 @@ class BoardMagics(Magics):
         shell.display_formatter.ipython_display_formatter.type_printers.pop(Results, None)
         shell.display_formatter.formatters["text/plain"].type_printers.pop(Results, None)
         shell.events.unregister("post_execute", self._forget_shown)
+        cell_display.remove_display_hook(shell)
         shell.input_transformers_cleanup.remove(uncomment)
         for kind, names in self.magics.items():
             for name in names:
@@ -311,6 +318,8 @@ class BoardMagics(Magics):
         target = parsed.target or self.target
         if not target:
             raise UsageError(NO_TARGET_ERROR)
+        if not (code.strip() or parsed.options.fresh):
+            raise UsageError(_EMPTY_CELL_ERROR)
         return await self._run_cell(
             target, code, parsed.options, _full_output_hint(parsed.options, "r"), make_output
         )
@@ -358,7 +367,8 @@ class BoardMagics(Magics):
         except (TypeError, ValueError) as error:
             if not inputs:
                 raise
-            raise UsageError(str(error)) from None
+            cure = f" It can be used in {self.own_cell}." if isinstance(error, TypeError) else ""
+            raise UsageError(f"{error}{cure}") from None
 
     async def _follow_cell(
         self,
@@ -379,8 +389,20 @@ class BoardMagics(Magics):
         self._shown_results = results
         self._store_value(options, results)
         if options.on_error == "raise":
-            cell_display.raise_failures(results)
+            cell_display.raise_failures(results, self._own_names_hint(results))
         return results
+
+    def _own_names_hint(self, results: Results) -> str:
+        """Return what to do if boards lack a name that the notebook has; "" otherwise."""
+        variables = self._variables()
+        missing = {cell_display.missing_name(result) for result in results.failed.values()}
+        names = sorted(name for name in missing if name in variables and name[0] != "_")
+        if not names:
+            return ""
+        text = f"The notebook has {' and '.join(names)}: use {self.own_cell}"
+        if any(isinstance(variables[name], (Results, JobGroup)) for name in names):
+            return f"{text}."
+        return f"{text}, or send it to the boards: `%%board -i {','.join(names)} TARGET`."
 
     def _store_value(self, options: Namespace, value: object) -> None:
         if options.out and self.shell is not None:
@@ -427,7 +449,6 @@ class BoardMagics(Magics):
         """Display nothing for the value of a cell that has displayed these results already."""
         if results is not self._shown_results:
             raise NotImplementedError  # IPython then uses the other formatters
-        cell_display.erase_prompt()
 
     def _forget_shown(self) -> None:
         self._shown_results = None

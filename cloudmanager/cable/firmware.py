@@ -91,6 +91,17 @@ def find_firmware(requested: str | None, chip: str) -> Firmware:
     return found
 
 
+def check_file(requested: str | None) -> None:
+    """Check that a requested firmware can be read, if it is a file.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if requested is not None and not _VERSION.fullmatch(requested) and "://" not in requested:
+        with Path(requested).open("rb"):
+            pass
+
+
 def _read_file(path: str) -> Firmware:
     try:
         data = Path(path).read_bytes()

@@ -7,23 +7,33 @@ and prints; it has no other logic.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.text_tables import audit_table, token_table
 from cloudmanager.protocol.spans import parse_span
+from cloudmanager.protocol.targets import ALL, target_text
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.rows import format_time
 
-from .commands import FAILED, OK, AddVerb, print_json, print_outcome
+from .commands import OK, AddVerb, check_writable, print_json, print_outcome
 
 ROLES = ("viewer", "operator", "admin")
+_NEW_KEY_SECONDS: Final = 3.0  # a board writes its new key to its flash and proves it in less
+_POLL_SECONDS: Final = 0.1
+#: State of a key's replacement -> what it means.
+_ROTATION_OUTCOMES: Final = {
+    "done": "the board has its new key, and the old one is no longer valid",
+    "asked": "the new key was sent, but the board has not confirmed it yet; until it does, the old "
+    "one stays valid (`mbm board-info` shows a key that waits)",
+    "waits": "the new key will be sent when the board is connected and idle",
+}
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -89,7 +99,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     token.add_argument(
         "--target",
-        default="all",
+        default=ALL,
         metavar="TARGET",
         help="boards that it may be used for (default: all)",
     )
@@ -121,11 +131,11 @@ def board_enrol(options: argparse.Namespace) -> int:
     from cloudmanager.cable.board_settings import find_dial_address, make_board_settings
 
     if options.output is not None:
-        _check_writable(Path(options.output))
+        check_writable(Path(options.output))
     with Fleet() as fleet:
         address = find_dial_address(fleet, options.server)
         if options.token:
-            names = options.match or options.name or "all"
+            names = options.match or options.name or ALL
             enrolment = fleet.enrol_token(names, uses=options.uses, expires=options.expires)
             enrolment["name"] = options.name
         else:
@@ -141,24 +151,6 @@ def board_enrol(options: argparse.Namespace) -> int:
     return OK
 
 
-def _check_writable(path: Path) -> None:
-    """Check that a file can be written, before a key is made that could not be kept.
-
-    Raises:
-        OSError: it cannot.
-    """
-    folder = path.absolute().parent
-    number = 0
-    if not folder.is_dir():
-        number = errno.ENOENT
-    elif path.is_dir():
-        number = errno.EISDIR
-    elif not os.access(folder, os.W_OK):
-        number = errno.EACCES
-    if number:
-        raise OSError(number, os.strerror(number), str(path))
-
-
 def _enrolment_notes(
     options: argparse.Namespace, enrolment: dict[str, Any], *, reachable: bool
 ) -> str:
@@ -166,11 +158,9 @@ def _enrolment_notes(
     if options.token:
         until = format_time(enrolment["expires"])
         target = enrolment["target"]
-        boards = (
-            f"1 board that matches {target}"
-            if options.uses == 1
-            else f"{options.uses} boards that match {target}"
-        )
+        boards = "1 board" if options.uses == 1 else f"{options.uses} boards"
+        if target != ALL:
+            boards += f" that {'matches' if options.uses == 1 else 'match'} {target}"
         notes = f"The token enrols {boards}, until {until}: keep it secret."
     else:
         notes = f"The settings contain the key of {options.name}: keep them secret."
@@ -189,7 +179,7 @@ def board_revoke(options: argparse.Namespace) -> int:
         asks = not options.yes and sys.stdin.isatty()
         if asks and not _confirm_revocation(fleet, options.target):
             print("Nothing was removed.", file=sys.stderr)
-            return FAILED
+            return OK
         names = fleet.revoke(options.target)
     keys = "its key is" if len(names) == 1 else "their keys are"
     return print_outcome(
@@ -221,18 +211,28 @@ def board_rotate(options: argparse.Namespace) -> int:
     """Replace the keys of boards by new ones."""
     with Fleet() as fleet:
         states = fleet.rotate(options.target)
+        asked = [name for name, state in states.items() if state == "asked"]
+        taken = _await_new_keys(fleet, asked) if asked else set()
+    states |= dict.fromkeys(taken, "done")
     if options.json:
         print_json(states)
         return OK
-    outcomes = {
-        "asked": "the new key was sent",
-        "waits": "the new key will be sent when the board is connected and idle",
-    }
-    for state, outcome in outcomes.items():
+    for state, outcome in _ROTATION_OUTCOMES.items():
         names = [name for name, each in states.items() if each == state]
         if names:
             print(f"{fold_names(names)}: {outcome}.")
     return OK
+
+
+def _await_new_keys(fleet: Fleet, names: Sequence[str]) -> set[str]:
+    """Wait a moment for boards to take their new keys; return the names of those that have."""
+    deadline = time.monotonic() + _NEW_KEY_SECONDS
+    while True:
+        rows = fleet.boards(fold_names(names))
+        taken = {str(row["name"]) for row in rows if not row["new_key"]}
+        if len(taken) == len(names) or time.monotonic() > deadline:
+            return taken
+        time.sleep(_POLL_SECONDS)
 
 
 # Tokens and the audit log
@@ -248,7 +248,7 @@ def token_create(options: argparse.Namespace) -> int:
         return OK
     print(token["token"])
     until = f"until {format_time(token['expires'])}" if token["expires"] else "until it is revoked"
-    rights = f"{token['name']}: {token['role']} on {token['target']}, {until}."
+    rights = f"{token['name']}: {token['role']} on {target_text(token['target'])}, {until}."
     print(f"{rights} The token is shown only once: set CM_TOKEN to it.", file=sys.stderr)
     return OK
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cloudmanager import config
-from cloudmanager.cable import reconfigure, serial_ports
+from cloudmanager.cable import firmware, reconfigure, serial_ports
 from cloudmanager.cable.board_settings import find_dial_address
 from cloudmanager.cable.flash import FlashOptions, FlashOutcome, flash_and_join
 from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
@@ -50,6 +50,7 @@ _SERVER_HELP = "address that the boards connect to (default: the server in use)"
 _PORT_HELP = (
     "serial port, or drive of a Pico, of the board; may be repeated (default: search for boards)"
 )
+_WAITING_FOR_BOARDS = "No board was found on USB: waiting until one is plugged in. "
 _NAME_HELP = "names such as lab-7 or 'lab-[1-40]' (default: by chip: esp32-1, esp32-2 …)"
 
 
@@ -144,6 +145,7 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def flash_boards(options: argparse.Namespace) -> int:
     """Flash boards and add them to the fleet."""
+    firmware.check_file(options.firmware)
     with Fleet() as fleet:
         fleet.status()  # raises without a server, before a board is changed
         flash_options = FlashOptions(
@@ -471,8 +473,9 @@ def bridge_boards(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         fleet.status()  # raises without a server
         on_event = _print_bridge_event_as_json if options.json else _print_bridge_event
+        waits = "" if options.port or serial_ports.find_serial_ports() else _WAITING_FOR_BOARDS
         with Bridge(fleet, options.port, names, on_event):
-            print("Press Ctrl-C to stop the bridge.", file=sys.stderr)
+            print(f"{waits}Press Ctrl-C to stop the bridge.", file=sys.stderr)
             signal.pause()
     return OK
 

@@ -1,6 +1,7 @@
 """The command line ``mbm``: parse the arguments, run the verb, map errors to exit statuses.
 
-Exit status: 0 all boards succeeded, 1 a board or the server failed, 2 usage, 3 no server.
+Exit status: 0 all boards succeeded, 1 a board or the server failed, 2 usage, 3 no server. A local
+file that cannot be read or written is named by an argument: 2.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cloudmanager.protocol.text import nearest_name, os_error_text
 
 from . import (
     admin_commands,
+    board_commands,
     cable_commands,
     commands,
     completion,
@@ -88,7 +90,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except OSError as error:
         if error.filename == OUTPUT_NAME:
             raise
-        status = _print_error(os_error_text(error), FAILED)
+        status = _print_error(os_error_text(error), USAGE if error.filename else FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     return status
@@ -131,8 +133,10 @@ class _Parser(argparse.ArgumentParser):
             nearest = _nearest_verb(found[1], self.verb_names)
             guess = f" Did you mean {nearest}?" if nearest else ""
             message = f"There is no verb {found[1]}.{guess} `mbm --help` lists all verbs."
-        elif _NO_MACRO.search(message):
-            message = f"{message}. `mbm board --help` lists the macros."
+        elif found := _NO_MACRO.search(message):
+            what = "a TARGET and a macro" if found[1] else "a macro"
+            names = ", ".join(board_commands.MACROS)
+            message = f"give {what}: {names}. `mbm board --help` says what they do."
         super().error(message)
 
 

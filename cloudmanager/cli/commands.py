@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -144,6 +145,9 @@ def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
     # The server itself reads its environment variables: a URL in one may contain a password.
     given = server_options.read_options(options, environment={})
+    for file in filter(None, (given.cert, given.key)):
+        with file.open("rb"):  # a file that is missing is an error of usage, not of the server
+            pass
     with ProgressBar("starting the server", quiet=options.json):
         started = local_server.start(given)
     _print_notes(started.notes)
@@ -384,7 +388,20 @@ def simulate(options: argparse.Namespace) -> int:
         signal.pause()
     finally:
         boards.stop()
+        print(f"\n{_stopped_text(names)}", file=sys.stderr)
     return OK
+
+
+def _stopped_text(names: Sequence[str]) -> str:
+    """Return what remains of virtual boards that were stopped."""
+    stay = "It stays" if len(names) == 1 else "They stay"
+    them = "it" if len(names) == 1 else "them"
+    target = fold_names(names)
+    quoted = target if len(names) == 1 else f"'{target}'"
+    return (
+        f"Stopped {target}. {stay} in the fleet as offline; "
+        f"`mbm board-revoke {quoted}` removes {them}."
+    )
 
 
 def _stop_virtual_boards(options: argparse.Namespace) -> int:
@@ -394,7 +411,7 @@ def _stop_virtual_boards(options: argparse.Namespace) -> int:
     with ProgressBar("stopping the boards", quiet=options.json):
         stopped = stop_detached(boards_folder(), options.name or "")
     if stopped:
-        return print_outcome(options, {"stopped": stopped}, f"Stopped {fold_names(stopped)}.")
+        return print_outcome(options, {"stopped": stopped}, _stopped_text(stopped))
     text = "No detached virtual boards are running."
     others = detached_boards(boards_folder())
     if others:
@@ -443,20 +460,28 @@ def print_json(body: Any) -> None:
 # Arguments
 
 
-def _absolute_path(text: str) -> str:
-    return str(Path(text).absolute())  # the server runs in another working directory
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before something is made that could not be kept.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = path.absolute().parent
+    number = 0
+    if not folder.is_dir():
+        number = errno.ENOENT
+    elif path.is_dir():
+        number = errno.EISDIR
+    elif not os.access(folder, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def _parse_count(text: str) -> int:
     if text.isdecimal() and 0 < int(text[:5]) <= 1000:
         return int(text)
     raise argparse.ArgumentTypeError("give a number from 1 to 1000")
-
-
-def _parse_tcp_port(text: str) -> int:
-    if text.isdecimal() and int(text[:6]) < 65536:
-        return int(text)
-    raise argparse.ArgumentTypeError("give a TCP port from 0 to 65535")
 
 
 def _check_size(text: str) -> str:

@@ -58,7 +58,10 @@ def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
         fleet = stack.enter_context(Fleet())
         stack.enter_context(_running_boards(fleet))
         show_text(fleet_table(fleet.boards("demo-[1-3]")))
-        show_text("The same cell runs on all three boards:\n\n" + _indent_text(CELL))
+        show_text(
+            "The same cell runs on all three boards; `Out:` marks the value of its last line\n"
+            "below what it prints:\n\n" + _indent_text(CELL)
+        )
         results = follow_cell(fleet["demo-[1-3]"].submit(CELL, timeout=10, listen=True))
         demo_failures(show_text, fleet)
         if lab:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.targets import ALL
 from cloudmanager.protocol.text import sanitize_text
 
-from .commands import FAILED, OK, AddVerb, print_outcome
+from .commands import FAILED, OK, AddVerb, check_writable, print_outcome
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -25,7 +26,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     export.add_argument("file", metavar="FILE", help="the file; - for standard output")
     export.add_argument(
-        "--target", default="all", metavar="TARGET", help="which boards (default: all)"
+        "--target", default=ALL, metavar="TARGET", help="which boards (default: all)"
     )
     importer = add_verb(
         "board-import",
@@ -58,6 +59,7 @@ def _replace_file(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_bytes(data)
         return
+    check_writable(path)  # its error names this file, not the draft
     with tempfile.NamedTemporaryFile(dir=path.absolute().parent, delete=False) as draft:
         try:
             draft.write(data)

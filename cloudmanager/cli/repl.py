@@ -22,7 +22,12 @@ from cloudmanager.client.text_files import read_text
 from cloudmanager.display.log_view import log_rows
 from cloudmanager.display.terminal import follow_cell, print_error
 from cloudmanager.display.wait_notice import WaitNotice
-from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed
+from cloudmanager.protocol.errors import (
+    CellSyntaxError,
+    CloudmanagerError,
+    NotAllowed,
+    notebook_hint,
+)
 from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names, os_error_text, sanitize_text
 
@@ -31,7 +36,9 @@ from .repl_prompt import Prompt
 _MAX_LABEL_CHARS: Final = 30  # of the boards' names in the prompt; else the target is shown
 _CHECK_SECONDS: Final = 2.0  # maximum wait for the check whether cells are allowed
 _MAX_LOG_ROWS: Final = 1000  # that are kept while a cell runs
-_COMMANDS: Final = "The prompt has one command, `%run FILE`."
+_COMMANDS: Final = "The prompt has one command, `%run FILE`; Ctrl-D leaves."
+_LEAVE: Final = frozenset(f"{name}{end}" for name in ("exit", "quit") for end in ("", "()"))
+_NOT_SENT: Final = "Nothing was sent to a board."
 
 
 class Repl:
@@ -50,7 +57,7 @@ class Repl:
         self._log_printer = _LogPrinter(fleet, target) if with_logs else None
 
     def run(self) -> None:
-        """Read inputs until Ctrl-D.
+        """Read inputs until Ctrl-D, `exit` or `quit`.
 
         Raises:
             CloudmanagerError: the target selects no boards, or the token may not run cells.
@@ -71,7 +78,7 @@ class Repl:
             while True:
                 with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C discards the input
                     text = self._read(prompt)
-                    if text is None:
+                    if text is None or text.strip() in _LEAVE:
                         return
                     self._run_input(text)
 
@@ -122,9 +129,11 @@ class Repl:
                 code = _read_command(code)
             if code:
                 self._run_cell(code)
-        except CloudmanagerError as error:
+        except CellSyntaxError as error:
+            # Its own hint is about the cells of a notebook.
+            error.hint = f"{_NOT_SENT} {_COMMANDS}" if notebook_hint(error.text) else _NOT_SENT
             print_error(str(error))
-        except ValueError as error:
+        except (CloudmanagerError, ValueError) as error:
             print_error(str(error))
         except OSError as error:
             print_error(os_error_text(error))

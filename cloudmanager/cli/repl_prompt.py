@@ -136,19 +136,33 @@ class BoardCompleter(Completer):
 def is_complete(text: str) -> bool:
     """Whether an input can be run: its statements are complete, or wrong.
 
-    A block of several lines ends with an empty line.
+    A block of several lines ends with an empty line; so does what is not closed, except for a
+    string.
     """
     if text.lstrip().startswith("%"):
         return True
     *_, last = text.split("\n")
     if "\n" in text and last[:1].isspace() and last.strip():
         return False
+    if "\n" in text and not last.strip():
+        return not _is_in_string(text)
     compile_command = codeop.CommandCompiler()
     compile_command.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
         return compile_command(text.strip(" "), "<input>", "exec") is not None
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return True  # the cell's own error says what is wrong
+
+
+def _is_in_string(text: str) -> bool:
+    """Whether a text ends in a string of several lines."""
+    try:
+        compile(text, "<input>", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    except SyntaxError as error:
+        return "unterminated triple-quoted" in error.msg
+    except (ValueError, OverflowError, RecursionError, MemoryError):
+        pass
+    return False
 
 
 def next_indentation(line: str) -> str:

@@ -8,6 +8,7 @@ import sys
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.text_tables import secret_table
+from cloudmanager.protocol.targets import ALL, target_text
 
 from .commands import AddVerb, print_outcome
 
@@ -21,7 +22,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     setter.add_argument("name", metavar="NAME", help="its name, to which settings refer")
     setter.add_argument(
-        "--target", default="all", metavar="TARGET", help="boards that may get it (default: all)"
+        "--target", default=ALL, metavar="TARGET", help="boards that may get it (default: all)"
     )
     add_verb("secret-list", secret_list, "list secrets: their names, not their values")
     remove = add_verb("secret-remove", secret_remove, "delete a secret; boards keep its value")
@@ -37,20 +38,24 @@ def secret_set(options: argparse.Namespace) -> int:
     return print_outcome(
         options,
         info,
-        f"Stored the secret {info['name']} for {info['target']}. {use} writes it to boards.",
+        f"Stored the secret {info['name']} for {target_text(info['target'])}. "
+        f"{use} writes it to boards.",
     )
 
 
 def _read_value(name: str) -> str:
-    """Return the value: typed without being shown, or all of standard input.
+    """Return the value: typed twice without being shown, or all of standard input.
 
     Without its last line end, which ``echo`` and editors add.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or two different values were typed.
     """
     if sys.stdin.isatty():
-        return getpass.getpass(f"Value of {name} (it is not shown): ")
+        value = getpass.getpass(f"Value of {name} (it is not shown): ")
+        if getpass.getpass("The same again: ") != value:
+            raise ValueError("The two values differ; nothing was stored.")
+        return value
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:  # its message would show the value

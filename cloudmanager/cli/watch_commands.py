@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cloudmanager.client.fleet import Fleet
@@ -14,10 +14,12 @@ from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update, Watch
 from cloudmanager.display.terminal import LiveTable, print_error
 from cloudmanager.display.values_view import NewestValues, sample_row, select_values
+from cloudmanager.protocol.text import one_line
 
 from .commands import OK, AddVerb
 
 _EARLIER_SAMPLES: Final = 1000  # that the server has, for the first table
+_MAX_NAMES: Final = 12  # that a note lists
 _IDLE_SECONDS: Final = 1.0  # until the table is drawn again without new values
 
 
@@ -38,11 +40,32 @@ def board_watch(options: argparse.Namespace) -> int:
     """Show the values that boards emit until Ctrl-C."""
     with Fleet() as fleet, Watch(fleet.exchange, options.target, idle=_IDLE_SECONDS) as watch:
         fleet.boards(options.target)  # an unknown board, or a wrong target, is an error
+        earlier = fleet.samples(options.target, _EARLIER_SAMPLES)
+        if note := _unknown_names_text(options.names, earlier):
+            print_error(note, role="warn")
         if options.json or not sys.stdout.isatty():
             _print_samples(watch, options)
         else:
-            _show_table(fleet, watch, options)
+            _show_table(earlier, watch, options)
     return OK
+
+
+def _unknown_names_text(names: Sequence[str], samples: Iterable[Sample]) -> str:
+    """Return which of these names no board has emitted, and which there are; "" if all are known.
+
+    Args:
+        names: as the user gave them.
+        samples: those that the server has.
+    """
+    known = list(dict.fromkeys(name for sample in samples for name in sample.values))
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return ""
+    text = f"no board has emitted {' or '.join(map(one_line, unknown))} yet; waiting for it."
+    if not known:
+        return f"{text} Boards have emitted no values: `cm.emit(temp=21.5)` sends one."
+    shown = ", ".join(map(one_line, known[:_MAX_NAMES]))
+    return f"{text} Names that boards have emitted: {shown}{', …' * (len(known) > _MAX_NAMES)}."
 
 
 def _print_samples(watch: Watch, options: argparse.Namespace) -> None:
@@ -54,9 +77,8 @@ def _print_samples(watch: Watch, options: argparse.Namespace) -> None:
             print(text, flush=True)
 
 
-def _show_table(fleet: Fleet, watch: Watch, options: argparse.Namespace) -> None:
+def _show_table(earlier: Iterable[Sample], watch: Watch, options: argparse.Namespace) -> None:
     newest = NewestValues()
-    earlier = fleet.samples(options.target, _EARLIER_SAMPLES)
     newest.add(_selected(earlier, options.names))
     newest.missed = 0  # before this command began
     server_time = since = 0.0

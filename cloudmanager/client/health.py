@@ -181,8 +181,8 @@ def _absent(boards: Sequence[Mapping[str, Any]], now: float) -> Iterator[Finding
         yield _absent_finding(group, now)
     if never:
         advice = (
-            "Write what `mbm board-enrol` prints to /cm.json on {board}, or remove it "
-            "(`mbm board-revoke`)."
+            "Write the settings that `mbm board-enrol {board}` prints, with a new key, to /cm.json "
+            "on {board}, or remove it: `mbm board-revoke {board}`."
         )
         yield _finding("absent", never, "never connected since enrolment", advice)
 

@@ -289,6 +289,8 @@ class ServiceError(CloudmanagerError):
         log: the path of its log, or "".
     """
 
+    hint = ""
+
     def __init__(self, reason: str, log: str = "", hint: str = "") -> None:
         super().__init__(reason, log, hint, detail=as_sentence(reason))
         self.reason, self.log = reason, log

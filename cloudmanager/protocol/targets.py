@@ -36,6 +36,7 @@ from .text import fold_names as fold_names
 from .text import natural_key as natural_key
 from .text import nearest_name
 
+ALL = "all"  # the target of all boards
 MAX_TARGET_CHARS = 65_536  # characters: 1,000 names of the greatest length fit
 MAX_PATTERNS = 32  # each is matched against every board: 0.1 s for 10,000 boards
 
@@ -342,9 +343,12 @@ def _parse_term(text: str, start: int, end: int, max_names: int) -> NamedBoards 
             _ILLEGAL_IN_PATTERN, word, text, at, "A pattern is a name with `*` or `?` in it."
         )
         return MatchingBoards(word)
-    return (
-        MatchingBoards("*") if word == "all" else NamedBoards((check_identifier(word, text, at),))
-    )
+    return MatchingBoards("*") if word == ALL else NamedBoards((check_identifier(word, text, at),))
+
+
+def target_text(target: str) -> str:
+    """Return a target as part of a sentence: "all boards" for all, others as they are written."""
+    return "all boards" if target == ALL else target
 
 
 def _parse_condition(word: str, text: str, position: int) -> MatchingBoards:

@@ -54,10 +54,9 @@ def simulate(
         sizes: ``heap`` and ``flash``, as for ``VirtualBoards``.
 
     Raises:
-        ServerError: a board of that name is connected already.
-        CloudmanagerError: a board did not join, others can reach the server, a board of that name
-            is not a virtual one, heap or flash are too small, or MicroPython's unix port is
-            missing.
+        CloudmanagerError: a board of that name is connected already, or is not a virtual one; a
+            board did not join; others can reach the server; heap or flash are too small, or
+            MicroPython's unix port is missing.
         ServerUnreachable: no server.
     """
     folder = folder or boards_folder()
@@ -225,15 +224,16 @@ def _check_local(fleet: Fleet) -> None:
 
 
 def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> set[str]:
-    """Refuse names of boards that are not virtual: a new key would lock those boards out.
+    """Refuse names of boards that run, or are not virtual: a new key would lock those boards out.
 
     Returns:
         The names of all boards that are enrolled.
 
     Raises:
-        CloudmanagerError: a board of such a name is enrolled that did not connect from a computer.
+        CloudmanagerError: a board of such a name is connected, or is enrolled and did not connect
+            from a computer.
     """
-    real = []
+    real, running = [], []
     known = fleet.boards()
     for board in known:
         # A virtual board that never connected has a flash, but has not reported its platform.
@@ -241,6 +241,8 @@ def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> set[str]
         is_virtual = has_flash or board["platform"] in _UNIX_PLATFORMS
         if board["name"] in names and not is_virtual:
             real.append(board["name"])
+        elif board["name"] in names and board["connected_since"]:
+            running.append(board["name"])
     if real:
         is_one = len(real) == 1
         error = CloudmanagerError(
@@ -248,6 +250,13 @@ def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> set[str]
             f"board of the same name would lock {'it' if is_one else 'them'} out of the fleet"
         )
         error.hint = f"Choose another name, or remove it first: `mbm board-revoke '{real[0]}'`."
+        raise error
+    if running:
+        error = CloudmanagerError(
+            f"{fold_names(running)} {'is' if len(running) == 1 else 'are'} running already"
+        )
+        them = "it" if len(running) == 1 else "them"
+        error.hint = f"`mbm board-list` shows {them}. `--name PREFIX` starts boards of other names."
         raise error
     return {str(board["name"]) for board in known}
 

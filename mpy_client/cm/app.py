@@ -55,7 +55,7 @@ def start():
         pass
     try:
         os.remove("/cm.skip")
-        state.app_state = "app.py was left out this once"
+        state.app_state = "app.py left out until a hard reset"
         return
     except OSError:
         pass

@@ -58,6 +58,7 @@ main = get_ident()  # the thread of the client, and of cells
 room = link.mv[_OUT:_OUT_END]
 piece = bytearray(128)
 print_now = print  # what user code gets as print()
+started = 0  # when the client started, in ticks_ms()
 watched = None  # asyncio.core, once watch_tasks() has changed it
 
 
@@ -242,6 +243,8 @@ def set_input(on):
 
 # Called when the client starts: from now on it reads the pipe, and the interrupt thread does not.
 def start():
+    global started
+    started = ticks_ms()
     log.take_output = take_output
     mailbox[_CAPTURES] = 1
     while mailbox[_COPYING]:

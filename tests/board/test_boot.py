@@ -425,7 +425,7 @@ def test_reset_for_a_fresh_cell_skips_the_program_once(lab):
     link.program(0, "app.py")
     link.reset()
     again = lab.link(after=link)
-    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["facts"]["program"] == "app.py left out until a hard reset"
     again.reset()
     third = lab.link(after=again)
     assert third.proof_fields["boot"] != again.proof_fields["boot"]
@@ -448,7 +448,7 @@ def test_reset_ends_a_program_that_keeps_the_board_busy(lab, app):
     link.reset()
     again = lab.link(after=link)
     assert again.proof_fields["boot"] != link.proof_fields["boot"]
-    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["facts"]["program"] == "app.py left out until a hard reset"
     assert again.run("__cm__((6 * 7))").value == b"42"
 
 
@@ -457,7 +457,7 @@ def test_reset_skips_a_program_that_is_new_on_the_board(lab):
     assert link.run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')").status == OK
     link.reset()
     again = lab.link(after=link)
-    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["facts"]["program"] == "app.py left out until a hard reset"
     assert again.run("__cm__((6 * 7))").value == b"42"
 
 

@@ -321,7 +321,24 @@ def test_last_values_can_be_used_on_boards(one_board: Kernel):
         assert "_ is the results of several boards" in shown
         assert "%%host: _['demo-1'].value." in shown
     one_board.run("%%host\nprint")
-    assert "_ is of type builtin_function" in one_board.run("_")[1][-1].text
+    shown = one_board.run("_")[1][-1].text
+    assert "_ is of type builtin_function" in shown
+    assert "It can be used in a cell with `%%host`." in shown
+
+
+def test_results_in_the_notebook_are_explained_where_a_board_lacks_them(one_board: Kernel):
+    one_board.run("r = %board demo-[1-2] 6*7")
+    shown = one_board.run("r")[1][-1].text
+    assert "NameError" in shown
+    assert "The notebook has r: use a cell with `%%host`." in shown
+
+
+def test_empty_board_cell_is_an_error(one_board: Kernel):
+    status, shown = one_board.run("%%board demo-1\n  \n")
+    assert status == "error"
+    assert "The cell is empty" in shown[-1].text
+    assert one_board.run("%%board --fresh demo-1\n")[0] == "ok"
+    assert one_board.run("")[0] == "ok"
 
 
 def test_last_value_is_the_users_once_a_cell_has_bound_it(one_board: Kernel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
@@ -327,7 +330,7 @@ def test_noblock_cell_may_have_a_name(shell: Shell):
     shell.run("r = %board -a demo-1 2")
     assert not isinstance(shell.ip.user_ns["r"], Results)
     assert re.fullmatch(r"<JobGroup: job \d+ on demo-1, (running|ok)>", repr(shell.ip.user_ns["r"]))
-    assert shell.run("%board_result first -o results").startswith("1\n")
+    assert shell.run("%board_result first -o results") == "1"
     assert shell.ip.user_ns["results"].value == 1
     assert shell.run("r = %board_result r") == "2"
     assert shell.ip.user_ns["r"].to_dict() == {"demo-1": 2}
@@ -663,10 +666,68 @@ def test_import_registers_nothing(ip: InteractiveShell):
     assert ip.find_line_magic("board") is None
 
 
-def test_terminal_shows_no_empty_prompt(shell: Shell, monkeypatch: pytest.MonkeyPatch):
-    shell.run("1")  # from here on, sys.stdout is the captured stream
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert "\r\x1b[2K" in shell.run("%board demo-1 6*7")
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("%board demo-1 6*7", "42"),
+        ("%board demo-1 x = 1", ""),
+        ("%board_packages demo-1", "no packages"),
+        ("%board_ls demo-1", ""),
+    ],
+)
+def test_results_that_were_shown_have_no_prompt(shell: Shell, line: str, shown: str):
+    text = shell.run(line)
+    assert "Out[" not in text
+    assert text.startswith(shown)
+    count = shell.ran.execution_count
+    assert isinstance(shell.ip.user_ns["Out"][count], Results)
+    assert shell.run("7") == f"Out[{shell.ran.execution_count}]: 7"
+
+
+def test_terminal_of_ipython_shows_no_empty_prompt(boards: VirtualBoards, tmp_path: Path):
+    """IPython in a pty: only there, prompts are drawn by prompt_toolkit."""
+    terminal: pexpect.spawn[str] = pexpect.spawn(
+        sys.executable,
+        ["-m", "IPython", "--no-banner", "--simple-prompt", "--colors=nocolor"],
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path), "TERM": "dumb"},
+    )
+    terminal.logfile_read = shown = io.StringIO()
+    for number, line in enumerate(("%load_ext cm_magics", "%board demo-1 6*7", "1000+1"), 1):
+        terminal.expect_exact(f"In [{number}]: ")
+        terminal.sendline(line)
+    terminal.expect_exact("Out[3]: 1001")
+    assert "\n42\r\n" in shown.getvalue()
+    assert "Out[2]" not in shown.getvalue()
+    terminal.sendline("exit")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+
+
+# Names of the notebook
+
+
+def test_name_that_only_the_notebook_has_is_explained(shell: Shell):
+    shell.run("%board demo-[1-2] only_here = 0; del only_here")
+    shell.run("only_here = 5")
+    one = shell.run("%%board demo-1\nonly_here + 1")
+    assert "isn't defined" in one
+    assert "The notebook has only_here: use a cell without `%%board`" in one
+    assert "`%%board -i only_here TARGET`" in one
+    assert "The notebook has only_here" in shell.run("%board demo-[1-2] only_here")
+    assert "The notebook has" not in shell.run("%board demo-1 nowhere")
+    shell.run("only_here = %board demo-[1-2] 1")
+    shown = shell.run("%board demo-1 only_here")
+    assert "The notebook has only_here" in shown
+    assert "-i" not in shown
+
+
+def test_value_that_boards_cannot_have_names_where_it_can_be_used(shell: Shell):
+    shell.run("value = object()")
+    shown = shell.run("%%board -i value demo-1\nvalue")
+    assert "boards can receive" in shown
+    assert "It can be used in a cell without `%%board`." in shown
 
 
 def test_magics_reconnect_to_a_restarted_server(

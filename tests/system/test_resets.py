@@ -120,7 +120,7 @@ def test_repeated_reset_of_boards_with_a_new_program(bench: Bench):
     assert bench.fleet[name].run(PLACE.format(PROGRAMS["blocks"])).ok
     check([bench.fleet[name].submit("", fresh=True) for _ in range(2)])
     states = {board["program"] for board in bench.fleet[name].info()}
-    assert states == {"app.py was left out this once"}
+    assert states == {"app.py left out until a hard reset"}
 
 
 def test_stop_and_interrupt_report_what_is_still_running(bench: Bench):

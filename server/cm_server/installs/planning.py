@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cloudmanager.protocol.errors import PackageError, ServerError
 from cm_server.limits import MIB, Limits
 from cm_server.packages import lock
-from cm_server.packages.http_fetcher import without_credentials
+from cm_server.packages.http_fetcher import NoResponse, without_credentials
 
 from .board_install import mpy_number
 from .content_store import Content
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from cm_server.jobs.model import Board
     from cm_server.store.rows import TokenRow
 
+_NO_RESPONSE_ADVICE = (
+    "The server fetches packages, not your computer: if the server needs a proxy, start it with "
+    "https_proxy in its environment. Without internet, `--index URL` names an index that the "
+    "server reaches, and a folder such as ./logging is installed from your computer"
+)
 #: Fields of a `plan` request; docs/protocol.md describes them.
 _OPTION_TYPES = {
     "wanted": list,
@@ -77,7 +82,10 @@ async def _make_plan(
     planner = services.package_planner
     sent = _read_sent_files(services, options["owner"], options.pop("sent"))
     mpys = {mpy_number(board) for board in boards}
-    plan = await planner.make_plan(mpys=mpys, sent=sent, **options)
+    try:
+        plan = await planner.make_plan(mpys=mpys, sent=sent, **options)
+    except NoResponse as error:
+        raise PackageError(f"{error.args[0]}. {_NO_RESPONSE_ADVICE}") from error
     contents: dict[str, Content] = {}
     for digest in {file.sha256 for files in plan.files.values() for file in files}:
         data = await planner.read_content(digest)

@@ -98,6 +98,10 @@ class SourceUnreachable(PackageError):
     """The source does not respond, or its response cannot be used."""
 
 
+class NoResponse(SourceUnreachable):
+    """The source does not respond: perhaps this machine has no access to the internet."""
+
+
 class PrivateAddress(Exception):
     """The address is not public."""
 
@@ -203,7 +207,8 @@ class HttpFetcher:
 
         Raises:
             SourceNotFound: the response is 404 or 410.
-            SourceUnreachable: there is no response, or it cannot be used.
+            NoResponse: there is no response.
+            SourceUnreachable: it cannot be used.
             PackageError: the URL is malformed or at a private address.
         """
         async with self._semaphore:
@@ -213,7 +218,7 @@ class HttpFetcher:
                     self.limits.fetch_seconds,
                 )
             except TimeoutError:
-                raise SourceUnreachable(
+                raise NoResponse(
                     f"{without_credentials(url)} takes longer than {self.limits.fetch_seconds:g} s"
                 ) from None
 
@@ -256,14 +261,14 @@ class HttpFetcher:
         try:
             return await self._fetch_response(client, self._request(url, accept, credentials))
         except _FETCH_ERRORS as error:
-            raise SourceUnreachable(
+            raise NoResponse(
                 f"{without_credentials(url)} does not respond: {error}"[:300]
             ) from error
         except PrivateAddress:
             raise _private_address_error(url) from None
         except (OSError, ValueError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise SourceUnreachable(
+            raise NoResponse(
                 f"{without_credentials(url)} cannot be reached: {why}"[:300]
             ) from error
         finally:
@@ -275,7 +280,7 @@ class HttpFetcher:
         """Return the response to a request.
 
         Raises:
-            SourceUnreachable: it did not begin in time. A source, or a proxy, that accepts
+            NoResponse: it did not begin in time. A source, or a proxy, that accepts
                 connections and stays silent is found sooner than one that is slow.
         """
         begun = asyncio.Event()
@@ -290,7 +295,7 @@ class HttpFetcher:
                 (response, beginning), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                raise SourceUnreachable(f"{request.url} does not respond within {seconds:g} s")
+                raise NoResponse(f"{request.url} does not respond within {seconds:g} s")
             return await asyncio.shield(response)
         finally:
             beginning.cancel()
@@ -300,14 +305,14 @@ class HttpFetcher:
 
         Raises:
             PackageError: the URL has a private address.
-            SourceUnreachable: the environment names a proxy that cannot be used.
+            NoResponse: the environment names a proxy that cannot be used.
         """
         scheme, host, tcp_port = origin_of(url)
         sizes = {"max_body_size": limit, "max_header_size": self.limits.head_bytes * 4}
         try:
             proxy = find_proxy(scheme, host, tcp_port)
         except ProxyError as error:
-            raise SourceUnreachable(f"{without_credentials(url)}: {error}") from error
+            raise NoResponse(f"{without_credentials(url)}: {error}") from error
         if proxy is None:
             resolver = None if may_be_private else _PublicResolver()
             return SimpleAsyncHTTPClient(force_instance=True, resolver=resolver, **sizes)
@@ -364,14 +369,13 @@ def _check_response(response: HTTPResponse, url: str) -> HttpReply:
 
     Raises:
         SourceNotFound: the status is 404 or 410.
+        NoResponse: there was none.
         SourceUnreachable: the status is another error, or the body has an unknown encoding.
     """
     if response.code in (404, 410):
         raise SourceNotFound(f"{without_credentials(url)} does not exist")
     if response.error is not None and response.code == 599:  # tornado's code for its own errors
-        raise SourceUnreachable(
-            f"{without_credentials(url)} does not respond: {response.error}"[:300]
-        )
+        raise NoResponse(f"{without_credentials(url)} does not respond: {response.error}"[:300])
     if response.code != 200:
         hint = _LOGIN_HINT if response.code in (401, 403) else ""
         raise SourceUnreachable(

@@ -9,6 +9,7 @@ import pty
 import re
 import stat
 import subprocess
+import sys
 
 import pytest
 
@@ -87,15 +88,25 @@ def test_board_rename_and_board_revoke_report_the_change(server, enrolled, mbm):
     assert mbm("board-revoke", "desk-4").status == 2
 
 
+def test_answer_no_removes_nothing_and_is_no_failure(boards, mbm, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    done = mbm("board-revoke", "demo-[1-2]")
+    assert (done.status, done.out, done.err) == (0, "", "Nothing was removed.\n")
+    assert mbm("board-list", "demo-[1-2]").status == 0
+
+
 def test_board_rotate_reports_who_gets_the_new_key_now_and_later(boards, enrolled, mbm):
     enrolled.append("desk-5")
     mbm("board-enrol", "desk-5")
     done = mbm("board-rotate", "demo-1,desk-5")
     assert done.out == (
-        "demo-1: the new key was sent.\n"
+        "demo-1: the board has its new key, and the old one is no longer valid.\n"
         "desk-5: the new key will be sent when the board is connected and idle.\n"
     )
     assert mbm("board-rotate", "desk-5", "--json").json == {"desk-5": "waits"}
+    assert "a new one is waiting for the board" in mbm("board-info", "desk-5").out
+    assert mbm("board-rotate", "demo-2", "--json").json == {"demo-2": "done"}
 
 
 # Tokens and the audit log
@@ -156,7 +167,7 @@ def test_token_revoke_uses_the_singular_for_one_link(server, token, mbm):
 
 def test_token_without_expiry_is_shown_as_text_and_as_json(server, mbm):
     made = mbm("token-create", "cli-operator")
-    assert "operator on all, until it is revoked." in made.err
+    assert "operator on all boards, until it is revoked." in made.err
     mbm("token-revoke", "cli-operator")
     made = mbm("token-create", "cli-operator", "--json").json
     mbm("token-revoke", "cli-operator")

@@ -69,7 +69,7 @@ def test_wrong_rows_are_reported_and_nothing_is_changed(shelf, fleet, mbm, tmp_p
     done = mbm("board-import", str(path))
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"mbm: {path}: line 1: there is no column 'notes' (did you mean")
-    assert mbm("board-import", str(tmp_path / "missing.csv")).status == 1
+    assert mbm("board-import", str(tmp_path / "missing.csv")).status == 2
 
 
 def test_standard_streams_are_used(shelf, monkeypatch, capsysbinary):

@@ -93,7 +93,12 @@ def test_values_output_errors_and_blocks(terminal: Terminal):
     for line in ("for n in range(2):", "print(n, 'of 2')"):
         terminal.process.send(line + "\r")
     assert "0 of 2\n1 of 2" in terminal.enter("").replace(" \n", "\n")
-    assert "invalid syntax" in terminal.enter("x +")
+    refused = terminal.enter("x +")
+    assert "invalid syntax" in refused
+    assert refused.endswith("Nothing was sent to a board.")
+    assert "one command" in terminal.enter("!ls")
+    terminal.process.send("foo(\r")
+    assert "was never closed" in terminal.enter("")
     assert terminal.enter("x") == "41", "an error ends nothing"
 
 
@@ -153,6 +158,23 @@ def test_text_of_boards_controls_no_terminal(terminal: Terminal):
     assert r"\x1b[2J" in terminal.enter("print('\\x1b[2J')")
 
 
+def test_traceback_of_an_awaiting_input_has_only_its_own_frames(terminal: Terminal):
+    shown = terminal.enter("await __import__('asyncio').sleep_ms(1); 1 / 0")
+    assert "ZeroDivisionError" in shown
+    assert "asyncio/core" not in shown
+
+
+@pytest.mark.usefixtures("boards")
+@pytest.mark.parametrize("text", ["exit", "quit()"])
+def test_exit_and_quit_leave(text: str):
+    terminal = Terminal("demo-1")
+    terminal.prompt()
+    terminal.process.send(f"{text}\r")
+    terminal.process.expect(pexpect.EOF)
+    terminal.process.close()
+    assert terminal.process.exitstatus == 0
+
+
 @pytest.mark.usefixtures("boards")
 def test_viewer_gets_no_prompt(fleet: Fleet):
     token = fleet.request("token-create", name="looker", role="viewer")["token"]
@@ -197,6 +219,9 @@ def test_prompt_needs_a_terminal_and_has_no_json(words: list[str], why: str):
         ("x +", True),  # the error is shown
         ("%run file.py", True),
         ("x = '''\n    y", False),
+        ("x = '''\n", False),
+        ("foo(\n", True),  # an empty line ends it, with an error
+        ("if x:\n    ", True),
     ],
 )
 def test_input_is_complete(text: str, complete: bool):

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,9 @@ def test_value_is_asked_for_in_a_terminal_and_not_shown(server, mqtt, fleet):
         while b"not shown): " not in shown:
             shown += os.read(master, 1024)
         os.write(master, b"hunter22\n")
+        while b"again: " not in shown:
+            shown += os.read(master, 1024)
+        os.write(master, b"hunter22\n")
         assert process.wait(WAIT) == 0
     try:
         while piece := os.read(master, 1024):
@@ -69,10 +73,20 @@ def test_value_is_asked_for_in_a_terminal_and_not_shown(server, mqtt, fleet):
         pass
     os.close(master)
     assert b"hunter22" not in shown
-    assert b"Stored the secret typed for all." in shown
+    assert b"Stored the secret typed for all boards." in shown
     code = "import json; json.load(open('/settings.json'))['t']"
     assert fleet["demo-2"].change_settings({"t": {"secret": "typed"}}).ok
     assert fleet["demo-2"].run(code).value == "hunter22"
+
+
+def test_two_different_typed_values_are_refused(nobody, mbm, monkeypatch):
+    """Nothing is asked of a server: here there is none."""
+    typed = iter(["hunter22", "hunter2"])
+    monkeypatch.setattr("getpass.getpass", lambda _: next(typed))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    done = mbm("secret-set", "typed")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "mbm: The two values differ; nothing was stored.\n"
 
 
 def test_value_is_never_an_argument(mbm):

@@ -90,3 +90,22 @@ def test_unknown_board_is_an_error():
     )
     assert done.returncode == 2
     assert "nobody-1" in done.stderr
+
+
+def test_name_that_no_board_emits_is_answered_by_those_that_there_are(fleet: Fleet):
+    read_lines("demo-1", "level")  # the server has samples now
+    with subprocess.Popen(
+        [sys.executable, *WATCH, "demo-1", "lvel", "level"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert process.stdout
+        note = process.stderr.readline()
+        assert "level=" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT) == 130
+    assert note.startswith("mbm: no board has emitted lvel yet; waiting for it. Names that ")
+    assert "level" in note
+    assert "mood" in note

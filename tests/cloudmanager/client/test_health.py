@@ -66,8 +66,8 @@ def test_boards_that_left_together_are_one_finding():
     assert lab.since == boards[0]["last_seen"]
     assert lab.advice == "Check what they share: power, access point, network."
     assert new.sentence == (
-        "new-1: never connected since enrolment. Write what `mbm board-enrol` prints to /cm.json "
-        "on new-1, or remove it (`mbm board-revoke`)."
+        "new-1: never connected since enrolment. Write the settings that `mbm board-enrol new-1` "
+        "prints, with a new key, to /cm.json on new-1, or remove it: `mbm board-revoke new-1`."
     )
     assert health.connected == 1
 

@@ -10,7 +10,6 @@ import pytest
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import (
     CloudmanagerError,
-    ServerError,
     ServerUnreachable,
     TargetError,
 )
@@ -42,6 +41,19 @@ def test_boards_are_connected_until_they_are_stopped(fleet: Fleet):
     finally:
         boards.stop()
     assert all(gone(pid) for pid in pids.values())
+
+
+def test_uptime_is_the_boards_and_not_the_computers(fleet: Fleet):
+    begun = time.monotonic()
+    boards = simulate.simulate(fleet, ["young-1"])
+    try:
+        fleet["young-1"].reset().raise_for_error()
+        (info,) = fleet["young-1"].info()
+    finally:
+        boards.stop()
+    passed = time.monotonic() - begun
+    assert info["uptime"] <= passed
+    assert time.time() - info["booted"] <= passed + 1.5  # uptimes are whole seconds
 
 
 def test_boards_keep_their_files(fleet: Fleet):
@@ -109,7 +121,7 @@ def test_board_that_ends_at_its_start_is_reported_at_once(fleet: Fleet, monkeypa
 
 
 def test_connected_board_is_not_started_twice(fleet: Fleet, boards: virtual_boards.VirtualBoards):
-    with pytest.raises(ServerError, match="demo-1 is connected already"):
+    with pytest.raises(CloudmanagerError, match="demo-1 is running already"):
         simulate.simulate(fleet, ["demo-1"])
     assert fleet["demo-1"].run("1").ok
 

@@ -72,6 +72,8 @@ async def test_only_an_administrator_may_name_a_private_index(service: Service):
         tried = await admin_link.ask("plan", target="lab-1", **request)
     assert "private address" in refused["args"][0]
     assert "cannot be reached" in tried["args"][0]
+    assert "The server fetches packages, not your computer: " in tried["args"][0]
+    assert "https_proxy" in tried["args"][0]
 
 
 def test_passwords_are_not_kept_for_upgrades():
