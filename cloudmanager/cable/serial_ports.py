@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import errno
 import hashlib
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 BAUD = 115_200  # of every MicroPython REPL
 CELL_SECONDS = 10.0  # for a cell that runs on a board
 READ_SECONDS = 1  # mpremote's timeout for a byte
+#: Parts of pyserial's messages on Windows, where its errors have no number, and where every user
+#: may open every port: ERROR_ACCESS_DENIED, and ERROR_FILE_NOT_FOUND or ERROR_PATH_NOT_FOUND.
+_IN_USE_ON_WINDOWS = re.compile(r"PermissionError\(.*, None, 5\)")
+_MISSING_ON_WINDOWS = re.compile(r"FileNotFoundError\(.*, None, [23]\)")
 _BUSY_LOOP_CODE = "for _ in range(2000): pass"  # runs for about 10 ms on a chip
 _MAX_TRIES = 5
 _PROMPT_SECONDS = 0.3  # until a REPL must answer Ctrl-C
@@ -129,7 +134,11 @@ def _port_error(port: str, error: Exception) -> CableError:
     """Return an error that explains why a port cannot be opened."""
     number = getattr(error, "errno", None)
     text = str(error)
-    if number == errno.EACCES or "Permission" in text:
+    if _IN_USE_ON_WINDOWS.search(text):
+        number = errno.EBUSY
+    elif _MISSING_ON_WINDOWS.search(text):
+        number = errno.ENOENT
+    elif number == errno.EACCES or "Permission" in text:
         group = _group_of(port)
         hint = f"Join its group: `sudo usermod -aG {group} $USER`, then log in again."
         return CableError(port, "This user has no permission to open the port", hint)

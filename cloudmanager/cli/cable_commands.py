@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import ipaddress
 import json
+import re
 import signal
 import sys
 import threading
@@ -47,6 +48,8 @@ _WIFI_HELP = (
 )
 _LABEL_HELP = "label of the board, such as room=lab; may be repeated"
 _SERVER_HELP = "address that the boards connect to (default: the server in use)"
+#: A serial port of Windows; a board may be called `compost-1`.
+_WINDOWS_PORT = re.compile(r"(?i)(\\\\\.\\)?com\d+")
 _PORT_HELP = (
     "serial port, or drive of a Pico, of the board; may be repeated (default: search for boards)"
 )
@@ -352,7 +355,7 @@ def _names_by_id() -> dict[str, str]:
 def board_config(options: argparse.Namespace) -> int:
     """Change settings; a board that cannot connect with them goes back to the old ones."""
     new = _read_changes(options)
-    on_cable = "/" in options.board or options.board.upper().startswith("COM")
+    on_cable = "/" in options.board or _WINDOWS_PORT.fullmatch(options.board) is not None
     status = (_configure_by_cable if on_cable else _configure_by_link)(options, new)
     if options.json:
         print(json.dumps(sorted([*new, *["name"] * bool(options.name)])))

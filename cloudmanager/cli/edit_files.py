@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,8 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.file_ops import belongs_to_client
 from cloudmanager.protocol.text import one_line
 from cloudmanager.results.results import Results
+
+from .command_words import find_program, join_words, split_words
 
 #: Opens a connection to the server. One is opened to read, another one to write: nobody knows how
 #: long a file is edited.
@@ -73,12 +74,13 @@ def _editor_command() -> list[str]:
     Raises:
         CloudmanagerError: none is set.
     """
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
     if not editor:
         error = CloudmanagerError("No editor is set.")
         error.hint = "Set the environment variable EDITOR, such as EDITOR=nano."
         raise error
-    return shlex.split(editor, posix=os.name != "nt")
+    program, *arguments = split_words(editor)
+    return [find_program(program), *arguments]
 
 
 def _edit_file(open_fleet: OpenFleet, name: str, path: str, command: list[str]) -> FileResult:
@@ -118,7 +120,7 @@ def _local_copy(name: str, path: str, content: bytes) -> Iterator[Path]:
         yield local
     finally:
         if local.is_file() and local.read_bytes() != content:
-            send = shlex.join(["mbm", "board-upload", name, str(local), path])
+            send = join_words(["mbm", "board-upload", name, str(local), path])
             print_error(f"your text is in {local}; `{send}` writes it to the board", role="note")
         else:
             shutil.rmtree(folder, ignore_errors=True)  # also the editor's own copies

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import textwrap
 import threading
@@ -31,6 +30,7 @@ from cloudmanager.protocol.errors import (
 from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names, os_error_text, sanitize_text
 
+from .command_words import split_words
 from .repl_prompt import Prompt
 
 _MAX_LABEL_CHARS: Final = 30  # of the boards' names in the prompt; else the target is shown
@@ -161,7 +161,7 @@ def _read_command(line: str) -> str:
         OSError: the file cannot be read.
     """
     try:
-        command, *arguments = shlex.split(line)
+        command, *arguments = split_words(line)
     except ValueError as error:
         raise ValueError(f"{error}. {_COMMANDS}") from None
     if command != "%run" or len(arguments) != 1:

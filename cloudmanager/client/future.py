@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from cloudmanager.protocol.errors import CloudmanagerError
 
+from .interruptible import acquire_lock
+
 T = TypeVar("T")
 
 
@@ -86,7 +88,7 @@ class Future(Generic[T]):
 
     def _wait_for_lock(self, seconds: float) -> None:
         try:
-            self._unset_lock.acquire(timeout=seconds)
+            acquire_lock(self._unset_lock, seconds)
         finally:  # Ctrl-C can arrive after the lock was acquired, before acquire() returns
             self._release()
 

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,9 @@ from .sources import (
 from .syncing import read_ignore_file
 from .text_files import read_text
 
+#: An absolute path of Windows, with the letter of a drive (an alias of an index is followed by a
+#: name), or with the name of a server.
+_WINDOWS_PATH: Final = re.compile(r"[A-Za-z]:(?:\\|/(?!/))|\\\\")
 _MAX_DOCUMENTS: Final = 200  # documents and manifests that refer to each other
 
 #: Path in the package -> content.
@@ -41,6 +45,8 @@ PackageFiles = dict[str, ContentSource]
 
 def is_local_source(text: str) -> bool:
     """Whether a requirement is the path of a local file or folder."""
+    if _WINDOWS_PATH.match(text):
+        return True
     is_path = text.startswith((".", "/", "~")) or text.endswith((".py", ".mpy", ".json"))
     return is_path and "://" not in text and ":" not in text.partition("/")[0]
 

@@ -20,6 +20,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 
 from .exchange import Exchange
 from .forks import forked_error
+from .interruptible import wait_for
 from .samples import Sample
 
 _FIRST_RETRY_SECONDS: Final = 0.25  # until the first attempt to reconnect; then doubled
@@ -217,7 +218,7 @@ class _UpdateBuffer:
             CloudmanagerError: the error that ended the link, once all updates were read.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._time or self._error or self._closed, timeout)
+            wait_for(self._changed, lambda: self._time or self._error or self._closed, timeout)
             if self._closed:
                 return None
             if not (self._time or self._error):

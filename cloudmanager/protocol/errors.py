@@ -108,7 +108,10 @@ class VersionMismatch(CloudmanagerError):
         super().__init__(ours, theirs, detail=detail)
         self.ours, self.theirs = ours, theirs
         older = "here" if ours < theirs else "on the server's machine"
-        self.hint = f"Update the older one: `pip install --upgrade cloudmanager` {older}."
+        self.hint = (
+            f"Update the older one, {older}: `pip install --upgrade cloudmanager`, or `pip install "
+            ".` in an updated clone."
+        )
 
 
 class TargetError(CloudmanagerError, ValueError):

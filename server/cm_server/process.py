@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -161,8 +162,6 @@ def _parse_command_line() -> ServerOptions:
 
 def _raise_file_limit() -> None:
     """Allow as many open files as the system does: shells set 1,024, and each link needs one."""
-    import resource  # not on Windows
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,6 @@ def hold_lock(home: Path) -> Iterator[None]:
     Raises:
         ServerError: another process holds it.
     """
-    import fcntl  # not on Windows, where only the store's own locks protect it
-
     with config.server_lock_file(home).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +64,4 @@ def _lock_folder(handle: int, *, exclusive: bool) -> None:
         BlockingIOError: another process has locked it.
         OSError: the file system does not support locks.
     """
-    import fcntl  # not on Windows
-
     fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

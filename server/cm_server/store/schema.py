@@ -86,7 +86,8 @@ def _refuse_unknown(version: int, location: str | None) -> None:
         what = f"was written by a newer Cloudmanager ({schemas})"
         raise ServerError(
             f"its store {location} {what}; "
-            f"update this one with `pip install --upgrade cloudmanager`"
+            "update this one with `pip install --upgrade cloudmanager`, or with `pip install .` in "
+            "an updated clone"
         )
     if version < 0:
         raise ServerError(f"its store {location} holds another program's tables; move it away")

@@ -132,6 +132,28 @@ def test_error_of_a_forbidden_port_names_the_group():
     assert "usermod -aG" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("PermissionError(13, 'Access is denied.', None, 5)", "Another program has the port open"),
+        ("PermissionError(13, 'Zugriff verweigert', None, 5)", "Another program has the port open"),
+        (
+            "FileNotFoundError(2, 'The system cannot find the file specified.', None, 2)",
+            "The port does not exist",
+        ),
+        ("OSError(22, 'The parameter is incorrect.', None, 87)", "The port cannot be opened"),
+    ],
+)
+def test_errors_of_windows_are_explained(text: str, problem: str):
+    # What pyserial's serialwin32.py raises: SerialException, without errno.
+    import serial
+
+    error = serial.SerialException(f"could not open port 'COM3': {text}")
+    found = str(serial_ports._port_error("COM3", error))
+    assert problem in found
+    assert "usermod" not in found
+
+
 def test_pty_has_no_control_lines(chip):
     assert serial_ports.check_port(chip.port) is False
 

@@ -89,6 +89,22 @@ def test_failure_of_flash_is_in_json_and_status_is_1(chip, mbm, tmp_path):
     assert (outcome["status"], outcome["step"], outcome["chip"]) == ("error", "firmware", "ESP8266")
 
 
+@pytest.mark.parametrize(
+    ("board", "problem"),
+    [
+        ("COM3", "COM3: The port does not exist"),
+        ("com12", "com12: The port does not exist"),
+        (r"\\.\COM12", r"\\.\COM12: The port does not exist"),
+        ("/dev/ttyUSB99", "/dev/ttyUSB99: The port does not exist"),
+        ("compost-1", "No board is called compost-1"),
+    ],
+)
+def test_port_and_name_of_a_board_are_distinguished(mbm, board: str, problem: str):
+    done = mbm("board-config", board, "--watchdog", "60")
+    assert done.status != 0
+    assert problem in done.err
+
+
 def test_failure_of_flash_is_printed_after_the_port(mbm):
     done = mbm("flash", "--port", "/dev/ttyUSB99", "--no-flash")
     assert (done.status, done.out) == (1, "")

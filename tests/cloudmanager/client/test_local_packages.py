@@ -38,6 +38,13 @@ def described(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    "text", [r"C:\driver", "C:/driver", r"d:\lib\x.py", r".\driver", r"..\x", r"\\nas\lib\x"]
+)
+def test_path_of_windows_is_a_local_package(text: str):
+    assert is_local_source(text)
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
         ("./lib/x.py", "x"),
@@ -62,7 +69,11 @@ def test_local_package_has_the_name_of_its_module(
 
 
 @pytest.mark.parametrize(
-    "text", ["logging", "logging@1.0", "github:o/r/x.py", "https://h/x.py", "pypi:a", "here:b"]
+    "text",
+    [
+        *["logging", "logging@1.0", "github:o/r/x.py", "https://h/x.py", "pypi:a", "here:b"],
+        *["c:driver", "c://host/x.py"],
+    ],
 )
 def test_remote_requirements_are_not_local_sources(text: str):
     assert not is_local_source(text)
