@@ -12,6 +12,9 @@
 #        without WIFI through the bridge; SERVER=HOST[:PORT] as the board reaches this machine,
 #        LINK=mac for a link without TLS. It removes the client and app.py that are on the board.
 # check  style, types, imports, spelling, plain words
+# docs   the site, in build/site, with warnings as errors; then the links between its pages
+# package  wheel and source archive; the wheel in empty environments, with each extra, and uninstalled
+#        (PYTHONS="python3.12 python3.13" for others than that of .venv)
 # bench  ours beside its peers
 # clean  removes everything that make made here
 #
@@ -22,6 +25,7 @@ LAB    ?= 1
 ARGS   ?=
 JOBS   ?= 10000
 SEED   ?= 1
+PYTHONS ?=
 
 # Debian's packages that tests want beside what pip brings; without them those tests are left out.
 PACKAGES := chromium qemu-system-arm firmware-microbit-micropython postgresql \
@@ -31,6 +35,7 @@ VENV       := .venv
 BIN        := $(VENV)/bin
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
+READY_DOCS := $(VENV)/.ready-docs
 
 # An editable install carries no kernelspec.
 KERNELSPEC := $(BIN)/python -m cm_kernel install --sys-prefix >/dev/null
@@ -40,7 +45,7 @@ ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test soak attacks hardware check bench clean
+.PHONY: demo test soak attacks hardware check docs package bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -95,6 +100,14 @@ check: $(READY_TEST)
 	@$(BIN)/python -m tests.plain_words
 	@echo "check: style, types, imports, spelling and words are fine"
 
+docs: $(READY_DOCS)
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
+	@$(BIN)/python -m tests.site_links build/site
+	@echo "docs: build/site/index.html"
+
+package: $(READY_TEST)
+	@$(BIN)/python -m tests.package $(PYTHONS)
+
 bench: $(READY_TEST)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -125,6 +138,11 @@ $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 		fi; \
 	fi
 	@touch $(READY_DEMO) $@
+
+$(READY_DOCS): setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing Cloudmanager with what its site needs into $(VENV)"
+	@$(BIN)/python -m pip install -qq -e '.[docs]'
+	@touch $@
 
 # Debian keeps ensurepip in a package of its own, python3-venv.
 $(BIN)/python:

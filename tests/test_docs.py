@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from cloudmanager import server_options
-from cloudmanager.cli import command_line
+from cloudmanager.cli import board_commands, command_line
 
+from .site_links import broken_links
 from .wheel import ROOT
 
-PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SOURCES = ["cloudmanager", "server", "cm_magics", "mpy_client"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 100  # characters; tables and pictures may be wider
@@ -127,3 +133,73 @@ def test_options_of_the_server_are_described():
     parser = argparse.ArgumentParser()
     server_options.add_options(parser)
     assert [name for name in option_names(parser) if f"`{name}" not in text] == []
+
+
+def shell_commands(page: Path) -> Iterator[str]:
+    """Yield the commands `mbm …` of a page's blocks: indented by four, or between fences."""
+    fence = ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if text.startswith("```"):
+            fence = "" if fence else text
+        found = re.match(r"(?:\$ |- run: )?mbm ", text)
+        if found and (fence or line.startswith("    ")):
+            yield text[found.end() :]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=page_id)
+def test_commands_of_pages_are_accepted_by_the_parser(page: Path, capsys):
+    for command in shell_commands(page):
+        words = shlex.split(command.replace("JOB", "7"), comments=True)
+        try:
+            options = command_line._parse_arguments(words)
+        except SystemExit as ended:
+            pytest.fail(f"mbm {command}: {ended.code} {capsys.readouterr().err}")
+        macro = getattr(options, "macro", None)
+        assert macro is None or macro in board_commands.MACROS or macro == board_commands.EDIT
+
+
+@pytest.fixture(scope="module")
+def generated_pages() -> ModuleType:
+    """The module that fills in reference pages when the site is built."""
+    spec = importlib.util.spec_from_file_location("generated_pages", DOCS / "generated_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_generated_part_is_on_a_page(generated_pages: ModuleType):
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r"<!-- generated: ([\w-]+) -->", text)
+    assert sorted(named) == sorted(generated_pages.PARTS)
+
+
+def test_generated_reference_has_all_verbs_magics_and_options(generated_pages: ModuleType):
+    parts = {name: make() for name, make in generated_pages.PARTS.items()}
+    for verb, parser in verbs().items():
+        _, _, section = parts["verbs"].partition(f"## {verb}\n")
+        section = section.partition("\n## ")[0]
+        assert [name for name in option_names(parser) if name not in section] == [], verb
+    assert "| `--timeout S` |" in parts["magics"]
+    assert "## %board_install" in parts["magics"]
+    assert "| `--listen ADDRESS` | network address to listen on (default: 127.0.0.1) |" in (
+        parts["server-options"].splitlines()
+    )
+    assert "environment variable CM_STORE" in parts["server-options"]
+    assert "| `fresh` |" in parts["run-options"]
+    assert "| `no_mpy` |" in parts["install-options"]
+
+
+def test_broken_links_of_a_site_are_found(tmp_path: Path):
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top"></h1><a href="b.html#here"></a><a href="b.html#gone"></a><img src="no.png">'
+        '<a href="https://lab.example/x"></a><a href="#top"></a><a href="../outside.html"></a>'
+    )
+    (tmp_path / "b.html").write_text('<p id="here"></p>')
+    assert list(broken_links(tmp_path)) == [
+        "a.html: ../outside.html does not exist",
+        "a.html: b.html#gone has no such anchor",
+        "a.html: no.png does not exist",
+    ]
