@@ -57,6 +57,20 @@ SHARES: Final[list[Defence]] = [
         "PlanTurns.of = lambda self, owner: contextlib.nullcontext()",
         "cm_server/installs/test_plan_turns.py::test_plans_wait_for_their_turn",
     ),
+    defence(
+        "small rights: a cell that the database refuses does not end others of its transaction",
+        SERVER + "store/databases.py",
+        "Sqlite.is_data_error = lambda self, error: False",
+        "cm_server/store/test_shared_store.py::"
+        "test_cell_that_the_database_refuses_does_not_affect_those_that_share_its_transaction[sqlite]",
+    ),
+    defence(
+        "several servers: the same, in PostgreSQL",
+        SERVER + "store/databases.py",
+        "Postgres.is_data_error = lambda self, error: False",
+        "cm_server/store/test_shared_store.py::"
+        "test_cell_that_the_database_refuses_does_not_affect_those_that_share_its_transaction[postgresql]",
+    ),
     # Shares
     defence(
         "small rights: a token has a share of links, subscriptions, uploads and the disk",

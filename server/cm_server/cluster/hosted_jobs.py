@@ -12,7 +12,10 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs.transfers import RelayedTransfer
+from cm_server.jobs.dispatch import ROW_BYTES
 from cm_server.jobs.model import Cell, Job, Requester
+from cm_server.store.rows import JobClaim
+from cm_server.store.shared_store import SharedStore
 
 from .job_streams import INPUTS, KINDS, kind_of, pack_counted
 
@@ -213,8 +216,10 @@ class HostedJobs:
             self._claiming.setdefault(number, 0)
         if self._tokens.by_hash(head["token"]) is None:
             self._store_queue.run(lambda store: store.tokens()).when_done(self._on_tokens_read)
-        operation = self._store_queue.run(
-            lambda store: store.claim_jobs(sender, idle, busy) if connected else set()
+        operation = self._store_queue.run_shared(
+            SharedStore.claim_all,
+            JobClaim(sender, idle, busy),
+            size=ROW_BYTES * len(connected),
         )
         claim = _Claim(sender, head, code, names, connected, expected, operation)
         self._claims[operation] = claim

@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 from cloudmanager.protocol import wire
 from cm_server import cleanup
-from cm_server.store.rows import NO_CELL_AUDIT, CellAudit
+from cm_server.store.rows import NO_CELL_AUDIT, CellAudit, NewCell
+from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation
 
 from .board_messages import BoardMessages
@@ -113,13 +114,9 @@ class Dispatch:
     def _commit(self, submission: Submission, epochs: Mapping[str, int]) -> Operation[range]:
         """Commit one job per board, and the row in the audit log; return the jobs' numbers."""
         board_ids = [board.id for board in submission.boards]
-        return self._store_queue.run(
-            lambda store: store.insert_jobs(
-                board_ids, submission.requester.caller, audit=submission.audit, epochs=epochs
-            ),
-            size=len(submission.cell.code) + ROW_BYTES * len(board_ids),
-            refusable=True,
-        )
+        cell = NewCell(board_ids, submission.requester.caller, submission.audit, epochs)
+        size = len(submission.cell.code) + ROW_BYTES * len(board_ids)
+        return self._store_queue.run_shared(Store.insert_cells, cell, size=size, refusable=True)
 
     def is_committing(self, board: Board) -> bool:
         """Return whether a cell for a board is being committed."""

@@ -62,33 +62,27 @@ class Scheduler:
         The jobs of other servers' boards come first: these servers have to claim theirs in the
         store, while the boards of this one run.
         """
-        elsewhere = [job for job in jobs if job.board.link is None]
-        here = [job for job in jobs if job.board.link is not None]
-        for job in elsewhere:
-            self._launch(job)
-        if elsewhere and here:
-            self.remote.send_launches()
-        for job in here:
-            self._launch(job)
-
-    def _launch(self, job: Job) -> None:
-        """Start or queue one job; if the server itself fails, only this one ends."""
-        board = job.board
-        try:
-            if self._registry.by_id.get(board.id) is not board:
-                self._job_results.end_job(job, "offline", "it was removed from the fleet")
-            elif board.queue and (why := self._queue_full_reason(board.queue, job)):
-                self._job_results.end_job(job, "error", why)
-            elif board.link is None and not board.is_restarting:
-                self._launch_not_connected(job)
-            else:
-                board.queue.append(job)
-                self.start_queued_jobs(board, submitted=job)
-            board.notify_changed()
-        except Exception as error:
-            cleanup.log_failure("starting a job", error)
-            if job.state != "ended":
-                self._job_results.end_job(job, "error", cleanup.FAILED)
+        are_elsewhere = False
+        for job in sorted(jobs, key=lambda job: job.board.link is not None):
+            board = job.board
+            if are_elsewhere and board.link is not None:
+                self.remote.send_launches()
+            are_elsewhere = board.link is None
+            try:
+                if self._registry.by_id.get(board.id) is not board:
+                    self._job_results.end_job(job, "offline", "it was removed from the fleet")
+                elif board.queue and (why := self._queue_full_reason(board.queue, job)):
+                    self._job_results.end_job(job, "error", why)
+                elif board.link is None and not board.is_restarting:
+                    self._launch_not_connected(job)
+                else:
+                    board.queue.append(job)
+                    self.start_queued_jobs(board, submitted=job)
+                board.notify_changed()
+            except Exception as error:  # the other jobs of the cell are not affected
+                cleanup.log_failure("starting a job", error)
+                if job.state != "ended":
+                    self._job_results.end_job(job, "error", cleanup.FAILED)
 
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""

@@ -144,6 +144,11 @@ class Sqlite:
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         return not self._waits_for_locks and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
+    def is_data_error(self, error: BaseException) -> bool:
+        """Return whether values were refused: nothing was written, and others would be."""
+        cause = getattr(error, "orig", error)
+        return isinstance(cause, (sqlite3.IntegrityError, sqlite3.DataError))
+
     def describe_error(self, error: BaseException) -> str:
         """Return why a statement failed, in SQLite's words."""
         return str(getattr(error, "orig", error)).strip()
@@ -356,6 +361,14 @@ class Postgres:
             return self._in_queue  # it is ended while it waits for the next statement or the commit
         is_ended = code in _SHUTDOWN_STATES if code else _is_broken_connection(cause)
         return self._in_queue and is_ended and not self._commit_sent
+
+    def is_data_error(self, error: BaseException) -> bool:
+        """Return whether values were refused: nothing was written, and others would be."""
+        import psycopg
+
+        cause = getattr(error, "orig", error)
+        is_refused = isinstance(cause, (psycopg.IntegrityError, psycopg.DataError))
+        return is_refused and not self.is_row_missing(error)
 
     def describe_error(self, error: BaseException) -> str:
         """Return why a statement failed; without the address and the names in libpq's words.

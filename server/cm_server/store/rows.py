@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 MAX_JOB_ID = 2**32 - 1  # a job's number has four bytes on the wire
@@ -82,6 +84,37 @@ class CellAudit(NamedTuple):
 
 
 NO_CELL_AUDIT = CellAudit()
+
+
+class NewCell(NamedTuple):
+    """A cell of which one job for each board is stored.
+
+    Attributes:
+        board_ids: where it runs.
+        caller: the name of the caller's token.
+        audit: for the audit log.
+        epochs: with several servers, the epochs of those boards to which this server will send
+            the job at once.
+    """
+
+    board_ids: Sequence[str]
+    caller: str
+    audit: CellAudit = NO_CELL_AUDIT
+    epochs: Mapping[str, int] = MappingProxyType({})
+
+
+class JobClaim(NamedTuple):
+    """Jobs of another server that this one wants to own.
+
+    Attributes:
+        server: the id of their owner.
+        sent_now: jobs that this server will send now, if it holds their boards.
+        queued: jobs that this server will queue.
+    """
+
+    server: str
+    sent_now: Collection[int]
+    queued: Collection[int]
 
 
 class JobRow(NamedTuple):

@@ -30,7 +30,7 @@ from cm_server.times import EARLIEST
 from . import tables
 from .change_notifier import NotifyingStore
 from .databases import NotExecuted, PreparedStatement
-from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobRow
+from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobClaim, JobRow
 from .store import (
     BOARD_COLUMNS,
     END_VALUES,
@@ -179,12 +179,12 @@ class SharedStore(NotifyingStore):
     def _write_all(
         self,
         jobs: list[tuple[Any, ...]],
-        audit_row: AuditRow | None = None,
+        audit_rows: Sequence[AuditRow] = (),
         claims: Sequence[tuple[PreparedStatement, Any]] = (),
-    ) -> list[Any]:
+    ) -> list[list[Any]]:
         """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
-            return super()._write_all(jobs, audit_row, claims)
+            return super()._write_all(jobs, audit_rows, claims)
         except (ServerError, NotExecuted):
             for number, *_ in jobs:
                 self._own_jobs.pop(number, None)
@@ -252,7 +252,7 @@ class SharedStore(NotifyingStore):
             self._write_pending_first()
             return True  # it was inserted as sent
         values = self._mark_sent.values({"me": self.server_id, "job": job})
-        marked = self._write_all([], claims=[(self._mark_sent, values)])
+        (marked,) = self._write_all([], claims=[(self._mark_sent, values)])
         new_epoch = marked[0][0] if marked else None
         if new_epoch is None:
             self.refused_writes += 1
@@ -269,12 +269,7 @@ class SharedStore(NotifyingStore):
     def claim_jobs(
         self, server: str, sent_now: Collection[int], queued: Collection[int]
     ) -> set[int]:
-        """Become the owner of another server's jobs that were not sent.
-
-        Args:
-            server: the id of their owner.
-            sent_now: jobs that this server will send now, if it holds their boards.
-            queued: jobs that this server will queue.
+        """Become the owner of jobs that were not sent; the arguments are those of ``JobClaim``.
 
         Returns:
             The jobs that this server owns now.
@@ -282,15 +277,35 @@ class SharedStore(NotifyingStore):
         Raises:
             ServerError: the store is unavailable.
         """
-        values = {"me": self.server_id, "owner": server}
-        claims = [
-            (statement, statement.values({**values, "ids": self.database.numbers(jobs)}))
-            for statement, jobs in ((self._claim_to_send, sent_now), (self._claim_queued, queued))
-            if jobs
-        ]
-        claimed = dict(map(tuple, self._write_all([], claims=claims)))
-        self._own_jobs.update(claimed)
-        return set(claimed)
+        return self.claim_all([JobClaim(server, sent_now, queued)])[0]
+
+    def claim_all(self, claims: Sequence[JobClaim]) -> list[set[int]]:
+        """Become the owner of other servers' jobs that were not sent, in one transaction.
+
+        Returns:
+            The jobs of each claim that this server owns now.
+
+        Raises:
+            ServerError: the store is unavailable.
+        """
+        statements, places = [], []
+        for place, claim in enumerate(claims):
+            values = {"me": self.server_id, "owner": claim.server}
+            for statement, jobs in (
+                (self._claim_to_send, claim.sent_now),
+                (self._claim_queued, claim.queued),
+            ):
+                if jobs:
+                    ids = self.database.numbers(jobs)
+                    statements.append((statement, statement.values({**values, "ids": ids})))
+                    places.append(place)
+        claimed: list[set[int]] = [set() for _ in claims]
+        if statements:
+            found = self._write_all([], claims=statements)
+            for place, rows in zip(places, found, strict=True):
+                claimed[place] |= {row[0] for row in rows}
+                self._own_jobs.update(map(tuple, rows))
+        return claimed
 
     def withdraw_jobs(self, jobs: Iterable[int], status: str, error: str) -> set[int]:
         """End those of these jobs that were not sent and that this server still owns.

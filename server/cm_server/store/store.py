@@ -39,7 +39,7 @@ from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
-from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, TokenRow
+from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, NewCell, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
 from .waiting_rows import JobOutput, TakenJob, WaitingRows, WaitingUse, WaitingWork
 
@@ -468,7 +468,7 @@ class Store:
             with self._durable_transaction(row):
                 pass
         else:
-            self._write_all([], row)
+            self._write_all([], [row])
 
     def audit_rows(self, count: int) -> list[AuditRow]:
         """Return the newest ``count`` rows of the audit log, oldest first."""
@@ -485,34 +485,68 @@ class Store:
         audit: CellAudit = NO_CELL_AUDIT,
         epochs: Mapping[str, int] = MappingProxyType({}),
     ) -> range:
-        """Insert one open job per board, and return their numbers.
+        """Insert the jobs of one cell; the arguments are those of ``NewCell``.
 
-        The results of earlier jobs are written before: see the module's docstring. All this and
-        the row in the audit log are one transaction.
-
-        Args:
-            board_ids: where they run.
-            caller: the name of the caller's token.
-            audit: for the audit log.
-            epochs: with several servers, the epochs of those boards to which this server will send
-                the job at once.
+        Returns:
+            Their numbers.
 
         Raises:
             ServerError: they cannot be written.
         """
-        if not board_ids:
-            return range(0)
-        numbers, now = self._allocate_job_ids(len(board_ids)), time.time()
-        rows = [
-            self._job_values(number, board_id, caller, now, epochs.get(board_id))
-            for number, board_id in zip(numbers, board_ids, strict=True)
-        ]
+        return self._insert_cells([NewCell(board_ids, caller, audit, epochs)])[0]
+
+    def insert_cells(self, cells: Sequence[NewCell]) -> list[range | Exception]:
+        """Insert one open job for each board of each cell, in one transaction.
+
+        The results of earlier jobs are written before: see the module's docstring. All this and
+        the rows in the audit log are one transaction. Where the database refuses the values of a
+        cell, that does not affect the others.
+
+        Returns:
+            The numbers of each cell's jobs, or why they cannot be written.
+
+        Raises:
+            ServerError: nothing can be written.
+        """
         try:
-            self._write_all(rows, _cell_row(now, caller, audit, numbers))
+            return list(self._insert_cells(cells))
+        except ServerError as error:
+            cause = error.__cause__
+            if len(cells) == 1 or cause is None or not self.database.is_data_error(cause):
+                raise
+        return [self._insert_cell_alone(cell) for cell in cells]
+
+    def _insert_cell_alone(self, cell: NewCell) -> range | Exception:
+        try:
+            return self._insert_cells([cell])[0]
+        except NotExecuted as error:  # cells before this one are written: all cannot be repeated
+            return ServerError(str(error))
+        except ServerError as error:
+            return error
+
+    def _insert_cells(self, cells: Sequence[NewCell]) -> list[range]:
+        count = sum(len(cell.board_ids) for cell in cells)
+        if not count:
+            return [range(0) for _ in cells]
+        numbers, now = self._allocate_job_ids(count), time.time()
+        found, rows, audit_rows = [], [], []
+        start = 0
+        for cell in cells:
+            own = numbers[start : start + len(cell.board_ids)]
+            start += len(own)
+            found.append(own)
+            rows += [
+                self._job_values(number, board_id, cell.caller, now, cell.epochs.get(board_id))
+                for number, board_id in zip(own, cell.board_ids, strict=True)
+            ]
+            if own:
+                audit_rows.append(_audit_row(cell, own, now))
+        try:
+            self._write_all(rows, audit_rows)
         except NotExecuted:
             self._return_job_ids(numbers)  # for the next attempt
             raise
-        return numbers
+        return found
 
     def _allocate_job_ids(self, count: int) -> range:
         """Return job numbers that were never used."""
@@ -575,7 +609,7 @@ class Store:
                     ],
                 )
                 self.waiting_rows.add(numbers, board_ids, work)
-                audit_row = _cell_row(now, caller, audit, numbers)
+                audit_row = _audit_row(NewCell(board_ids, caller, audit), numbers, now)
                 self.database.execute_rows(self._insert_audit, [audit_row])
                 self.database.commit()
         except NotExecuted:
@@ -728,18 +762,18 @@ class Store:
     def _write_all(
         self,
         jobs: list[tuple[Any, ...]],
-        audit_row: AuditRow | None = None,
+        audit_rows: Sequence[AuditRow] = (),
         claims: Sequence[tuple[PreparedStatement, Any]] = (),
-    ) -> list[Any]:
-        """Write pending changes, then new jobs and their audit row, in one transaction.
+    ) -> list[list[Any]]:
+        """Write pending changes, then new jobs and their audit rows, in one transaction.
 
         Args:
             jobs: their rows.
-            audit_row: for the audit log.
+            audit_rows: for the audit log.
             claims: statements with their values, which change the owners of jobs.
 
         Returns:
-            The rows that the claims return.
+            The rows that each of the claims returns.
         """
         execute_rows = self.database.execute_rows
         seen_boards, ended_jobs = self._take_pending()
@@ -751,14 +785,14 @@ class Store:
                     self._write_ended_jobs(ended_jobs)
                 if jobs:
                     execute_rows(self._insert_job, jobs)
-                if audit_row is not None:
-                    execute_rows(self._insert_audit, [audit_row])
+                if audit_rows:
+                    execute_rows(self._insert_audit, audit_rows)
                 claimed = [self.database.fetch_later(*claim) for claim in claims]
                 if jobs or claims:
                     self._require_membership()
                 # PostgreSQL answers all of it at once: each answer costs a cell 0.2 ms.
                 self.database.commit_driver()
-                rows = [row for fetch in claimed for row in fetch()]
+                rows = [list(fetch()) for fetch in claimed]
         except BaseException:
             for row in seen_boards:
                 self._pending_seen_boards.setdefault(row[2], row)
@@ -989,15 +1023,15 @@ class Store:
         return [JobRow(*row) for row in self._fetch_rows(query.order_by(job.id))]
 
 
-def _cell_row(at: float, caller: str, audit: CellAudit, numbers: range) -> AuditRow:
-    """Return the row of the audit log for the jobs of a cell."""
+def _audit_row(cell: NewCell, numbers: range, now: float) -> AuditRow:
+    """Return the row of the audit log about a cell's jobs."""
     return AuditRow(
-        at=at,
-        who=caller,
-        address=audit.address,
-        verb=audit.verb,
-        target=audit.target,
-        detail=audit.detail,
+        at=now,
+        who=cell.caller,
+        address=cell.audit.address,
+        verb=cell.audit.verb,
+        target=cell.audit.target,
+        detail=cell.audit.detail,
         boards=len(numbers),
         first_job=numbers[0],
         last_job=numbers[-1],

@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from typing import Any, Generic, TypeVar
 
@@ -34,10 +34,14 @@ log = logging.getLogger("cm_server")
 _STOPPED = "the server stops"
 S = TypeVar("S", bound=Store)
 T = TypeVar("T")
+Item = TypeVar("Item")
+#: Uses the store for several items; returns the result of each, or why it failed.
+SharedUse = Callable[[S, Sequence[Item]], Sequence[T | Exception]]
 
 RETRY_SECONDS = 0.01  # between two attempts to use an SQLite file that another program locked
 SLOW_SECONDS = 1.0  # after which /healthz reports that the store does not answer
 CLOSE_SECONDS = 10.0  # that a server that stops waits for its last writes
+SHARED_BYTES = 64 * 1024  # of operations that share a transaction; they wait for each other's rows
 
 
 class Operation(Generic[T]):
@@ -53,6 +57,7 @@ class Operation(Generic[T]):
     Attributes:
         created: when it began to wait, by the monotonic clock; 0 if it does not.
         done: whether it has ended; then ``result`` returns at once.
+        shared: for an operation that may share a transaction: how, and its item.
     """
 
     __slots__ = (
@@ -64,6 +69,7 @@ class Operation(Generic[T]):
         "done",
         "is_limited",
         "refusable",
+        "shared",
         "size",
     )
 
@@ -81,6 +87,7 @@ class Operation(Generic[T]):
         self.is_limited = is_limited
         self.created = 0.0
         self.done = False
+        self.shared: tuple[SharedUse[Any, Any, T], Any] | None = None
         self._result: T | None = None
         self._error: Exception | None = None
         self._callbacks: list[Callable[[Operation[T]], object]] = []
@@ -91,16 +98,14 @@ class Operation(Generic[T]):
         Raises:
             NotExecuted: nothing was done, and it may be tried again.
         """
-        try:
-            self._result = self._use(store)
-        except NotExecuted:
-            raise
-        except store.database.errors as error:
-            store.database.rollback()
-            reason = store.database.describe_error(error)
-            self._error = ServerError(f"its store cannot be used: {reason}")
-        except Exception as error:
-            self._error = error
+        self.set_outcome(_use_store(store, self._use))
+
+    def set_outcome(self, outcome: T | Exception) -> None:
+        """Set the result, or why there is none."""
+        if isinstance(outcome, Exception):
+            self._error = outcome
+        else:
+            self._result = outcome
 
     def refuse(self, error: Exception) -> None:
         """Let the operation fail without trying it."""
@@ -177,7 +182,7 @@ class StoreQueue(Generic[S]):
         self._waiting: deque[Operation[Any]] = deque()
         self._waiting_size = 0
         self._limited_count = 0  # of those that wait
-        self._running: Operation[Any] | None = None
+        self._running: list[Operation[Any]] = []
         self._running_future: Future[None] | None = None
         self._flush: Operation[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -218,6 +223,36 @@ class StoreQueue(Generic[S]):
             self._execute(operation, durable=durable)
         return operation
 
+    def run_shared(
+        self, use: SharedUse[S, Item, T], item: Item, *, size: int, refusable: bool = False
+    ) -> Operation[T]:
+        """Use the store as ``run`` does, in one transaction with others that wait for the same.
+
+        While the database carries out an operation, more arrive. What each transaction costs is
+        more than its rows.
+
+        Args:
+            use: see there; a function of a module or class, since those that share a transaction
+                have the same.
+            item: what this operation is about.
+            size: see there.
+            refusable: see there.
+        """
+        operation: Operation[T] = Operation(
+            lambda store: _raise_error(use(store, [item])[0]),
+            size,
+            refusable=refusable,
+            is_limited=refusable,
+        )
+        operation.shared = use, item
+        why = _STOPPED if self._closed else self._refusal_reason(size) if refusable else ""
+        if why:
+            operation.refuse(ServerError(why))
+            operation.finish()
+        else:
+            self._execute(operation, durable=False)
+        return operation
+
     def run_later(self, use: Callable[[S], object], *, durable: bool = False) -> Operation[Any]:
         """Use the store for something that nobody waits for; it is dropped if too much waits.
 
@@ -253,7 +288,7 @@ class StoreQueue(Generic[S]):
 
     def _is_idle(self) -> bool:
         """Return whether an operation can be carried out in the loop."""
-        return self._is_immediate and self._running is None and not self._waiting
+        return self._is_immediate and not self._running and not self._waiting
 
     def _execute_now(self, operation: Operation[T]) -> bool:
         """Carry out an operation in the loop; return False if the database is locked."""
@@ -283,7 +318,7 @@ class StoreQueue(Generic[S]):
     # In the thread
 
     def _start_next(self) -> None:
-        if self._running is not None or not self._waiting:
+        if self._running or not self._waiting:
             return
         try:
             loop = asyncio.get_running_loop()
@@ -291,26 +326,38 @@ class StoreQueue(Generic[S]):
             return  # the server does not serve yet, or no more: ``drain`` follows
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "store")
-        operation = self._running = self._next_waiting()
-        self._running_future = self._thread.submit(self._execute_patiently, operation)
+        operations = self._running = self._next_waiting()
+        self._running_future = self._thread.submit(self._execute_patiently, operations)
         self._running_future.add_done_callback(
-            lambda _: _call_in_loop(loop, self._on_executed, operation)
+            lambda _: _call_in_loop(loop, self._on_executed, operations)
         )
 
-    def _next_waiting(self) -> Operation[Any]:
-        """Remove and return the operation that has waited longest."""
-        operation = self._waiting.popleft()
-        self._limited_count -= operation.is_limited
-        return operation
+    def _next_waiting(self) -> list[Operation[Any]]:
+        """Remove and return the operation that has waited longest, and those that may share it."""
+        first = self._waiting[0]
+        operations: list[Operation[Any]] = []
+        size = 0
+        while self._waiting:
+            operation = self._waiting[0]
+            size += operation.size
+            if operations and (size > SHARED_BYTES or not _may_share(first, operation)):
+                break
+            operations.append(self._waiting.popleft())
+            self._limited_count -= operation.is_limited
+        return operations
 
-    def _execute_patiently(self, operation: Operation[Any]) -> None:
-        """Carry out an operation; while the database is locked, try again (any thread)."""
+    def _execute_patiently(self, operations: list[Operation[Any]]) -> None:
+        """Carry out operations; while the database is locked, try again (any thread)."""
         for retries in itertools.count():
             try:
-                operation.execute(self.store)
+                if len(operations) == 1:
+                    operations[0].execute(self.store)
+                else:
+                    _execute_shared(self.store, operations)
             except NotExecuted as error:
-                if self._gives_up(operation, retries):
-                    operation.refuse(ServerError(str(error)))
+                if self._gives_up(operations[0], retries):
+                    for operation in operations:
+                        operation.refuse(ServerError(str(error)))
                     self.store.write_error = str(error)
                     return
                 time.sleep(RETRY_SECONDS)
@@ -327,15 +374,19 @@ class StoreQueue(Generic[S]):
             or retries >= self.store.database.max_retries
         )
 
-    def _on_executed(self, operation: Operation[Any]) -> None:
-        """Report that the thread has carried out an operation, and give it the next one."""
-        if operation is not self._running:
+    def _on_executed(self, operations: list[Operation[Any]]) -> None:
+        """Report that the thread has carried out operations, and give it the next ones."""
+        if operations is not self._running:
             return  # ``drain`` was faster
-        self._running = None
-        self._waiting_size -= operation.size
-        operation.finish()
+        self._running = []
+        self._finish(operations)
         self._schedule_checkpoint()
         self._start_next()
+
+    def _finish(self, operations: list[Operation[Any]]) -> None:
+        for operation in operations:
+            self._waiting_size -= operation.size
+            operation.finish()
 
     # Checkpoints
 
@@ -366,7 +417,7 @@ class StoreQueue(Generic[S]):
     @property
     def waiting_seconds(self) -> float:
         """The seconds that the oldest operation has waited; 0 if none waits."""
-        oldest = self._running or (self._waiting[0] if self._waiting else None)
+        oldest = next(itertools.chain(self._running, self._waiting), None)
         return time.monotonic() - oldest.created if oldest is not None else 0.0
 
     @property
@@ -388,7 +439,7 @@ class StoreQueue(Generic[S]):
         """Carry out everything that waits, in this thread; return whether it was done in time."""
         deadline = self._give_up_at = time.monotonic() + seconds
         try:
-            while self._running is not None or self._waiting:
+            while self._running or self._waiting:
                 if not self._drain_one(deadline):
                     return False
         finally:
@@ -398,24 +449,20 @@ class StoreQueue(Generic[S]):
     def _drain_one(self, deadline: float) -> bool:
         """Wait for the operation in the thread, or carry out the next one here."""
         left = deadline - time.monotonic()
-        if self._running is not None:
+        if self._running:
             assert self._running_future is not None
             try:
                 self._running_future.result(max(left, 0) + 2 * RETRY_SECONDS)
             except TimeoutError:
                 return False
-            operation, self._running = self._running, None
+            operations, self._running = self._running, []
         elif left < 0:
             return False
         else:
-            operation = self._next_waiting()
-            self._execute_patiently(operation)
-        self._finish_drained(operation)
+            operations = self._next_waiting()
+            self._execute_patiently(operations)
+        self._finish(operations)
         return True
-
-    def _finish_drained(self, operation: Operation[Any]) -> None:
-        self._waiting_size -= operation.size
-        operation.finish()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Refuse requests that wait, carry out everything else, and close the store.
@@ -428,7 +475,7 @@ class StoreQueue(Generic[S]):
             self._waiting.remove(operation)
             self._limited_count -= operation.is_limited
             operation.refuse(ServerError(_STOPPED))
-            self._finish_drained(operation)
+            self._finish([operation])
         self._closing = True
         self.flush()
         answered = self.drain(seconds)
@@ -442,7 +489,7 @@ class StoreQueue(Generic[S]):
             log.error(
                 "the store did not answer for %.0f s: %d writes are lost",
                 seconds,
-                len(self._waiting) + 1,
+                len(self._waiting) + len(self._running),
             )
 
 
@@ -451,6 +498,48 @@ def completed(result: T) -> Operation[T]:
     operation: Operation[T] = Operation(lambda _: result)
     operation.complete(result)
     return operation
+
+
+def _use_store(store: S, use: Callable[[S], T]) -> T | Exception:
+    """Return the result of a use of the store, or why it failed.
+
+    Raises:
+        NotExecuted: nothing was done, and it may be tried again.
+    """
+    try:
+        return use(store)
+    except NotExecuted:
+        raise
+    except store.database.errors as error:
+        store.database.rollback()
+        reason = store.database.describe_error(error)
+        return ServerError(f"its store cannot be used: {reason}")
+    except Exception as error:
+        return error
+
+
+def _may_share(first: Operation[Any], operation: Operation[Any]) -> bool:
+    """Return whether two operations may be carried out in one transaction."""
+    if first.shared is None or operation.shared is None:
+        return False
+    return first.shared[0] is operation.shared[0]
+
+
+def _execute_shared(store: Store, operations: Sequence[Operation[Any]]) -> None:
+    """Carry out operations in one transaction; see ``Operation.execute``."""
+    assert operations[0].shared is not None
+    use = operations[0].shared[0]
+    items = [operation.shared[1] for operation in operations if operation.shared is not None]
+    outcomes = _use_store(store, lambda store: use(store, items))
+    for place, operation in enumerate(operations):
+        operation.set_outcome(outcomes if isinstance(outcomes, Exception) else outcomes[place])
+
+
+def _raise_error(outcome: T | Exception) -> T:
+    """Return a result; raise what stands for it."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _nothing(_store: Any) -> Any:

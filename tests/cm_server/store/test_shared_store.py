@@ -14,7 +14,15 @@ import pytest
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import tables
 from cm_server.store.databases import RowsStatement
-from cm_server.store.rows import AuditRow, JobRow, TokenRow, new_board_row
+from cm_server.store.rows import (
+    AuditRow,
+    CellAudit,
+    JobClaim,
+    JobRow,
+    NewCell,
+    TokenRow,
+    new_board_row,
+)
 from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
 from cm_server.store.store import EndedJob
 from tests.engines import Postgres
@@ -169,6 +177,56 @@ def test_queued_job_is_claimed_once(server: Make):
     assert b.claim_jobs("A", [job], []) == set()
     assert c.claim_jobs("A", [], [job]) == set()
     assert b.mark_sent(job)
+
+
+def test_claims_in_one_transaction_claim_each_job_once(server: Make):
+    a, b, c = server("A"), server("B"), server("C")
+    first, second = a.insert_jobs(["id1", "id1"], "ann")
+    (third,) = c.insert_jobs(["id1"], "ann")
+    assert b.claim_board("id1", FACTS)
+    claims = [
+        JobClaim("A", [first], [second]),
+        JobClaim("A", [first], []),
+        JobClaim("C", [], [third]),
+    ]
+    assert b.claim_all(claims) == [{first, second}, set(), {third}]
+    assert b.claim_all(claims) == [set()] * 3
+    assert [b.mark_sent(job) for job in (first, second, third)] == [True] * 3
+
+
+def test_cells_in_one_transaction_have_their_own_jobs_and_audit_rows(server: Make):
+    a = server("A")
+    cells = [
+        NewCell(["id1", "id2"], "ann", CellAudit(target="all")),
+        NewCell([], "bob"),
+        NewCell(["id2"], "bob", CellAudit(target="lab-2")),
+    ]
+    first, nothing, last = a.insert_cells(cells)
+    assert isinstance(first, range)
+    assert isinstance(last, range)
+    assert (len(first), nothing, len(last)) == (2, range(0), 1)
+    jobs = {row.id: (row.board, row.caller) for row in a.open_jobs()}
+    assert jobs == {first[0]: ("id1", "ann"), first[1]: ("id2", "ann"), last[0]: ("id2", "bob")}
+    rows = [
+        (row.who, row.target, row.boards, row.first_job, row.last_job) for row in a.audit_rows(9)
+    ]
+    assert rows == [("ann", "all", 2, first[0], first[1]), ("bob", "lab-2", 1, last[0], last[0])]
+
+
+def test_cell_that_the_database_refuses_does_not_affect_those_that_share_its_transaction(
+    server: Make,
+):
+    a = server("A")
+    cells = [NewCell(["id1"], "ann"), NewCell(["id1"], None), NewCell(["id2"], "bob")]  # type: ignore[arg-type]
+    first, refused, last = a.insert_cells(cells)
+    assert isinstance(refused, ServerError)
+    assert [row.id for row in a.open_jobs()] == [*first, *last]  # type: ignore[misc]
+    assert [row.who for row in a.audit_rows(9)] == ["ann", "bob"]
+    with pytest.raises(ServerError):
+        a.insert_cells(cells[1:2])
+    a.unregister_server()
+    with pytest.raises(ServerError, match="stopped responding"):
+        a.insert_cells(cells[::2])
 
 
 def test_claimed_job_is_not_withdrawn(server: Make):

@@ -8,7 +8,7 @@ import select
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import pytest
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
 from cm_server.store import databases
-from cm_server.store.rows import AuditRow, new_board_row
+from cm_server.store.rows import AuditRow, NewCell, new_board_row
 from cm_server.store.shared_store import SharedStore
 from cm_server.store.store import Store
-from cm_server.store.store_queue import Operation, StoreQueue
+from cm_server.store.store_queue import SHARED_BYTES, Operation, StoreQueue
 from tests.cm_server.peers import within
 from tests.engines import Postgres
 
@@ -102,6 +102,77 @@ async def test_operations_wait_in_order_while_the_file_is_locked(site: Site):
     assert len(await within(reading)) == 2, "it sees what was written before it"
     assert finished == ["a", "b", "c"]
     assert site.insert().done, "the queue is empty: the loop is used again"
+
+
+class Sharing:
+    """A use of the store that records which items share a transaction; odd ones fail."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+
+    def use(self, store: Store, items: Sequence[int]) -> list[int | Exception]:
+        store.add_audit_row(NOTE)  # raises while the file is locked
+        self.groups.append(list(items))
+        return [ValueError(item) if item % 2 else 10 * item for item in items]
+
+
+async def test_operations_that_wait_for_the_same_share_a_transaction(site: Site):
+    sharing, other = Sharing(), Sharing()
+    use, use_other = sharing.use, other.use
+    assert await site.queue.run_shared(use, 2, size=1) == 20
+    with pytest.raises(ValueError, match="3"):
+        await site.queue.run_shared(use, 3, size=1)
+    with site.locked():
+        first = site.queue.run_shared(use, 4, size=1)
+        waiting = [site.queue.run_shared(use, item, size=1) for item in (5, 6)]
+        waiting.append(site.queue.run_shared(use_other, 7, size=1))
+        waiting.append(site.queue.run_shared(use, 8, size=1))
+        reading = site.queue.run(lambda store: len(store.audit_rows(99)))
+        waiting.append(site.queue.run_shared(use, 10, size=1))
+        big = [site.queue.run_shared(use, item, size=SHARED_BYTES // 2) for item in (12, 14, 16)]
+        await asyncio.sleep(0.05)
+        assert sharing.groups == [[2], [3]]
+    assert await within(first) == 40
+    outcomes = await within(asyncio.gather(*waiting, *big, return_exceptions=True))
+    assert [each if isinstance(each, int) else repr(each) for each in outcomes] == [
+        *("ValueError(5)", 60, "ValueError(7)", 80, 100, 120, 140, 160)
+    ]
+    assert sharing.groups == [[2], [3], [4], [5, 6], [8], [10, 12], [14, 16]]
+    assert other.groups == [[7]]
+    assert await within(reading) == 6, "those before it are done, and none of those behind it"
+
+
+async def test_cells_that_wait_share_a_transaction_and_one_that_is_refused_stays_alone(site: Site):
+    with site.locked():
+        blocked = site.queue.run(lambda store: store.add_audit_row(NOTE))
+        cells = [NewCell(["id1"] * count, "ann") for count in (1, 2)]
+        cells.insert(1, NewCell(["id1"], None))  # type: ignore[arg-type]
+        waiting = [site.queue.run_shared(Store.insert_cells, cell, size=1) for cell in cells]
+        await asyncio.sleep(0.05)
+    await within(blocked)
+    first, refused, last = await within(asyncio.gather(*waiting, return_exceptions=True))
+    assert isinstance(first, range) and isinstance(last, range)
+    assert [len(first), len(last)] == [1, 2]
+    assert isinstance(refused, ServerError)
+    stored = [row.id for row in site.store.open_jobs()]
+    assert stored == [*first, *last]
+
+
+async def test_operations_that_share_a_transaction_are_refused_together(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_lock_seconds=0.1))
+    with site.locked():
+        waiting = [
+            site.queue.run_shared(
+                Store.insert_cells, NewCell(["id1"], "ann"), size=1, refusable=True
+            )
+            for _ in range(3)
+        ]
+        outcomes = await within(asyncio.gather(*waiting, return_exceptions=True))
+    assert {str(getattr(each, "reason", each)) for each in outcomes} == {
+        "its store is locked by another program: database is locked"
+    }
+    assert site.store.open_jobs() == []
+    site.close()
 
 
 async def test_results_added_while_the_file_is_locked_are_written(site: Site):
