@@ -151,7 +151,8 @@ async def test_cells_that_wait_share_a_transaction_and_one_that_is_refused_stays
         await asyncio.sleep(0.05)
     await within(blocked)
     first, refused, last = await within(asyncio.gather(*waiting, return_exceptions=True))
-    assert isinstance(first, range) and isinstance(last, range)
+    assert isinstance(first, range)
+    assert isinstance(last, range)
     assert [len(first), len(last)] == [1, 2]
     assert isinstance(refused, ServerError)
     stored = [row.id for row in site.store.open_jobs()]
