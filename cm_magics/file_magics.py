@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+import sys
+from typing import Any, Final
 
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from cloudmanager.client.copy_words import copy_words
+from cloudmanager.client.mounts import MountedFolder
+from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Results
 
-from .base import TargetMagics, make_parser
+from .base import TargetMagics, make_parser, without_traceback
 from .magic_options import MagicParser
-from .magics import with_variables
+from .magics import BoardMagics, with_variables
 
 _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a path on the boards.
 
@@ -27,6 +30,13 @@ Identical files are not sent again, and an interrupted copy resumes where it sto
 _LS_HELP: Final = (
     "List folders on boards, by default the root, or a pattern: %board_ls lab-1 :lib :*.csv"
 )
+_MOUNT_HELP: Final = """Mount a local folder on boards, read-only: edit, run, and nothing is copied.
+
+%board_mount lab-1 src               at :/remote, first in sys.path and the working directory
+%board_mount lab-1 --end             unmount it; the end of the kernel does so, too
+
+A cell that follows a change imports the changed modules again. At most 200 files.
+"""
 _RM_HELP: Final = (
     "Remove files from boards, or with -r folders: %board_rm lab-* :old.py :logs/*.csv"
 )
@@ -72,8 +82,16 @@ def make_sync_parser() -> MagicParser:
     return parser
 
 
+def make_mount_parser() -> MagicParser:
+    """Make the parser of `%board_mount`."""
+    parser = make_parser("board_mount", _MOUNT_HELP)
+    parser.add_argument("--end", action="store_true", help="unmount what this target has")
+    return parser
+
+
 _CP_PARSER: Final = make_cp_parser()
 _LS_PARSER: Final = make_ls_parser()
+_MOUNT_PARSER: Final = make_mount_parser()
 _RM_PARSER: Final = make_rm_parser()
 _SYNC_PARSER: Final = make_sync_parser()
 _WRITE_PARSER: Final = make_parser("board_writefile", _WRITE_HELP)
@@ -81,6 +99,7 @@ _WRITE_PARSER: Final = make_parser("board_writefile", _WRITE_HELP)
 _PARSERS: Final = {
     "%board_cp": _CP_PARSER,
     "%board_ls": _LS_PARSER,
+    "%board_mount": _MOUNT_PARSER,
     "%board_rm": _RM_PARSER,
     "%board_sync": _SYNC_PARSER,
     "%%board_writefile": _WRITE_PARSER,
@@ -89,10 +108,42 @@ _PARSERS: Final = {
 
 @magics_class
 class FileMagics(TargetMagics):
-    """``%board_cp``, ``%board_ls``, ``%board_rm``, ``%board_sync`` and ``%%board_writefile``."""
+    """The magics for files: see ``parsers``."""
 
     parsers = _PARSERS
-    with_files = frozenset({"%board_cp", "%board_sync"})
+    with_files = frozenset({"%board_cp", "%board_mount", "%board_sync"})
+
+    def __init__(self, shell: Any, boards: BoardMagics) -> None:
+        super().__init__(shell, boards)
+        self._mounted: dict[str, MountedFolder] = {}  # by target
+
+    def unregister_hooks(self) -> None:
+        """Unmount folders; unregister the completion and the magics."""
+        while self._mounted:
+            self._mounted.popitem()[1].close()
+        super().unregister_hooks()
+
+    @line_magic
+    @with_variables
+    def board_mount(self, line: str) -> MountedFolder | None:
+        """Mount a local folder; the parser's help replaces this docstring."""
+        boards, words, options = self._parse_line(_MOUNT_PARSER, line)
+        if len(words) not in ((0,) if options.end else (1, 2)):
+            raise UsageError("Usage: %board_mount TARGET FOLDER [:PATH], or TARGET --end")
+        with without_traceback():
+            earlier = self._mounted.pop(boards.target, None)
+            if earlier is not None:
+                earlier.close()
+            if options.end:
+                return None
+            mounted = boards.mount(*words, on_note=_print_note)
+            self._mounted[boards.target] = mounted
+            for name, result in mounted.results.items():
+                if not result.ok:
+                    _print_note(f"{name}: {result.error}")
+            return mounted
+
+    board_mount.__doc__ = _MOUNT_PARSER.format_help()
 
     @line_magic
     @with_variables
@@ -158,3 +209,8 @@ class FileMagics(TargetMagics):
         self._run_verb(lambda progress: boards.put(content, words[0], progress=progress))
 
     board_writefile.__doc__ = _WRITE_PARSER.format_help()
+
+
+def _print_note(text: str) -> None:
+    """Print a remark on a mounted folder that is no matter of a single cell."""
+    sys.stderr.write(sanitize_text(text) + "\n")

@@ -29,6 +29,7 @@ package(  # noqa: F821
         "look.py",
         "loop.py",
         "mac.py",
+        "mount.py",
         "net.py",
         "outage.py",
         "restart.py",

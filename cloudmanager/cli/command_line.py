@@ -36,6 +36,7 @@ from . import (
     fleet_commands,
     inventory_commands,
     log_commands,
+    mount_commands,
     package_commands,
     repl_commands,
     reservation_commands,
@@ -220,6 +221,7 @@ def _make_parser() -> argparse.ArgumentParser:
     admin_commands.add_verbs(add_verb)
     cable_commands.add_verbs(add_verb)
     file_commands.add_verbs(add_verb)
+    mount_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
     repl_commands.add_verbs(add_verb)

@@ -20,8 +20,10 @@ from .jobs import Event, Job, JobGroup
 from .keywords import run_keywords
 from .link import LinkHolder, ServerLink
 from .log_lines import LogFollower, LogLine, Logs, Since, join_lines, read_logs
+from .mounts import MOUNT_PATH, MountedFolder, mounted_folder
 from .package_verbs import PackageVerbs
 from .runner import run_in_loop, wait_done
+from .sources import PathLike
 from .verb import Asynchronous
 from .watch import Update, Watch
 
@@ -155,6 +157,20 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
         pieces = read_logs(self.exchange(), self.target, time_since(since))
         return join_lines(await run_in_loop(pieces))
 
+    def mount(
+        self,
+        folder: PathLike,
+        path: str = MOUNT_PATH,
+        *,
+        on_note: Callable[[str], None] | None = None,
+    ) -> AsyncMountedFolder:
+        """Mount a local folder on the boards: ``async with boards.mount("src/"):``.
+
+        See ``Boards.mount``.
+        """
+        connect = self._fleet._connect_from_thread()
+        return AsyncMountedFolder(mounted_folder(connect, self.target, folder, path, on_note))
+
     def exchange(self) -> Exchange:
         """Return the exchange with the server; see ``AsyncFleet.exchange``."""
         return self._fleet.exchange()
@@ -264,6 +280,37 @@ class _AsyncIterator(Generic[T]):
         if item is None:
             raise StopAsyncIteration
         return item
+
+
+class AsyncMountedFolder:
+    """``MountedFolder`` for asyncio: ``async with`` mounts and unmounts it."""
+
+    def __init__(self, mounted: MountedFolder) -> None:
+        self._mounted = mounted
+
+    def __repr__(self) -> str:
+        return repr(self._mounted)
+
+    @property
+    def boards(self) -> list[str]:
+        """The names of the boards that have mounted it."""
+        return self._mounted.boards
+
+    @property
+    def results(self) -> Results:
+        """How mounting ended on each board."""
+        return self._mounted.results
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._mounted.open)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Unmount the folder."""
+        await asyncio.to_thread(self._mounted.close)
 
 
 class AsyncWatch(_AsyncIterator[Update]):

@@ -13,8 +13,8 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 from cloudmanager.config import ServerAddress
 from cloudmanager.protocol import errors, frames, wire
@@ -42,6 +42,13 @@ _LINK_BROKEN: Final = (
 )
 _NO_SERVER: Final = "the program that answers there is not a Cloudmanager server"
 _UNEXPECTED_REPLY: Final = "it sent a reply of another kind than was expected"
+
+
+class Folder(Protocol):
+    """A folder of this computer that is mounted on boards."""
+
+    def refresh(self) -> None:
+        """Send boards what has changed in it."""
 
 
 class Exchange:
@@ -75,6 +82,10 @@ class Exchange:
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
         self._watch_callbacks: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
+        self._mounts: dict[int, Callable[[Exchange, wire.Message], None]] = {}
+        self._folders: tuple[
+            Folder, ...
+        ] = ()  # mounted ones; replaced, so that any thread reads it
         self._deleted_watches: set[int] = set()  # for which UNWATCH has to be sent
         self.on_watch_deleted: Callable[[], None] = lambda: None
 
@@ -93,6 +104,8 @@ class Exchange:
 
     def submit(self, group: JobGroup, target: str) -> None:
         """Send a cell (sends SUBMIT); the group receives its events and results."""
+        for folder in self._folders:
+            folder.refresh()
         ref = next(self._refs)
         head = {"target": target, **group.submit_head()}
         message = wire.pack_submit(ref, head, group.cell.code)
@@ -194,6 +207,38 @@ class Exchange:
             self._deleted_watches.add(ref)
         self.on_watch_deleted()
 
+    # Mounted folders
+
+    def add_mount(self, on_read: Callable[[Exchange, wire.Message], None]) -> int:
+        """Return a new number for the list of a folder that is mounted.
+
+        Args:
+            on_read: called in the link's thread with this exchange and each READ.
+        """
+        number = next(self._refs)
+        self._mounts[number] = on_read
+        return number
+
+    def forget_mounts(self, numbers: Iterable[int]) -> None:
+        """Forget lists; files are not read by them any more."""
+        for number in numbers:
+            self._mounts.pop(number, None)
+
+    def add_folder(self, folder: Folder) -> None:
+        """Call a folder's ``refresh`` before each cell that is sent from now on."""
+        with self._close_lock:
+            self._folders = (*self._folders, folder)
+
+    def remove_folder(self, folder: Folder) -> None:
+        """Leave a folder alone from now on."""
+        with self._close_lock:
+            self._folders = tuple(each for each in self._folders if each is not folder)
+
+    def send_block(self, mount: int, number: int, data: bytes, flags: int) -> None:
+        """Answer a READ of the server (sends BLOCK)."""
+        message = wire.pack_block(number, data, job=mount, flags=flags)
+        self._send(frames.encode_frame(message, mask=True))
+
     def _interrupt_jobs(self, numbers: list[int]) -> None:
         for start in range(0, len(numbers), MAX_INTERRUPTED_JOBS):
             body = {"verb": "interrupt", "jobs": numbers[start : start + MAX_INTERRUPTED_JOBS]}
@@ -242,11 +287,13 @@ class Exchange:
         self._reply_parts.clear()
         self._jobs.clear()
         self._watch_callbacks.clear()
+        self._mounts.clear()
 
     @property
     def in_use(self) -> bool:
         """Whether somebody waits for a message of the server."""
-        return bool(self._replies or self._groups or self._jobs or self._watch_callbacks)
+        waiting = self._replies or self._groups or self._jobs or self._watch_callbacks
+        return bool(waiting or self._mounts)
 
     def after_fork_in_child(self) -> None:
         """End everything that waits for the server: only the parent process hears from it."""
@@ -262,6 +309,8 @@ class Exchange:
         self._replies.clear()
         self._groups.clear()
         self._jobs.clear()
+        self._mounts.clear()
+        self._folders = ()
         self._watch_callbacks.clear()  # not called: see ``Watch.__next__``
 
     def _refuse_lost(self, group: JobGroup, error: CloudmanagerError, reason: str) -> None:
@@ -354,6 +403,15 @@ class Exchange:
             if message.op in wire.JOB_END_OPS:
                 del self._jobs[message.job]
 
+    def _on_read(self, message: wire.Message) -> None:
+        """Leave a READ to its mounted folder; refuse one for a folder that is not mounted now."""
+        on_read = self._mounts.get(message.job)
+        if on_read is not None:
+            on_read(self, message)
+        else:
+            request = wire.read_read_request(message)
+            self.send_block(message.job, request.number, b"", wire.UNREADABLE)
+
     def _on_unexpected(self, message: wire.Message) -> None:
         raise PeerWireError(f"the server sent op 0x{message.op:02x}")
 
@@ -387,6 +445,7 @@ _HANDLERS: Final = {
     wire.REPLY: Exchange._on_reply,
     wire.CHANGES: Exchange._on_changes,
     wire.ACCEPTED: Exchange._on_accepted,
+    wire.READ: Exchange._on_read,
 }
 
 

@@ -19,8 +19,10 @@ from .jobs import Job, JobGroup
 from .keywords import run_keywords
 from .link import LinkHolder, ServerLink
 from .log_lines import LogFollower, Logs, Since, join_lines, read_logs
+from .mounts import MOUNT_PATH, MountedFolder, mounted_folder
 from .package_verbs import PackageVerbs
 from .runner import run_blocking
+from .sources import PathLike
 from .verb import Blocking
 from .watch import Watch
 
@@ -173,6 +175,36 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
         if follow:
             return LogFollower(self.exchange, self.target, since)
         return join_lines(run_blocking(read_logs(self.exchange(), self.target, time_since(since))))
+
+    def mount(
+        self,
+        folder: PathLike,
+        path: str = MOUNT_PATH,
+        *,
+        on_note: Callable[[str], None] | None = None,
+    ) -> MountedFolder:
+        """Mount a local folder on the boards, read-only: edit, run, and nothing is copied.
+
+        On each board it is a file system at ``path``, first in ``sys.path`` and the working
+        directory, as with mpremote. Files are sent when they are opened. A cell that follows a
+        change imports the changed modules again: all modules of the folder are forgotten.
+
+        Args:
+            folder: the local folder: at most 200 files, whose list has at most 4 KB. Files that
+                ``.mbmignore`` excludes, ``.env``, and links that lead out of it do not exist there.
+            path: where it is mounted: one name in the root.
+            on_note: called in another thread with remarks, each a sentence, such as about files
+                that are left out.
+
+        Returns:
+            The mounted folder, for a ``with`` statement. Its ``results`` tell how each
+            board did; it is unmounted at the end of the ``with`` statement.
+
+        Raises:
+            OSError, ValueError: the folder cannot be listed, or has too many files.
+            CloudmanagerError: the server refuses it, or all boards do.
+        """
+        return mounted_folder(self.exchange, self.target, folder, path, on_note).open()
 
     def exchange(self) -> Exchange:
         """Return the exchange with the server; see ``Fleet.exchange``."""

@@ -97,7 +97,7 @@ async def sync(
     local = UploadPlan.empty()
     entries = sources.walk(
         folder,
-        is_left_out=lambda entry: _is_ignored(ignored, entry),
+        is_left_out=lambda entry: is_ignored(ignored, entry),
         on_error=local.unreadable.append,
         on_link=local.notes.append,
     )
@@ -143,7 +143,8 @@ def _may_delete(local: UploadPlan) -> bool:
     return not local.unreadable
 
 
-def _is_ignored(ignored: GitIgnoreSpec, entry: sources.LocalEntry) -> bool:
+def is_ignored(ignored: GitIgnoreSpec, entry: sources.LocalEntry) -> bool:
+    """Return whether the patterns of ``read_ignore_file`` exclude an entry of the folder."""
     return ignored.match_file(str(entry.inner) + "/" * entry.is_dir)
 
 

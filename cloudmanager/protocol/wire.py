@@ -5,7 +5,7 @@ authentication, which is in ``proofs``. ``BOARD_OPS_BY_STATE`` has what a board 
 state of its link; anything else closes the link::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
-     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG
+     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG, READ
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ RESET: Final = 0x14
 REKEY: Final = 0x15
 FILE: Final = 0x16
 DATA: Final = 0x17
+BLOCK: Final = 0x1A
 OUTPUT: Final = 0x20
 VALUE: Final = 0x21
 RESULT: Final = 0x22
@@ -46,6 +47,7 @@ EMIT: Final = 0x26
 PROGRAM: Final = 0x27
 FACTS: Final = 0x28
 LOG: Final = 0x29
+READ: Final = 0x2C
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -70,6 +72,7 @@ RESTART_FILE: Final = 0x01  # DATA: start the file again; the partial file has a
 RESUME_STATE: Final = 0x01  # CHUNK: how much of a file the board has from an earlier attempt
 OP_RESULT: Final = 0x02  # CHUNK: the result of a file operation, in JSON
 NEXT_OPS: Final = 0x02  # DATA: the next file operations
+UNREADABLE: Final = 0x01  # BLOCK: there are no bytes, the file cannot be read
 TOTAL_BYTES: Final = 0x04  # CHUNK, to a caller: how many bytes will be transferred
 FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; earlier messages no longer hold
 ACCEPTS_PARTS: Final = 0x01  # REQUEST: the caller can read a reply of several parts
@@ -85,7 +88,9 @@ _EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
 _RESUME_STATE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
+BLOCK_NUMBER_BYTES: Final = _U32.size  # of a BLOCK, before the bytes of the file
 _U64: Final = struct.Struct(">Q")
+_READ: Final = struct.Struct(">III")  # number, offset in bytes, bytes
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
 _PLAIN_TYPES: Final = (str, int, float)  # a bool is an int, too
@@ -100,7 +105,9 @@ JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # the last message of a job, on
 BOARD_OPS_BY_STATE: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG)),
+    "open": frozenset(
+        (OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG, READ)
+    ),
 }
 
 
@@ -317,6 +324,56 @@ def read_byte_count(message: Message) -> int:
 def pack_byte_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
     """Return a message with a number of bytes, such as those that a job has transferred."""
     return pack(op, _U32.pack(count), job=job, flags=flags)
+
+
+class ReadRequest(NamedTuple):
+    """The contents of a READ: bytes of a file in a mounted folder are wanted.
+
+    Attributes:
+        number: chosen by the sender; BLOCK has the same.
+        offset: of the first byte in the file.
+        size: how many bytes, at most.
+        path: of the file, relative to the folder.
+    """
+
+    number: int
+    offset: int
+    size: int
+    path: bytes
+
+
+def pack_read_request(request: ReadRequest, *, job: int) -> bytes:
+    """Return a READ."""
+    head = _READ.pack(request.number, request.offset, request.size)
+    return pack(READ, head + request.path, job=job)
+
+
+def read_read_request(message: Message) -> ReadRequest:
+    """Return the contents of a READ.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) < _READ.size:
+        raise PeerWireError("READ is malformed")
+    number, offset, size = _READ.unpack_from(message.payload)
+    return ReadRequest(number, offset, size, message.payload[_READ.size :])
+
+
+def pack_block(number: int, data: bytes, *, job: int, flags: int = 0) -> bytes:
+    """Return a BLOCK: the answer to the READ with this number."""
+    return pack(BLOCK, _U32.pack(number) + data, job=job, flags=flags)
+
+
+def read_block(message: Message) -> tuple[int, bytes]:
+    """Return the number and the bytes of a BLOCK.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) < _U32.size:
+        raise PeerWireError("BLOCK is malformed")
+    return int(_U32.unpack_from(message.payload)[0]), message.payload[_U32.size :]
 
 
 def read_facts(message: Message) -> dict[str, int | None]:

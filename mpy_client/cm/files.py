@@ -1,6 +1,6 @@
 # File operations on the board's file systems; their data passes through the link's one buffer.
 # Boards: all; loaded for a job with files, dropped after it. Without it such jobs fail.
-# Cost: 1,936 bytes of .mpy, 2,064 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,996 bytes of .mpy, 2,192 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import binascii, hashlib, json, os, struct
 
@@ -192,6 +192,13 @@ def finish(_):
 
     finish()
     link.drop("switch")
+
+
+# Mounts a caller's folder, or unmounts it; only the server may send it.
+def mount(path, files=""):
+    from cm.mount import update
+
+    update(path, files)
 
 
 # Performs operations in order and returns their results. They are functions of this module or of

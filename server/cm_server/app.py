@@ -36,6 +36,7 @@ from .cluster.single_server import SingleServer
 from .completion_words import CompletionWords
 from .housekeeping import Housekeeper
 from .installs.content_store import ContentStore
+from .installs.mounts import Mounts
 from .installs.plan_cache import PlanCache
 from .installs.plan_turns import PlanTurns
 from .installs.services import InstallServices
@@ -184,6 +185,10 @@ class Server:
         self.subscriptions = Subscriptions(self.registry, loop.call_later, limits)
         self.completion_words = CompletionWords(home, self.registry, loop.call_later)
         indexes = {"": DEFAULT_INDEX, **dict(options.index)}
+        self.mounts = Mounts(limits, self.loop_clock.call_later, self.dispatch.run_first)
+        self.dispatch.board_messages.on_read = self.mounts.on_read
+        self.dispatch.recovery.has_mount = self.mounts.has
+        self.dispatch.recovery.mount_again = self.mounts.mount_again
         self.installs = InstallServices(
             content_store=ContentStore(
                 home, limits, self.loop_clock.call_later, self.loop_clock.time
@@ -191,6 +196,7 @@ class Server:
             plan_cache=PlanCache(limits.plans_per_link),
             plan_turns=PlanTurns(limits),
             package_planner=PackagePlanner(home / "packages", limits, SourceSettings(indexes)),
+            mounts=self.mounts,
             store_queue=self.store_queue,
             limits=limits,
         )
@@ -296,6 +302,7 @@ class Server:
             self.board_logs.write,
             self.board_health.write,
             self.completion_words.stop,
+            self.mounts.stop,
             self.dispatch.stop,
             lambda: self.callers.close_all(why),
             lambda: self.registry.close_links(why),

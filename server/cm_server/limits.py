@@ -125,6 +125,11 @@ class Limits:
     settings_bytes: int = 16 * KIB  # of a board's settings.json
     secrets: int = 1000  # in all
     secret_bytes: int = 4 * KIB  # of one
+    mount_files: int = 200  # of a folder that is mounted on boards
+    mount_list_bytes: int = 4 * KIB  # of the list of them, which boards keep
+    mount_piece_bytes: int = 16 * KIB  # of a file, that its caller is asked for at once
+    mount_cache_bytes: int = 16 * MIB  # of such pieces, of all mounted folders
+    mount_read_seconds: float = 4.0  # in which a caller sends one; a board waits for 5 s
     #: Unconfirmed bytes on the way to or from one board; and to all boards of a job together, of
     #: which each has at least the minimum.
     window_bytes: int = 64 * KIB

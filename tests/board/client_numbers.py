@@ -50,6 +50,8 @@ _LINK: Final = {
         "_PROGRAM",
         "_FACTS",
         "_LOG",
+        "_READ",
+        "_BLOCK",
         "_TOP_LEVEL_AWAIT",
         "_AGAIN",
         "_INPUT_EOF",

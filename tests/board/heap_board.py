@@ -69,7 +69,7 @@ says = [  # what the server says; the board is idle after each
     message(0x10, struct.pack(">II", 0, len(CELL)) + CELL),
 ]
 turn = 0
-answer = bytearray(256)
+answer = bytearray(2048)  # longer than any message: one that grows would count as the client's
 length = 0
 
 
@@ -174,6 +174,7 @@ seen = dict.fromkeys(
         "files",
         "samples",
         "log",
+        "mount",
     )
 )
 # ---
@@ -236,4 +237,8 @@ import cm.log
 
 # ---
 seen["log"] = gc.mem_alloc()
+import cm.mount
+
+# ---
+seen["mount"] = gc.mem_alloc()
 print(json.dumps([sys.implementation.version[:3], seen, bytes(answer[:length])[-2:].decode()]))

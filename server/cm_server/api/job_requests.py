@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
@@ -10,11 +10,9 @@ from cloudmanager.protocol.text import one_line
 from cm_server.installs import board_install, board_settings
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
+from cm_server.installs.mounts import MountOwner, MountSpec
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
-
-if TYPE_CHECKING:
-    from cm_server.store.rows import TokenRow
 
 _AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
@@ -31,22 +29,20 @@ class JobRequest(NamedTuple):
     """
 
     code: bytes
-    files: FileTransferSpec | SteppedJobSpec | None = None
+    files: FileTransferSpec | SteppedJobSpec | MountSpec | None = None
     verb: str = "submit"
     detail: str = ""
     kind: str = "cell"
 
 
-class Caller(Protocol):
+class Caller(MountOwner, Protocol):
     """The link of a caller."""
-
-    token: TokenRow
 
 
 def read_job_request(
     services: InstallServices, caller: Caller, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Check a SUBMIT: a cell, a list of file operations, an install, or settings.
+    """Check a SUBMIT: a cell, a list of file operations, an install, settings, or a mount.
 
     Args:
         services: with the contents and plans that the request refers to.
@@ -67,6 +63,9 @@ def read_job_request(
         plan = services.plan_cache.get(caller, request["plan"]) if "plan" in request else None
         verb, detail = board_install.describe_for_audit(request, plan)
         return JobRequest(spec.code, spec, verb, detail, verb)
+    if "mount" in head:
+        mount, detail = services.mounts.read_request(caller, head["mount"])
+        return JobRequest(mount.code, mount, "mount", detail, "mount")
     if "settings" in head:
         settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
         return JobRequest(settings.code, settings, "settings", detail, "settings")

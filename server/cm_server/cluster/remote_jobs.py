@@ -37,6 +37,10 @@ ACK_SECONDS = 3.0  # in which the other server has to confirm that it has claime
 REPEATS = 3  # how often a job is requested in that time: the bus may lose a request
 PEER_MARGIN_SECONDS = 0.08  # between the other server's deadline for a result and this one's
 MAX_TRIES = 4  # to find the server that has a board, while the board moves
+_OTHER_SERVER = (
+    "ServerError: the board is connected to another server; a folder can be mounted by a caller of "
+    "that server"
+)
 _UNKNOWN_OWNER = "?"  # the owner of a job, if only the store knows it
 
 
@@ -106,6 +110,9 @@ class RemoteJobs:
         remote = job.board.remote_state
         assert remote is not None
         job.stop_timer()
+        if job.cell.files is not None and job.cell.files.is_local:
+            self._job_results.end_job(job, "error", _OTHER_SERVER)
+            return
         is_free = remote.state == "idle" and job.board.reservation_against(job) is None
         job.state = "running" if is_free else "queued"
         self._tries[job.id] = self._tries.get(job.id, 0) + 1

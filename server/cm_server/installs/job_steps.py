@@ -55,7 +55,8 @@ class SteppedJobSpec:
         max_read_bytes: more of a file is not read from a board into memory.
     """
 
-    reads_files = replaces_starter = False
+    reads_files = replaces_starter = is_local = False
+    part = "files"
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 
 from .content_store import ContentStore
+from .mounts import Mounts
 from .plan_cache import PlanCache
 from .plan_turns import PlanTurns
 
@@ -23,6 +24,7 @@ class InstallServices:
         plan_cache: the plans that were not carried out yet.
         plan_turns: lets a few plans be made at the same time.
         package_planner: makes plans.
+        mounts: the folders of callers that are mounted on boards.
         store_queue: of the store, which knows what boards have installed.
         limits: of transfers and plans.
     """
@@ -31,5 +33,6 @@ class InstallServices:
     plan_cache: PlanCache
     plan_turns: PlanTurns
     package_planner: PackagePlanner
+    mounts: Mounts
     store_queue: StoreQueue[Store]
     limits: Limits

@@ -48,6 +48,16 @@ class FileTransferSpec(NamedTuple):
     reads_files: bool
     replaces_starter: bool = False
 
+    @property
+    def part(self) -> str:
+        """The part of the client that carries it out."""
+        return "files"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only the server of the caller's own link can do it."""
+        return False
+
     def start(self, job: Job, channel: BoardChannel) -> FileTransfer:
         """Start the transfers on one board.
 
@@ -216,6 +226,16 @@ class RelayedTransfer(NamedTuple):
 
     reads_files: bool
     replaces_starter: bool
+
+    @property
+    def part(self) -> str:
+        """The part of the client that carries it out."""
+        return "files"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only the server of the caller's own link can do it."""
+        return False
 
     def start(self, _job: Job, _channel: BoardChannel) -> RelayedTransfer:
         """Return itself, since it has no state."""

@@ -31,6 +31,8 @@ class BoardMessages:
         on_emit: called with a board and its EMIT message.
         on_log: called with a board and what it printed outside of cells: a LOG message, or an
             OUTPUT of no job.
+        on_read: called with a board and its READ message; returns whether a folder is mounted
+            there.
         on_program: called with a board and the new state of its own program.
         on_stray: called when a board sends a message about a job that is not its current one, with
             the job's number.
@@ -42,6 +44,7 @@ class BoardMessages:
         self._program_chars = program_chars
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_log: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        self.on_read: Callable[[Board, wire.Message], bool] = lambda _board, _message: False
         self.on_program: Callable[[Board, str], None] = lambda _board, _state: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
 
@@ -63,6 +66,9 @@ class BoardMessages:
             board.notify_changed()
         elif message.op == wire.LOG or (message.op == wire.OUTPUT and not message.job):
             self.on_log(board, message)
+        elif message.op == wire.READ:
+            if not self.on_read(board, message):
+                self.on_stray(board, message.job)
         elif not message.job:  # nothing else of the board's own program is of interest
             pass
         elif job is None or not _is_job_number(job, message.job):
@@ -90,8 +96,7 @@ class BoardMessages:
     def _fail_job(self, job: Job, error: str) -> None:
         """End a job with an error of the server, and interrupt it on its board."""
         self._scheduler.refuse_transfer(job, error)
-        if job.board.link is not None:
-            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        job.board.interrupt(job.id)
 
     def on_job_message(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Handle a board's message about one of its jobs, wherever the board is connected.

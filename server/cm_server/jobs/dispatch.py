@@ -22,11 +22,13 @@ No sockets, no SQL. Call from the thread of the event loop only.
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import ServerError
 from cm_server import cleanup
 from cm_server.store.rows import NO_CELL_AUDIT, CellAudit, NewCell
 from cm_server.store.store import Store
@@ -39,6 +41,8 @@ from .job_services import JobServices
 from .model import Board, Cell, Job, JobObserver, Requester
 from .open_jobs import OpenCell, OpenJobs
 from .scheduler import Scheduler
+
+log = logging.getLogger("cm_server")
 
 ROW_BYTES = 256  # of one job in memory until it is committed
 
@@ -157,12 +161,34 @@ class Dispatch:
         self.counters.on_submitted(jobs, submission.requester.caller, submission.audit.target)
         return jobs
 
+    def run_first(self, board: Board, cell: Cell, requester: Requester, audit: CellAudit) -> None:
+        """Run a job of the server itself on a board, before those that wait there.
+
+        Args:
+            board: it is connected.
+            cell: what runs.
+            requester: for whom; nobody follows the job.
+            audit: for the audit log.
+        """
+        submission = Submission([board], cell, requester, audit)
+        operation = self.submit(submission)
+        operation.when_done(lambda _: self._launch_first(submission, operation))
+
+    def _launch_first(self, submission: Submission, operation: Operation[range]) -> None:
+        try:
+            numbers = operation.result()
+        except ServerError as error:
+            log.warning("a job of the server was not stored: %s", error)
+            return
+        for job in self.create_jobs(submission, numbers):
+            self.scheduler.launch_first(job)
+
     def interrupt(self, job: Job) -> None:
         """End a job that was not sent; interrupt one that was, on its board (sends INTERRUPT)."""
         if job.owner:
             self.scheduler.remote.interrupt_job(job)
-        elif job.state == "running" and job.board.link is not None:
-            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        elif job.state == "running":
+            job.board.interrupt(job.id)
         elif job.state in ("queued", "resetting"):
             self.scheduler.remove_from_queue(job)
             self.job_results.end_job(job, "interrupted", "it was not sent yet and did not run")
@@ -205,15 +231,15 @@ class Dispatch:
         """Interrupt a board's own program; return whether the board is connected."""
         if board.link is None:
             return False
-        board.link.send(wire.pack(wire.INTERRUPT))
+        board.interrupt()
         return True
 
     def fail_job(self, job: Job, why: str) -> None:
         """End a hosted job that its caller's server cannot continue; interrupt its board."""
         if job.state == "queued":
             self.scheduler.remove_from_queue(job)
-        elif job.state == "running" and job.board.link is not None:
-            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        elif job.state == "running":
+            job.board.interrupt(job.id)
         self.job_results.end_job(job, "error", why)
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ reports it, or lost. Call from the thread of the event loop only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cm_server.store.rows import JobRow
@@ -31,6 +31,10 @@ class JobRecovery:
         registry: the boards.
         job_results: ends jobs.
         scheduler: starts jobs, and gives them up after the grace period of their board.
+
+    Attributes:
+        has_mount: returns whether a folder is mounted on a board, as far as the server knows.
+        mount_again: mounts it again on a board that has connected.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class JobRecovery:
         self._registry = registry
         self._job_results = job_results
         self._scheduler = scheduler
+        self.has_mount: Callable[[Board], bool] = lambda _board: False
+        self.mount_again: Callable[[Board], None] = lambda _board: None
 
     # Links that open and close
 
@@ -58,13 +64,19 @@ class JobRecovery:
         job, board.current_job = board.current_job, None
         reported = read_last_result(last)
         if job is not None and job.state == "resetting" and not same_boot:
-            self._scheduler.start_after_reset(job)
+            if self.has_mount(board):
+                self._scheduler.queue_after_reset(job)
+                self.mount_again(board)
+                self._scheduler.start_next(board)
+            else:
+                self._scheduler.start_after_reset(job)
             return
         was_resent = self._end_resent_job(board, reported, same_boot=same_boot)
         if job is not None and job.state != "ended":
             self._end_returned_job(job, reported, same_boot=same_boot)
         elif reported is not None and not was_resent:
             self._job_results.amend_result(board, reported)
+        self.mount_again(board)
         self._scheduler.start_next(board)
 
     def _end_resent_job(

@@ -90,6 +90,26 @@ class BoardChannel(NamedTuple):
     refuse: Callable[[str], object]
 
 
+class PendingRead(NamedTuple):
+    """A READ of a board that was not answered yet.
+
+    Attributes:
+        job: the number in its header, which the answer repeats.
+        request: its contents.
+    """
+
+    job: int
+    request: wire.ReadRequest
+
+    def place(self, piece_bytes: int) -> tuple[bytes, int]:
+        """Return the path of the file, and the number of the piece that is wanted of it.
+
+        Args:
+            piece_bytes: the size of a piece.
+        """
+        return self.request.path, self.request.offset // piece_bytes
+
+
 class Transfer(Protocol):
     """The files of a job while it runs on its board."""
 
@@ -111,7 +131,17 @@ class TransferSpec(Protocol):
     Attributes:
         reads_files: whether the board sends files to the caller.
         replaces_starter: whether the job replaces the file that starts the client on a board.
+        part: the part of the client that carries it out.
+        is_local: whether only the server of the caller's own link can do it.
     """
+
+    @property
+    def part(self) -> str:
+        """The part of the client that carries it out."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only the server of the caller's own link can do it."""
 
     @property
     def reads_files(self) -> bool:
@@ -441,6 +471,7 @@ class Board:
         note: what people wrote about it; "" if nothing.
         epoch: with several servers: how often the board connected to any of them.
         free_since: when it connected, or its last job ended, by the monotonic clock.
+        pending_read: what it waits for of a file in a mounted folder; None if nothing.
     """
 
     def __init__(
@@ -478,6 +509,7 @@ class Board:
         self.blocked = False
         self.epoch = 0
         self.free_since = 0.0
+        self.pending_read: PendingRead | None = None
         self._expected_until = 0.0  # by the monotonic clock
         self._remote_state: RemoteBoardState | None = None
 
@@ -643,9 +675,22 @@ class Board:
         self.connected_since = self.last_seen = time.time()
         self.notify_changed()
 
+    def interrupt(self, job: int = 0) -> None:
+        """Send INTERRUPT, if the board is connected; what it waits for of a file is not sent then.
+
+        It goes on with something else, for which its buffer has little room.
+
+        Args:
+            job: the number of the job; 0: its own program.
+        """
+        self.pending_read = None
+        if self.link is not None:
+            self.link.send(wire.pack(wire.INTERRUPT, job=job))
+
     def disconnect(self) -> None:
         """Record that the link is closed."""
         self.link = None
+        self.pending_read = None
         self.connected_since = None
         self.last_seen = time.time()
         self.notify_changed()

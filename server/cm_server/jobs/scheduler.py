@@ -84,6 +84,16 @@ class Scheduler:
                 if job.state != "ended":
                     self._job_results.end_job(job, "error", cleanup.FAILED)
 
+    def launch_first(self, job: Job) -> None:
+        """Start a job of the server itself before those that wait for the same board."""
+        board = job.board
+        if board.link is None:
+            self._job_results.end_job(job, "offline", board.last_seen_text)
+            return
+        board.queue.appendleft(job)
+        self.start_queued_jobs(board)
+        board.notify_changed()
+
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""
         own = _jobs_of_token(queue, job.token_hash)
@@ -130,8 +140,8 @@ class Scheduler:
         """Remove a waiting job from its board's queue; interrupt it if it was sent before."""
         if job.state == "queued":
             job.board.queue.remove(job)
-        if job.resends and job.board.link is not None:
-            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        if job.resends:
+            job.board.interrupt(job.id)
 
     # The next job of a board
 
@@ -211,6 +221,15 @@ class Scheduler:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
             self._send(job)
 
+    def queue_after_reset(self, job: Job) -> None:
+        """Put a job whose board has restarted for it first in the queue: another one precedes it.
+
+        It is in the store as sent, and its board does not restart once more.
+        """
+        job.state = "queued"
+        job.resends += 1
+        job.board.queue.appendleft(job)
+
     def _dequeue(self, job: Job, submitted: Job | None) -> None:
         """Take a job that starts out of its board's queue; see ``start_queued_jobs``."""
         job.board.queue.remove(job)
@@ -289,7 +308,7 @@ class Scheduler:
         board.current_job = None
         board.queue.appendleft(job)
         if job.cell.options.fresh and board.link is not None:
-            board.link.send(wire.pack(wire.INTERRUPT))
+            board.interrupt()
             job.timer = self._call_later(RESET_SECONDS, lambda: self._on_not_free(job))
 
     def _on_not_free(self, job: Job) -> None:
@@ -462,6 +481,11 @@ def _unsupported_reason(job: Job) -> str:
         return ""
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
+    if files.part not in parts:
+        return (
+            f"its client lacks the part {files.part}.mpy; mbm board-upgrade-client installs it, "
+            "except on a bridge"
+        )
     # A board on a bridge has no client, and its /main.py is the user's.
     if "boot" in parts and files.replaces_starter:
         return "the path belongs to its client; put your own program at /app.py instead"

@@ -19,6 +19,7 @@ from cm_server.api.request_limits import check_fields, check_size
 from cm_server.api.subscriptions import Subscription, WatchRequest
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
+from cm_server.installs.mounts import MountSpec
 from cm_server.jobs.dispatch import Submission
 from cm_server.jobs.model import Cell, Requester, TimerHandle
 from cm_server.quotas import Quota
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cm_server.api.request_context import Services
     from cm_server.api.subscriptions import Subscriptions
     from cm_server.auth.permission import Permission
+    from cm_server.jobs.model import Board
     from cm_server.logs import PeerLog
     from cm_server.rate_limits import RateLimiter
 
@@ -262,6 +264,7 @@ class CallerConnection:
             lambda: self._link_services.unfinished.update(self, 0),
             lambda: self._services.installs.content_store.discard_uploads(self),
             lambda: self._services.installs.plan_cache.discard_plans(self),
+            lambda: self._services.installs.mounts.close_owner(self),
             *(lambda ref=ref: self._unsubscribe(ref) for ref in list(self._subscriptions)),
             *(task.cancel for task in list(self._reply_tasks)),
             lambda: self._services.dispatch.detach_observer(self),
@@ -498,6 +501,10 @@ class CallerConnection:
                 job, message.payload, nobody=end_of_input
             )
 
+    def _on_block(self, message: wire.Message) -> None:
+        """Pass a piece of a file in a mounted folder on to the boards that wait for it."""
+        self._services.installs.mounts.on_block(self, message)
+
     def _unsubscribe(self, ref: int) -> None:
         subscription = self._subscriptions.pop(ref, None)
         if subscription is not None:
@@ -584,6 +591,8 @@ class CallerConnection:
             boards = free
         installs = self._services.installs
         request = job_requests.read_job_request(installs, self, head, code, len(boards))
+        if isinstance(request.files, MountSpec):
+            request.files.check_boards(boards)
         if why := self._services.dispatch.open_jobs.refusal_reason(
             self.token, len(boards), len(request.code)
         ):
@@ -607,6 +616,18 @@ class CallerConnection:
         return Submission(boards, cell, requester, audit), left_out
 
     # To the caller
+
+    def send_read(self, message: bytes) -> None:
+        """Ask the caller for a piece of a file in a mounted folder (sends READ)."""
+        if not self._closing:
+            self._link.send(message)
+
+    def reaches(self, board: Board) -> bool:
+        """Return whether the caller may use a board: its token is valid and covers the board."""
+        if self._services.tokens.refusal_reason(self.token):
+            return False
+        reachable = access.reachable_boards(self.token, self._services.registry.by_name)
+        return reachable.get(board.name) is board
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Put one message about a job into the outbox.
@@ -660,6 +681,7 @@ _HANDLERS: Final[Mapping[int, Callable[[CallerConnection, wire.Message], None]]]
     wire.WATCH: CallerConnection._on_watch,
     wire.UNWATCH: CallerConnection._on_unwatch,
     wire.ANSWER: CallerConnection._on_answer,
+    wire.BLOCK: CallerConnection._on_block,
 }
 
 

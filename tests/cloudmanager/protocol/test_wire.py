@@ -107,6 +107,28 @@ def test_golden_json(vector):
     assert made.hex() == vector["hex"]
 
 
+@vectors("READ")
+def test_golden_read(vector):
+    means = vector["means"]
+    request = wire.ReadRequest(
+        means["number"], means["offset"], means["size"], means["path"].encode()
+    )
+    assert wire.read_read_request(message(vector)) == request
+    assert wire.pack_read_request(request, job=vector["job"]).hex() == vector["hex"]
+    with pytest.raises(PeerWireError, match="READ is malformed"):
+        wire.read_read_request(Message(wire.READ, 0, 1, bytes(11)))
+
+
+@vectors("BLOCK")
+def test_golden_block(vector):
+    number, data = vector["means"]["number"], vector["means"]["data"].encode()
+    assert wire.read_block(message(vector)) == (number, data)
+    made = wire.pack_block(number, data, job=vector["job"], flags=vector["flags"])
+    assert made.hex() == vector["hex"]
+    with pytest.raises(PeerWireError, match="BLOCK is malformed"):
+        wire.read_block(Message(wire.BLOCK, 0, 1, bytes(3)))
+
+
 @vectors("ENDED")
 def test_golden_ended(vector):
     status, means = wire.STATUSES[vector["flags"]], wire.read_json(message(vector).payload)
