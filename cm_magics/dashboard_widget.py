@@ -24,6 +24,7 @@ from cloudmanager.results.rows import (
     fleet_rows,
     format_time,
     reserved_text,
+    sleep_text,
 )
 
 from .board_log import BoardLog
@@ -394,6 +395,7 @@ def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],
         "program": sanitize_text(_activity(board))[:_MAX_FACT_CHARS],
+        "sleeps": sleep_text(board).strip(),
         "job": job and {key: job[key] for key in ("job", "caller", "started")},
         "queued": board["queued"],
     }

@@ -20,7 +20,7 @@ const ago = (seconds) => (isNumber(seconds) ? `${durationText(seconds)} ago` : "
 
 // Return what a board runs: a job, or else its own program.
 function activity(row, now) {
-  if (!row.job) return row.queued ? `${row.queued} queued` : row.online ? row.program : "";
+  if (!row.job) return row.queued ? `${row.queued} queued` : row.online ? row.program : row.sleeps;
   const elapsed = isNumber(row.job.started) ? `, ${durationText(now - row.job.started)}` : "";
   const queued = row.queued ? `, ${row.queued} queued` : "";
   return `job ${row.job.job} for ${row.job.caller}${elapsed}${queued}`;
@@ -29,7 +29,7 @@ function activity(row, now) {
 // The columns: `text` returns what is shown, `order` what is sorted by (default: `text`), `width` and
 // `grow` are the least width in pixels and the share of the space that is left. Those with `extra` are
 // hidden until the user chooses them.
-const STATES = ["busy", "idle", "lost", "offline"];
+const STATES = ["busy", "idle", "asleep", "overdue", "lost", "offline"];
 const FIRST_COLUMNS = [
   { key: "name", title: "Name", width: 136, grow: 1.2, text: (row) => row.name, order: (row) => row.rank },
   { key: "state", title: "State", width: 80, text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },

@@ -138,6 +138,8 @@ def start():
             _copy(part, "/lib/cm/" + name)
     _copy(BytesIO(dumps(_merged_settings(spec["config"])).encode()), "/cm.json")
     mailbox = uctypes.bytearray_at(spec["box"], 40)
+    rtc = uctypes.bytearray_at(spec["rtc"], spec["rtc_bytes"])
+    started = spec["started"]
     del spec, parts, name, part
     del sys.modules["virtual_boot"]
     del sys.modules["virtual_thread"]
@@ -146,6 +148,8 @@ def start():
 
     firmware.path = ["", "/lib", ".frozen"]
     unix.mailbox = mailbox
+    unix.rtc = rtc
+    unix.started = started
     unix.pipe = pipe
     unix.output = output
     unix.log_file = log

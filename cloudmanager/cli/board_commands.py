@@ -206,6 +206,17 @@ def _still_running(name: str) -> Result:
     return failed_result(name, error)
 
 
+def _stay_awake(boards: Boards, span: str) -> Results:
+    """Keep boards awake that sleep.
+
+    Raises:
+        ValueError: it is no span of time.
+    """
+    names = boards.stay(0 if span == "0" else span)
+    text = "sleeps again\n" if span == "0" else f"stays awake for {span} when it wakes\n"
+    return Results({name: Result(name, 0, "ok", stdout=text) for name in names}, ())
+
+
 def _draw_trees(
     boards: Boards, *paths: str, in_bytes: bool = False, in_units: bool = False
 ) -> Results:
@@ -382,6 +393,11 @@ MACROS: Final[dict[str, Macro]] = {
         lambda boards, progress, **options: boards.reset(progress=progress, **options),
         {"--hard": ("hard",)},
         progress_unit="boards",
+    ),
+    "stay": Macro(
+        ("SPAN",),
+        "keep boards awake that sleep, such as for 10m, when they wake; 0 ends that",
+        _stay_awake,
     ),
     "bootloader": Macro(
         (),

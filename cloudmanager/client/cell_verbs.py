@@ -160,6 +160,28 @@ class CellVerbs(HasTarget):
         return float((await self.exchange().request("reserve", body))["until"])
 
     @verb
+    async def stay(self, seconds: str | float) -> list[str]:
+        """Keep boards awake that sleep (``cm.sleep``), from the next time that they wake.
+
+        A board that is awake now stays awake from its next ``cm.sleep`` on. It keeps until then
+        for 7 days.
+
+        Args:
+            seconds: for how long: seconds, or a span such as ``"10m"``; one day at most. 0: not
+                any more.
+
+        Returns:
+            The names of the boards.
+
+        Raises:
+            ValueError: ``seconds`` is no span.
+            ServerError: it is too long.
+        """
+        number = parse_span(seconds) if isinstance(seconds, str) else seconds
+        body = {"target": self.target, "seconds": number}
+        return list(await self.exchange().request("stay", body))
+
+    @verb
     async def release(self) -> list[str]:
         """End reservations of the boards; return the names of those that were reserved.
 

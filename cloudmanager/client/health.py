@@ -43,8 +43,8 @@ class Finding(NamedTuple):
     """Something that is wrong.
 
     Attributes:
-        kind: "server", "absent", "safe mode", "crashed", "restarting", "weak signal", "low heap",
-            "low flash" or "old client".
+        kind: "server", "absent", "overdue", "safe mode", "crashed", "restarting", "weak signal",
+            "low heap", "low flash" or "old client".
         boards: which boards it concerns; empty for the server.
         text: what is wrong, as the part of a sentence that follows the boards.
         advice: what to do, in a sentence.
@@ -154,6 +154,7 @@ def find_problems(
     online = [board for board in boards if board["connected_since"]]
     findings = [
         *(Finding("server", (), sanitize_text(text).rstrip("."), "") for text in server_problems),
+        *_overdue(boards),
         *_absent(boards, now),
         *_safe_mode(boards, reported),
         *_crashed(boards, reported, now),
@@ -164,9 +165,26 @@ def find_problems(
     return Health(tuple(findings), len(boards), len(online))
 
 
+def _overdue(boards: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield a finding for the boards that sleep for longer than they said."""
+    late = sorted(
+        (float(board["wakes_at"]), str(board["name"]))
+        for board in boards
+        if board["state"] == "overdue"
+    )
+    if late:
+        advice = "Check battery and Wi-Fi of {board}; `mbm board-logs {board}` shows its log."
+        text = f"did not wake at {format_time(late[0][0])}"
+        yield _finding("overdue", [name for _, name in late], text, advice, late[0][0])
+
+
 def _absent(boards: Sequence[Mapping[str, Any]], now: float) -> Iterator[Finding]:
     """Yield a finding for the boards that left at about the same time, the last ones first."""
-    absent = [board for board in boards if not board["connected_since"]]
+    absent = [
+        board
+        for board in boards
+        if not board["connected_since"] and board["state"] not in ("asleep", "overdue")
+    ]
     never = [str(board["name"]) for board in absent if not board["last_seen"]]
     seen = [
         (float(board["last_seen"]), str(board["name"])) for board in absent if board["last_seen"]

@@ -46,6 +46,8 @@ _STATE_HEADINGS: Final = ("state", "outcome")
 #: First word of a state or an outcome -> style.
 _CELL_STYLES: Final = {
     "offline": "dim",
+    "asleep": "dim",
+    "overdue": "red",
     "lost": "red",
     "busy": "cyan",
     "error": "red",

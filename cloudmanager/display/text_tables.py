@@ -22,6 +22,8 @@ from cloudmanager.results.rows import (
     labels_text,
     reserved_text,
     shorten,
+    sleep_text,
+    stay_text,
     what_text,
 )
 
@@ -45,7 +47,8 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
     if since:
         connected = f"{format_time(since)} ({format_duration(time.time() - since)})"
     facts = {
-        "state": board["state"],
+        "state": board["state"] + sleep_text(board),
+        "stays awake": stay_text(board),
         **{fact.heading: fact_text(fact, board) for fact in FACTS},
         "id": board["id"],
         "labels": labels_text(board),

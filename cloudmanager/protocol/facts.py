@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from .spans import format_duration
+from .spans import format_duration, format_moment
 
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
@@ -25,6 +25,13 @@ RESET_CAUSES: Final = {
     "deepsleep": "deep sleep",
     "soft": "soft reset",
 }
+
+
+WAKE_CAUSE: Final = "deepsleep"  # a wake is no restart
+
+
+def _read_nothing(_: Any) -> None:
+    """Return None: the server knows this itself, and no board may report it."""
 
 
 def _read_text(value: Any) -> str:
@@ -70,6 +77,14 @@ def reset_text(cause: Any) -> str:
 
 def _uptime_text(seconds: Any) -> str:
     return format_duration(seconds) if isinstance(seconds, int) else ""
+
+
+def _clock_text(at: Any) -> str:
+    return format_moment(at) if isinstance(at, (int, float)) else ""
+
+
+def _milliseconds_text(count: Any) -> str:
+    return f"{count / 1000:.1f} s" if isinstance(count, int) else ""
 
 
 def _mac_text(digits: Any) -> str:
@@ -122,6 +137,9 @@ FACTS: Final = (
     Fact("uptime", "uptime at connection", _read_number, _same, _uptime_text),
     Fact("address", "address"),
     Fact("mac", "MAC address", text=_mac_text),
+    Fact("wakes_at", "wakes at", _read_nothing, _same, _clock_text),
+    Fact("awake_ms", "awake, median", _read_nothing, _same, _milliseconds_text),
+    Fact("awake_p90_ms", "awake, 90 %", _read_nothing, _same, _milliseconds_text),
 )
 
 #: What targets can select by, in addition to names and labels. The server knows the state itself.

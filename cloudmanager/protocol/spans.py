@@ -47,6 +47,13 @@ def time_since(since: str | float | datetime | None) -> float:
     return float(since)
 
 
+def format_moment(at: float) -> str:
+    """Return a time, in seconds since 1970, as local time: 14:05, with its date on other days."""
+    then = time.localtime(at)
+    is_today = then[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", then)
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
     for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):

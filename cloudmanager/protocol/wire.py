@@ -5,7 +5,8 @@ authentication, which is in ``proofs``. ``BOARD_OPS_BY_STATE`` has what a board 
 state of its link; anything else closes the link::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
-     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG, READ
+     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG, SLEEP,
+                                                READ
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ RESET: Final = 0x14
 REKEY: Final = 0x15
 FILE: Final = 0x16
 DATA: Final = 0x17
+SLEEP_REPLY: Final = 0x19
 BLOCK: Final = 0x1A
 OUTPUT: Final = 0x20
 VALUE: Final = 0x21
@@ -47,6 +49,7 @@ EMIT: Final = 0x26
 PROGRAM: Final = 0x27
 FACTS: Final = 0x28
 LOG: Final = 0x29
+SLEEP: Final = 0x2B
 READ: Final = 0x2C
 
 # A caller's link.
@@ -78,6 +81,7 @@ FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; earlier messages n
 ACCEPTS_PARTS: Final = 0x01  # REQUEST: the caller can read a reply of several parts
 MORE_PARTS: Final = 0x01  # REPLY: another part follows; their lists, or objects, are joined
 BLOCKING: Final = 0x01  # PROGRAM: it keeps the board busy
+STAY_AWAKE: Final = 0x01  # SLEEP_REPLY: the board does not sleep yet, and asks again
 
 #: How a job ended, by its number on the wire; ``running`` occurs only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -90,6 +94,7 @@ _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 BLOCK_NUMBER_BYTES: Final = _U32.size  # of a BLOCK, before the bytes of the file
 _U64: Final = struct.Struct(">Q")
+_SLEEP: Final = struct.Struct(">II")  # ms until it connects again, ms for which it was awake
 _READ: Final = struct.Struct(">III")  # number, offset in bytes, bytes
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
@@ -106,7 +111,7 @@ BOARD_OPS_BY_STATE: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
     "open": frozenset(
-        (OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG, READ)
+        (OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG, SLEEP, READ)
     ),
 }
 
@@ -440,6 +445,42 @@ def read_log(message: Message) -> LogPiece:
     if len(message.payload) < _U32.size:
         raise PeerWireError("LOG is malformed")
     return LogPiece(_U32.unpack_from(message.payload)[0], message.payload[_U32.size :])
+
+
+class SleepRequest(NamedTuple):
+    """The contents of a SLEEP.
+
+    Attributes:
+        seconds: until the board connects again.
+        awake: seconds for which it has been awake.
+    """
+
+    seconds: float
+    awake: float
+
+
+def read_sleep(message: Message) -> SleepRequest:
+    """Return the contents of the SLEEP in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _SLEEP.size:
+        raise PeerWireError("SLEEP is malformed")
+    seconds_ms, awake_ms = _SLEEP.unpack(message.payload)
+    return SleepRequest(seconds_ms / 1000, awake_ms / 1000)
+
+
+def pack_sleep_reply(wait: float | None) -> bytes:
+    """Return the answer to SLEEP.
+
+    Args:
+        wait: the seconds after which the board asks again, unless it has done a job before; None:
+            it may sleep.
+    """
+    if wait is None:
+        return pack(SLEEP_REPLY)
+    return pack(SLEEP_REPLY, _U32.pack(round(wait * 1000)), flags=STAY_AWAKE)
 
 
 # A caller's messages

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cloudmanager.protocol.facts import FACTS, fact_text
-from cloudmanager.protocol.spans import format_duration
+from cloudmanager.protocol.spans import format_duration, format_moment
 from cloudmanager.protocol.text import sanitize_text
 
 from .html_table import render_table
@@ -133,10 +133,7 @@ def reservation_text(caller: str, until: float) -> str:
         caller: the name of the caller's token.
         until: seconds since 1970.
     """
-    then = time.localtime(until)
-    is_today = then[:3] == time.localtime()[:3]
-    when = time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", then)
-    return f"{caller_text(caller)} until {when}"
+    return f"{caller_text(caller)} until {format_moment(until)}"
 
 
 def reserved_text(board: Mapping[str, Any]) -> str:
@@ -149,7 +146,26 @@ def _state_text(board: Mapping[str, Any]) -> str:
     state, queued, program = board["state"], board.get("queued") or 0, board.get("program")
     if program and board.get("connected_since"):
         state = f"{state}: {program}" if not board.get("job") else f"{state}; {program}"
-    return f"{state}, {queued} queued" if queued else str(state)
+    return (
+        f"{state}{sleep_text(board)}, {queued} queued" if queued else f"{state}{sleep_text(board)}"
+    )
+
+
+def sleep_text(board: Mapping[str, Any]) -> str:
+    """Return what follows the state of a board that sleeps: " until 14:05"; "" of another one."""
+    words = {"asleep": "until", "overdue": "since"}
+    at, word = board.get("wakes_at"), words.get(board["state"])
+    return f" {word} {format_moment(at)}" if word and at else ""
+
+
+def stay_text(board: Mapping[str, Any]) -> str:
+    """Return for how long a board stays awake that sleeps: "until 14:05"; "" if it need not."""
+    stay = board.get("stay")
+    if not stay:
+        return ""
+    if stay["seconds"] is None:
+        return f"until {format_moment(stay['until'])}"
+    return f"for {format_duration(stay['seconds'])} when it wakes"
 
 
 def _connected_text(board: Mapping[str, Any]) -> str:

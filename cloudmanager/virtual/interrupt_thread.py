@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import json
 import math
+import mmap
 import os
 import platform
 import select
@@ -38,7 +39,7 @@ from cloudmanager import config
 # The mailbox, byte by byte; tests/board/client_numbers.py copies it to mpy_client/cm/unix.py.
 _USER_CODE_RUNS = 0  # 1 while user code runs: only then it may be interrupted
 _CELL_RUNS = 1  # 1 from a cell's start to its end
-_INTERRUPT_STATE = 2  # 1 interrupt now, 2 again later, 3 interrupted, 4 end the process
+_INTERRUPT_STATE = 2  # 1 interrupt now, 2 again later, 3 interrupted, 4 restart, 5 sleep
 _INTERRUPTING = 3  # 1 while the thread raises an interrupt: the board waits until it is 0
 _OUTPUT_PENDING = 4  # 1 if there is output that only the callback will send
 _CALLBACK_SCHEDULED = 5  # 1 while a callback is scheduled
@@ -55,6 +56,7 @@ _THREADS = 32  # 1 once the user's code has started a thread
 _LOG_ONLY = 33  # 1 while all output is the log's, which may be sent late
 _LOG_PENDING = 34  # 1 if a part of the log has been read, and not sent
 _MAILBOX_BYTES = 40
+_MEMORY_BYTES = 2048 + 6  # as much as the RTC of ESP32 has, after the time and the length
 
 _TICK_SECONDS = 0.02  # between two polls: the maximum age of output
 _INTERRUPT_AGAIN_SECONDS = 0.25  # until a cell that caught its interrupt gets the next
@@ -78,6 +80,7 @@ if sys.platform == "linux":  # seconds until the first probe, and between two; h
     _KEEP_ALIVE.append((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10))
     _KEEP_ALIVE.append((socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3))
 RESTART = 77  # the exit status of a board that must be restarted
+ASLEEP = 79  # of one that is to start again after the time in its memory, see ``SleepMemory``
 _CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of callback
 
 
@@ -328,6 +331,8 @@ class InterruptThread:
         now = time.monotonic()
         if self.mailbox[_INTERRUPT_STATE] == 4:
             os._exit(RESTART)  # like a hard reset of a chip
+        if self.mailbox[_INTERRUPT_STATE] == 5:
+            os._exit(ASLEEP)
         if self.mailbox[_INTERRUPT_STATE] == 3:
             self.mailbox[_INTERRUPT_STATE] = 2
             self._interrupted_at = now
@@ -406,7 +411,31 @@ def log_path(spec: dict[str, Any]) -> Path:
     return Path(spec["folder"]) / "board.log"
 
 
-def run_board(spec: dict[str, Any], library: ctypes.CDLL, reader: int) -> int:
+class SleepMemory:
+    """What a board keeps while it sleeps, as a chip does in the memory of its real-time clock.
+
+    Its process shares it with the supervisor, which starts it again: the ms that it sleeps (4
+    bytes), the length of what the client keeps (2 bytes), and that.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _MEMORY_BYTES)
+
+    @property
+    def sleep_seconds(self) -> float:
+        """How long the board sleeps that has ended with the status ASLEEP."""
+        return float(struct.unpack_from("<I", self._memory, 0)[0]) / 1000
+
+    def address(self) -> int:
+        """Return where it is in this process."""
+        return ctypes.addressof(ctypes.c_uint8.from_buffer(self._memory))
+
+    def clear(self) -> None:
+        """Forget everything, as without power."""
+        self._memory[:] = bytes(_MEMORY_BYTES)
+
+
+def run_board(spec: dict[str, Any], library: ctypes.CDLL, reader: int, memory: SleepMemory) -> int:
     """Run a board in the current process until it ends; return its exit status.
 
     Its stdout and stderr are a pipe.
@@ -416,7 +445,9 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL, reader: int) -> int:
             flash, and `config`, which becomes the board's `/cm.json`.
         library: MicroPython's unix port as a shared library.
         reader: the other end of that pipe.
+        memory: what it keeps while it sleeps.
     """
+    started = time.monotonic()
     folder = Path(spec["folder"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     output = BoardOutput(reader, log_path(spec))
@@ -435,6 +466,9 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL, reader: int) -> int:
             "output": output.reader,
             "log": output.log,
             "box": ctypes.addressof(thread.mailbox),
+            "rtc": memory.address(),
+            "rtc_bytes": _MEMORY_BYTES,
+            "started": int(started * 1000),
             "config": spec["config"],
         }
     ).encode()

@@ -23,8 +23,8 @@ from typing import Any
 
 from cloudmanager import config
 
+from .interrupt_thread import ASLEEP, BoardOutput, SleepMemory, log_path, run_board
 from .interrupt_thread import RESTART as RESTART
-from .interrupt_thread import BoardOutput, log_path, run_board
 
 _PR_SET_PDEATHSIG = 1  # prctl's, linux/prctl.h
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -44,7 +44,8 @@ class Supervisor:
         self.pids: dict[str, int] = {}
         self.outputs: dict[str, int] = {}  # the ends of the boards' pipes that are read
         self.crashes: dict[str, int] = {}  # how often boards have ended by themselves
-        self.due: dict[str, float] = {}  # when boards that ended by themselves start again
+        self.due: dict[str, float] = {}  # when boards that sleep, or have crashed, start again
+        self._memories: dict[str, SleepMemory] = {}
         self._started: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self.is_detached = False
@@ -59,6 +60,7 @@ class Supervisor:
         self.specs[spec["name"]] = spec
         self.due.pop(spec["name"], None)
         self._started[spec["name"]] = time.monotonic()
+        memory = self._memories.setdefault(spec["name"], SleepMemory())
         reader, writer = os.pipe()
         parent = os.getpid()
         pid = os.fork()
@@ -81,7 +83,7 @@ class Supervisor:
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == parent:
-                code = run_board(spec, self.library, reader)
+                code = run_board(spec, self.library, reader, memory)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -90,8 +92,8 @@ class Supervisor:
     def reap_boards(self) -> None:
         """Remove boards whose process has ended, and start them again.
 
-        A board that ended with RESTART starts at once; one that crashed or was killed, after a
-        pause, in `start_due_boards`.
+        A board that ended with RESTART starts at once; one that sleeps, when it wakes, and one that
+        crashed or was killed, after a pause, in `start_due_boards`.
         """
         for name, pid in list(self.pids.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -103,6 +105,11 @@ class Supervisor:
                 if not self.is_ending:
                     self.start_board(self.specs[name])
                 continue
+            if code == ASLEEP:
+                self._forget_board(name)
+                self.due[name] = time.monotonic() + self._memories[name].sleep_seconds
+                continue
+            self._memories[name].clear()
             pause = self._next_pause(name)
             self.due[name] = time.monotonic() + pause
             self.crashes[name] = self.crashes.get(name, 0) + 1
@@ -131,12 +138,13 @@ class Supervisor:
         if signal_number == signal.SIGKILL:
             self.due.pop(name, None)
         pid = self.pids.get(name)
-        if pid is None:
-            return
-        os.kill(pid, signal_number)
+        if pid is not None:
+            os.kill(pid, signal_number)
         if signal_number == signal.SIGKILL:
-            os.waitpid(pid, 0)
-            self._forget_board(name)
+            if pid is not None:
+                os.waitpid(pid, 0)
+                self._forget_board(name)
+            self._memories.pop(name, None)  # without power nothing is kept
 
     def _forget_board(self, name: str, why: str = "") -> None:
         """Remove a board that has ended; copy what it printed last, and why, to its log."""

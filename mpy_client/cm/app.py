@@ -1,6 +1,6 @@
 # The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
 # Boards: all; loaded if there is an app.py, and kept while it is needed.
-# Cost: 1,853 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,165 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
 from cm import firmware, link, log, run, state
@@ -16,17 +16,32 @@ _PROGRAM = const(0x27)
 
 _MAX_BAD = const(3)  # bad starts in a row until app.py is no longer started
 _GOOD_MS = const(60000)  # ms: a program that has run for so long has started well
+_AT_ONCE = const(5)  # attempts to connect, after which link.idle() starts it
 _STATE_CHARS = const(120)  # characters of the state that is reported
 
 version = ""  # size and time of app.py
 bad = 0
 trace = ""
 started = 0
+beside = last = None  # of the log and of the link, while the program keeps the board busy
+slept = 0  # wake.slept: a start after deep sleep does not count
 
 
 def _save():
     with open("/cm.boot", "w") as file:
         file.write("%d %s\n%s" % (bad, version, trace))
+
+
+# Keeps the number of bad starts in a row: RP2 in a register, the others in flash.
+def _count(n):
+    global bad
+    from cm import wake
+
+    bad = n
+    if wake.count(version, n) is None:
+        _save()
+    if slept <= 0:
+        link.drop("wake")
 
 
 # Reports the state of the program, as job 0. flags=1: it keeps the board busy.
@@ -42,7 +57,15 @@ def report(flags=0):
 
 
 def start():
-    global bad, version, trace
+    global bad, slept, version, trace
+    from cm import wake
+
+    wake.load()
+    slept = wake.slept
+    if slept > 0:
+        state.tries = _AT_ONCE
+    else:
+        link.drop("wake")
     stat = os.stat("/app.py")
     version = "%d.%d" % (stat[6], stat[8])
     try:
@@ -53,6 +76,11 @@ def start():
                 trace = file.read(2000)
     except (OSError, ValueError):
         pass
+    n = wake.count(version)
+    if n is not None:
+        bad = n
+    if slept and bad:  # the sleep was a good end
+        _count(0)
     try:
         os.remove("/cm.skip")
         state.app_state = "app.py left out until a hard reset"
@@ -67,11 +95,9 @@ def start():
 
 
 # Counts this start as good: the program has run for a minute, or ended without an error.
-def _good():
-    global bad
+def good():
     if bad:
-        bad = 0
-        _save()
+        _count(0)
 
 
 # Called by link.run_calls() until it returns True: after a minute a running program counts as good.
@@ -79,7 +105,7 @@ def _check():
     if ticks_diff(ticks_ms(), started) < _GOOD_MS:
         return False
     if state.app_state == "app.py":
-        _good()
+        good()
     return True
 
 
@@ -89,23 +115,28 @@ def _last(lead):
     return line and (lead + line)[:_STATE_CHARS]
 
 
-# Handles the end of the program.
+# Handles the end of the program. A board that woke from cm.sleep sleeps again.
 def _finish(error):
     global trace
     state.app_state = "app.py ended"
     state.task = None
     if error is None or type(error).__name__ in ("SystemExit", "CancelledError"):
-        _good()
+        good()
     else:
         buf = io.StringIO()
         sys.print_exception(error, buf)
+        before = trace
         trace = buf.getvalue()[-2000:]
         print(trace)
         if ticks_diff(ticks_ms(), started) >= _GOOD_MS:
-            _good()
-        _save()
+            good()
+        if trace != before:
+            _save()
         state.app_state = _last("app.py ended: ")
     report()
+    if slept > 0:
+        link.find("sleep")
+        sys.modules["cm.sleep"].again()
 
 
 # The body of the program's task. The client handles its end when no user code runs.
@@ -118,19 +149,26 @@ async def _main(coro):
     state.program = lambda: _finish(error)
 
 
+# Gives the board back to the client: the program has ended, or calls cm.sleep.
+def leave():
+    link.restore()
+    state.console.detach()
+    log.beside = beside
+    link.job[:] = last  # for the check for cells that are sent twice
+
+
 # Starts the program when there is a link, or none for a while. A program that keeps the board busy
 # is stopped if the link is lost for long, so that the board can reconnect, and started again.
 def launch():
-    global bad, started
+    global beside, last, started
     if run.left:  # a cell is being received and runs first, in the order that the server knows
         link.wait(10)
         return
     console = state.console
     first = not started
     started = link.lost = ticks_ms()
-    if first:
-        bad += 1
-        _save()
+    if first and not slept:
+        _count(bad + 1)
         state.calls.append(_check)
     state.stop = state.deadline = 0
     run.clear()
@@ -153,10 +191,7 @@ def launch():
     except BaseException as e:
         console.set_user_code(False)
         error = e
-    link.restore()
-    console.detach()
-    log.beside = beside
-    link.job[:] = last  # for the check for cells that are sent twice
+    leave()
     stop = state.stop
     state.stop = 0
     if stop == _RESET:
@@ -167,6 +202,10 @@ def launch():
 
         state.task = loop.core.create_task(_main(main))
         report()
+        if slept > 0:
+            from cm import wake
+
+            wake.hold()
     elif isinstance(error, KeyboardInterrupt) and stop:
         if state.socket:
             _finish(None)

@@ -1,8 +1,8 @@
 # Facts about the hardware and the network, which a board reports when it connects.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 701 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 753 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
-from cm.firmware import binascii, io, machine, network, os, time
+from cm.firmware import binascii, io, machine, network, os, sys, time
 
 _SMALLEST_BLOCK = const(1024)
 _LARGEST_BLOCK = const(131072)  # bytes; what is larger is enough for everything
@@ -11,6 +11,8 @@ _LARGEST_BLOCK = const(131072)  # bytes; what is larger is enough for everything
 # Returns why the board started: pwron, hard, wdt, deepsleep or soft. On RP2, wdt is every reset but
 # that of power and button; on ESP32, pwron is a brown-out, too, and hard is a crash.
 def _reset_cause():
+    if "cm.wake" in sys.modules:
+        return "deepsleep"
     cause = machine.reset_cause()
     for name in ("PWRON_RESET", "HARD_RESET", "WDT_RESET", "DEEPSLEEP_RESET", "SOFT_RESET"):
         if getattr(machine, name, None) == cause:

@@ -3,7 +3,7 @@
 # Cost: 2,333 bytes of .mpy, 3,808 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import cm
 from cm import firmware, state
-from cm.firmware import builtins, gc, micropython, select, struct, sys, time
+from cm.firmware import gc, micropython, select, struct, sys, time
 
 pack_into = struct.pack_into
 ticks_ms = time.ticks_ms
@@ -189,15 +189,15 @@ def drop(part):
     cm.__dict__.pop(part, None)
 
 
-# The initial cm.emit, which replaces itself by the real one.
-def emit(**values):
-    from cm.samples import emit
+# Called for what the package cm does not have yet: a part, or a function for the user's code, which
+# is in a part of its own name.
+def find(name):
+    part = __import__("cm." + name, None, None, True)
+    cm.__dict__[name] = part = getattr(part, name, part)
+    return part
 
-    cm.emit = emit
-    return emit(**values)
 
-
-cm.emit = emit
+cm.__getattr__ = find
 
 
 def unlock_heap():
@@ -223,7 +223,7 @@ def serve_once(run):
     try:
         restore()
         if __import__ is not importer:
-            builtins.__import__ = importer
+            firmware.builtins.__import__ = importer
         from cm.restart import repair
 
         repair(drop)
@@ -238,6 +238,7 @@ def serve_once(run):
         if not state.mac:
             drop("mac")
         gc.collect()
+    run.left = None
     run.serve()
 
 

@@ -269,10 +269,9 @@ def input(prompt=""):
     return ask(state.console, prompt)
 
 
-# Handles messages until the link ends. When there is nothing to do, it reports changed facts.
-def serve():
-    global left
-    left = None
+# Handles messages until the link ends, or only one. When there is nothing to do, it reports changed
+# facts.
+def serve(once=False):
     dirty = False
     while state.socket:
         n = state.ahead or recv(_IN)
@@ -310,6 +309,8 @@ def serve():
             from cm import tasks
 
             tasks.cancel_program()
+        if once:
+            return
 
 
 # Handles EXEC and FILE: a cell, or the first part of a long one, for which all memory is allocated.

@@ -1,6 +1,6 @@
 # Tasks that cells or the user's program left on the asyncio loop run while the client waits.
 # Boards: those that have asyncio; loaded when there are tasks.
-# Cost: 1,247 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,283 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from asyncio import core, wait_for_ms
 
 from cm import link, loop, state
@@ -13,6 +13,7 @@ _PROGRAM_MS = const(500)  # ms until the client sees that the user's program has
 _UNREAD_MS = const(300)  # ms that a task leaves a message unread until it is read for it
 
 me = sys.modules["cm.tasks"]
+own = None  # the task of wait(); cm.sleep cancels it
 run_loop = loop.run_loop
 # Ticks: since a message is unread, of the last that was read, when tasks must let the client run.
 unread = seen = back_at = 0
@@ -33,7 +34,7 @@ def busy():
 # Runs tasks until the link is readable (returns True) or for some ms. What a task raises, of any
 # class, ends that task alone; only Ctrl-C on the cable ends the client.
 def wait(ms):
-    global back_at
+    global back_at, own
     console = state.console
     if state.task:
         ms = min(ms, _PROGRAM_MS)
@@ -56,7 +57,7 @@ def wait(ms):
         own = core.create_task(wait_for_ms(_readable(sock), ms) if sock else _sleep(ms))
         run_loop(own)
         ready = True
-    except core.TimeoutError:
+    except (core.TimeoutError, core.CancelledError):
         own = None
     except BaseException as e:
         error = e

@@ -1,6 +1,6 @@
 # The console of the unix port: a pipe with what is printed, a mailbox of interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 2,506 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,694 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # File descriptors 1 and 2 are a pipe (cloudmanager/virtual/supervisor.py), so that the output of C
 # code and of threads is complete, printing is no work of the client, and threads never touch the
@@ -52,6 +52,8 @@ log_file = None  # board.log
 stdout_fd = stderr_fd = None  # memory: the file descriptors in these streams; -1 in a closed one
 threads = None  # the module that user code imports as _thread
 flash = None
+rtc = None  # what the board keeps over deep sleep: 4 bytes of ms to sleep, 2 of length, the rest
+started = 0  # ticks of the start of the process
 
 firmware.get_ident = get_ident
 main = get_ident()  # the thread of the client, and of cells
@@ -306,9 +308,28 @@ def reset():
     raise SystemExit(_RESTART)
 
 
-# Like machine.reset() on a chip: the interrupt thread ends the process, even if user code runs.
+# Like machine.RTC().memory() on a chip.
+def memory(data=None):
+    if data is not None:
+        pack_into("<H", rtc, 4, len(data))
+        rtc[6 : 6 + len(data)] = data
+    return bytes(rtc[6 : 6 + struct.unpack_from("<H", rtc, 4)[0]])
+
+
+# Ends the process; the supervisor starts the board again after this time.
+def deepsleep(ms):
+    pack_into("<I", rtc, 0, ms)
+    _end_process(5)
+
+
+# Like machine.reset() on a chip.
 def hard_reset():
-    mailbox[_INTERRUPT_STATE] = 4
+    _end_process(4)
+
+
+# Lets the interrupt thread end the process, even if user code runs.
+def _end_process(how):
+    mailbox[_INTERRUPT_STATE] = how
     mailbox[_CELL_RUNS] = 1
     pipe.write(b"w")
     while True:

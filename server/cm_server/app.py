@@ -158,6 +158,7 @@ class Server:
                 lost_after=self.reconnects.lost_after,
             )
         )
+        self.dispatch.sleepers.spread = lambda: self.reconnects.spread
         self.enrolment = Enrolment(
             EnrolmentServices(
                 store_queue=self.store_queue,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cloudmanager.protocol.facts import RESET_CAUSES
+from cloudmanager.protocol.facts import RESET_CAUSES, WAKE_CAUSE
 
 from .board_logs import LogText
 from .jobs.model import Board, TimerHandle
@@ -26,7 +26,6 @@ from .store.store_queue import Operation, StoreQueue
 #: The state of a program that an error has ended, as clients report it (mpy_client/cm/app.py).
 _ENDED_BY_ERROR: Final = re.compile(r"(?:app\.py ended|safe mode, without app\.py): (.+)", re.S)
 _TRACEBACK: Final = "Traceback (most recent call last):"
-_WAKE_CAUSE: Final = "deepsleep"  # a wake is no restart
 
 
 class BoardHealth:
@@ -67,7 +66,7 @@ class BoardHealth:
         cause = facts.get("reset")
         if known and boot and known != boot:
             self._tracebacks.pop(board, None)
-            if not board.is_restarting and cause != _WAKE_CAUSE:
+            if not board.is_restarting and cause != WAKE_CAUSE:
                 hour = int(time.time() // HOUR)
                 self._restarts[board.id, hour, _known_cause(cause)] += 1
                 self._write_later()

@@ -87,6 +87,8 @@ class Limits:
     close_seconds: float = 1.0  # in which a peer can read why its link is closed
     cell_seconds: float = 7 * 86400.0  # of `timeout` and of `wait`
     reservation_seconds: float = 30 * 86400.0  # of a board by a caller
+    stay_seconds: float = 86400.0  # that a board stays awake for a caller: it costs its battery
+    stay_expires_seconds: float = 7 * 86400.0  # in which it must have woken
     # Requests; the head of a SUBMIT counts as one.
     request_bytes: int = MIB  # of its JSON: 10,000 names, or the files of a large install
     request_values: int = 40_000  # in all lists and objects of one together

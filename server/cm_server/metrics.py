@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _LabelledFamily = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-BOARD_STATES = ("offline", "idle", "busy", "lost")
+BOARD_STATES = ("offline", "idle", "busy", "lost", "asleep", "overdue")
 JOB_STATES = ("queued", "resetting", "running", "adrift")
 
 

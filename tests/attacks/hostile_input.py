@@ -50,6 +50,7 @@ USUAL: Final[dict[str, tuple[Any, ...]]] = {
     "logs": (True,),
     "samples": (True, False),
     "since": (0, 1e9),
+    "seconds": (0, 60, 1e300),
     "after": (0, 1),
 }
 OTHER_FIELDS: Final = (

@@ -172,7 +172,7 @@ seen = dict.fromkeys(
         "mac",
         "dial",
         "files",
-        "samples",
+        "emit",
         "log",
         "mount",
     )
@@ -229,10 +229,10 @@ import cm.files
 
 # ---
 seen["files"] = gc.mem_alloc()
-import cm.samples
+import cm.emit
 
 # ---
-seen["samples"] = gc.mem_alloc()
+seen["emit"] = gc.mem_alloc()
 import cm.log
 
 # ---

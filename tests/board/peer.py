@@ -21,6 +21,7 @@ EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
 OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
 EMIT, PROGRAM, FACTS, LOG = 0x26, 0x27, 0x28, 0x29
+SLEEP, SLEEP_REPLY, STAY_AWAKE = 0x2B, 0x19, 1
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -67,6 +68,7 @@ class Link:
         self.programs = []  # what it said of its own program
         self.log = bytearray()  # what it has printed outside of cells
         self.log_lost = 0  # bytes of that which were lost
+        self.sleeps = []  # (ms until it connects again, ms for which it was awake)
         self.closed = threading.Event()
 
     def send(self, data):
@@ -165,6 +167,15 @@ class Link:
                 self.facts.append(struct.unpack(">Ib", data[6:]))
                 self.peer.changed.notify_all()
             return
+        if op == SLEEP:
+            with self.peer.changed:
+                self.sleeps.append(struct.unpack(">II", data[6:]))
+                self.peer.sleeps += self.sleeps[-1:]
+                self.peer.changed.notify_all()
+            reply = self.peer.sleep_reply(self)
+            if reply is not None:
+                self.peer.loop.create_task(self.socket.send(reply))
+            return
         if op == LOG:
             with self.peer.changed:
                 self.log_lost += struct.unpack_from(">I", data, 6)[0]
@@ -218,6 +229,8 @@ class Peer:
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
         self.tls = tls
         self.links, self.seen, self.refused = {}, [], []
+        self.sleeps = []  # those of all links
+        self.sleep_reply = lambda link: message(SLEEP_REPLY, bytes(4))  # None: no answer
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)

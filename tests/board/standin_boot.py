@@ -257,12 +257,6 @@ if host:
 real.dupterm, real.dupterm_notify = dupterm, dupterm_notify
 
 
-# A STAND-IN for machine.RTC: a test looks at what it was set to. The clock itself goes on.
-class RTC:
-    def datetime(self, new):
-        machine.clock.append(new)
-
-
 # A STAND-IN for the second core of RP2. The unix port has threads, but its collector fails if a
 # signal of the timers comes while it waits for them (ports/unix/mpthreadport.c). So a "thread" is a
 # call by a timer, between any two bytecodes of the first core, in the client's code too.
@@ -286,7 +280,7 @@ class Threads:
 
 
 machine = Machine()
-machine.RTC, machine.clock = RTC, []
+machine.clock = []  # what the RTC was set to: a test looks here
 machine.PWRON_RESET, machine.WDT_RESET = 1, 3  # as in ports/rp2/modmachine.c
 machine.reset_cause = lambda: settings.get("reset_cause", 1)
 machine.reset, machine.soft_reset = restart, soft_reset

@@ -23,9 +23,15 @@ _STARTED, _SKIPPED, _HEAD, _SLOT, _SLOTS = 0, 8, 32, 32, 24
 _ARMED, _GENERATION, _PERIOD, _CALLBACK = 0, 1, 4, 8
 _ONCE = 2
 _DOG, _DOG_END = 16, 24  # a byte that feeding changes; at +4: ms until the reset, or 0
-_BOX_BYTES = _HEAD + _SLOT * _SLOTS
+# After the slots: ms of a deep sleep; eight registers of RP2's watchdog; the length of RTC memory,
+# and the memory. All of it is kept over each restart but that of power.
+_KEPT = _HEAD + _SLOT * _SLOTS
+_BOX_BYTES = _KEPT + 4 + 32 + 2 + 2048
 _STEP = 0.005  # seconds between two looks at the timers
 RESTART, SOFT = 77, 78  # exit codes of a board that restarts; SOFT: only its interpreter
+ASLEEP = 80  # of one that sleeps
+#: machine.reset_cause() after deep sleep; RP2's is that of its watchdog.
+WAKE_CAUSES = {"esp32": 4, "esp8266": 5, "rp2": 3}
 STALE = b"\r\nFatal exception (29): a timer fired whose memory was freed\r\n"
 
 
@@ -119,8 +125,8 @@ def board(settings: dict[str, Any], shared: mmap.mmap) -> int:
 
     def interrupt() -> None:
         while asks := os.read(asked, 1):
-            if asks in b"RS":
-                os._exit(RESTART if asks == b"R" else SOFT)
+            if asks in b"RSD":
+                os._exit({b"R": RESTART, b"S": SOFT, b"D": ASLEEP}[asks])
             if asks == b"T":
                 os.write(answer, timers.create())
                 continue
@@ -180,14 +186,33 @@ def read_line() -> str:
     return line.decode()
 
 
+def sleep(settings: dict[str, Any], shared: mmap.mmap) -> None:
+    """Let a board sleep, and note for how many ms; with "sleeps_fast" in its settings, not really.
+
+    Without power, nothing is left of what a program in its memory was.
+    """
+    (ms,) = struct.unpack_from("<I", shared, _KEPT)
+    if "sleeps" in settings:
+        with open(settings["sleeps"], "a") as file:
+            file.write(f"{ms}\n")
+    time.sleep(0.0 if settings.get("sleeps_fast") else ms / 1000)
+
+
 def main() -> int:
     """Run the board, and restart it after each of its resets."""
     settings = json.loads(read_line())
     shared = mmap.mmap(-1, _BOX_BYTES)
     code = RESTART
-    while code in (RESTART, SOFT) or (code == 0 and "flash" in settings):  # 0: Ctrl-D at the REPL
+    first_cause = settings.get("reset_cause", 1)
+    while code in (RESTART, SOFT, ASLEEP) or (
+        code == 0 and "flash" in settings
+    ):  # 0: Ctrl-D at the REPL
         dog = shared[_DOG:_DOG_END]
-        shared[:] = bytes(_BOX_BYTES)
+        shared[:_KEPT] = bytes(_KEPT)
+        chip = str(settings.get("port", "esp8266")).partition("-")[0]
+        settings["reset_cause"] = first_cause
+        if code == ASLEEP:
+            settings["reset_cause"] = WAKE_CAUSES.get(chip[:5] if chip[:5] == "esp32" else chip, 1)
         if code == SOFT and str(settings.get("port", "")).startswith("rp2"):
             shared[_DOG:_DOG_END] = dog  # it survives a soft reset
         pid = os.fork()
@@ -195,7 +220,9 @@ def main() -> int:
             os._exit(board(settings, shared))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         settings.pop("cut", None)
-        armed = any(shared[_HEAD + _ARMED :: _SLOT])
+        if code == ASLEEP:
+            sleep(settings, shared)
+        armed = code != ASLEEP and any(shared[_HEAD + _ARMED : _KEPT : _SLOT])
         if code != RESTART and armed and frees_armed_timers(settings):
             crash(settings)
     return code

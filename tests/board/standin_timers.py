@@ -22,6 +22,7 @@ HEAD, SLOT = 32, 32  # bytes of the mailbox; the same layout is in standin_host.
 DOG = 16  # a byte that each feeding changes; 4 bytes at +4: ms until the reset, or 0
 SKIPPED = 8  # 8 bytes: ms that machine.skip() has added to the clock
 ARMED, GENERATION, PERIOD, CALLBACK, ARGUMENT = 0, 1, 4, 8, 16  # within a slot
+KEPT = HEAD + SLOT * 24  # what survives a restart; the layout is in standin_host.py
 ONCE = 2  # in ARMED: fires once; 1: periodic
 PERIODIC = 1
 
@@ -138,9 +139,46 @@ def install(machine, settings, box, ask, answer):
             self.fed += 1
 
     class Registers:
+        def scratch(self, address):
+            n = (address - 0x4005800C) // 4  # RP2040's: SCRATCH0 to 7
+            if chip != "rp2" or not 0 <= n < 8:
+                raise ValueError("no such register")
+            return KEPT + 4 + 4 * n
+
+        def __getitem__(self, address):
+            return struct.unpack_from("<I", box, self.scratch(address))[0]
+
         def __setitem__(self, address, value):
             if address == 0x40058000 + 0x3000 and value == 1 << 30:  # RP2040's watchdog: disable
                 struct.pack_into("<I", box, DOG + 4, 0)
+            else:
+                struct.pack_into("<I", box, self.scratch(address), value)
+
+    # The length and the bytes are kept in the mailbox, at KEPT + 36.
+    class RTC:
+        def datetime(self, new):
+            machine.clock.append(new)
+
+    class MemoryRTC(RTC):
+        def memory(self, *new):
+            at = KEPT + 36
+            for data in new:
+                if len(data) > {"esp8266": 492}.get(chip, 2048):
+                    raise ValueError("buffer too long")
+                struct.pack_into("<H", box, at, len(data))
+                box[at + 2 : at + 2 + len(data)] = data
+            size = struct.unpack_from("<H", box, at)[0]
+            return None if new else bytes(box[at + 2 : at + 2 + size])
+
+    # ESP8266 takes 71 minutes at most, and RP2 refuses more.
+    def deepsleep(ms):
+        if chip == "rp2" and ms > 4294967:
+            raise ValueError("sleep too long")
+        if chip == "esp8266" and ms > 4294967:
+            ms %= 4294967
+        struct.pack_into("<I", box, KEPT, ms)
+        ask.write(b"D")
+        answer.readinto(bytearray(1))
 
     def lightsleep(ms):
         if chip == "rp2" and any(box[HEAD + SLOT * n + ARMED] for n in range(24)):
@@ -151,6 +189,10 @@ def install(machine, settings, box, ask, answer):
     machine.WDT = WDT
     machine.mem32 = Registers()
     machine.lightsleep = lightsleep
+    machine.deepsleep = deepsleep
+    machine.RTC = RTC if chip == "rp2" else MemoryRTC
+    if chip != "rp2":
+        machine.DEEPSLEEP_RESET = 5 if chip == "esp8266" else 4
     machine.dogs = []
     machine.skip = skip
     return clock

@@ -11,7 +11,7 @@ from .peer import ERROR, INTERRUPTED, OK
 def _rested(board):
     """The board's link, with a fresh rate limit."""
     board.samples.clear()
-    board.run("import cm.samples\ncm.samples.due = cm.samples.dropped = 0")
+    board.run("import cm, sys\ncm.emit\nemit = sys.modules['cm.emit']\nemit.due = emit.dropped = 0")
 
 
 def values(board):
@@ -76,7 +76,7 @@ def test_samples_over_the_rate_are_dropped_and_counted(board):
 
 def test_rate_limit_works_after_a_pause_of_a_week(board):
     """Ticks wrap: the last sample may seem to be in the future."""
-    code = "cm.samples.due = time.ticks_add(time.ticks_ms(), 1 << 28)\n__cm__((cm.emit(n=1)))"
+    code = "emit.due = time.ticks_add(time.ticks_ms(), 1 << 28)\n__cm__((cm.emit(n=1)))"
     assert board.run("import time\n" + code).value == b"True"
 
 
@@ -108,8 +108,10 @@ def test_interrupt_ends_a_cell_that_only_emits_and_keeps_the_link(board, turn):
 
 
 def test_emit_without_its_module_is_an_import_error(board):
-    board.run("import sys\nsys.path[:], kept = [''], sys.path[:]\nsys.modules.pop('cm.samples')")
-    board.run("import cm\nkept_emit = cm.emit\ncm.emit = cm.link.emit")
+    board.run("import sys\nsys.path[:], kept = [''], sys.path[:]\nsys.modules.pop('cm.emit')")
+    board.run("import cm\nkept_emit = cm.emit\ndel cm.emit")
     job = board.run("cm.__path__, old = '/none', cm.__path__\ncm.emit(n=1)")
-    board.run("cm.__path__ = old\nsys.path[:] = kept\ncm.emit = kept_emit\nimport cm.samples")
+    board.run(
+        "cm.__path__ = old\nsys.path[:] = kept\ncm.emit = kept_emit\nsys.modules['cm.emit'] = emit"
+    )
     assert (job.status, "ImportError" in job.error) == (ERROR, True)

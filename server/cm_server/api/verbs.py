@@ -25,7 +25,14 @@ from cm_server.store.installed_packages import InstalledOnBoard
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
-from . import health_verbs, inventory_verbs, job_verbs, reservation_verbs, secret_verbs
+from . import (
+    health_verbs,
+    inventory_verbs,
+    job_verbs,
+    reservation_verbs,
+    secret_verbs,
+    sleep_verbs,
+)
 from .replies import SKIPPED, Json, ListReply, MapReply
 from .request_context import RequestContext, Services, resolve_boards
 from .request_limits import check_fields, is_whole_number
@@ -477,6 +484,7 @@ VERBS = {
     "label": Verb("operator", _set_labels, changes_rows=True),
     "reserve": Verb("operator", reservation_verbs.reserve_boards, changes_rows=True),
     "release": Verb("operator", reservation_verbs.release_boards, changes_rows=True),
+    "stay": Verb("operator", sleep_verbs.keep_awake, changes_rows=True),
     "interrupt": Verb("operator", job_verbs.interrupt_jobs),
     "offer": Verb("operator", _start_upload),
     "stop": Verb("operator", _stop_programs),

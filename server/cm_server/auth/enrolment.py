@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import check_name, parse_target
-from cm_server.jobs.model import Board, read_reservation
+from cm_server.jobs.model import Board, read_reservation, read_stay
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
 from . import credentials
@@ -255,6 +255,8 @@ class Enrolment:
         reservation = read_reservation(row)
         if board.reservation != reservation:
             self._dispatch.scheduler.set_reservation(board, reservation)
+        if board.stay != (stay := read_stay(row)):
+            board.stay = stay
         new_nonce = row.nonce != board.nonce
         self._apply_key(board, row)
         board.last_seen = row.last_seen

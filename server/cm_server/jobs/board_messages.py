@@ -34,6 +34,7 @@ class BoardMessages:
         on_read: called with a board and its READ message; returns whether a folder is mounted
             there.
         on_program: called with a board and the new state of its own program.
+        on_sleep: called with a board that wants to sleep, and its SLEEP message.
         on_stray: called when a board sends a message about a job that is not its current one, with
             the job's number.
     """
@@ -46,6 +47,7 @@ class BoardMessages:
         self.on_log: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_read: Callable[[Board, wire.Message], bool] = lambda _board, _message: False
         self.on_program: Callable[[Board, str], None] = lambda _board, _state: None
+        self.on_sleep: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
 
     def on_message(self, board: Board, data: bytes) -> None:
@@ -64,6 +66,8 @@ class BoardMessages:
         elif message.op == wire.FACTS:
             board.reported_facts = {**board.reported_facts, **wire.read_facts(message)}
             board.notify_changed()
+        elif message.op == wire.SLEEP:
+            self.on_sleep(board, message)
         elif message.op == wire.LOG or (message.op == wire.OUTPUT and not message.job):
             self.on_log(board, message)
         elif message.op == wire.READ:

@@ -41,6 +41,7 @@ from .job_services import JobServices
 from .model import Board, Cell, Job, JobObserver, Requester
 from .open_jobs import OpenCell, OpenJobs
 from .scheduler import Scheduler
+from .sleepers import Sleepers
 
 log = logging.getLogger("cm_server")
 
@@ -75,6 +76,7 @@ class Dispatch:
         board_messages: handles the messages of boards.
         open_jobs: how many jobs of each token have not ended.
         recovery: settles the jobs of boards that connect and of servers that start.
+        sleepers: answers boards that want to sleep.
         jobs: all jobs that have not ended, by number.
         recent_jobs: those that ended recently.
         counters: of jobs and links.
@@ -92,12 +94,21 @@ class Dispatch:
         self.recovery = JobRecovery(
             self._store_queue, services.registry, self.job_results, self.scheduler
         )
+        self.sleepers = Sleepers(
+            self._store_queue,
+            services.registry,
+            self.scheduler,
+            self.recovery,
+            services.call_later,
+        )
+        self.board_messages.on_sleep = self.sleepers.on_sleep
         self.jobs = self.job_results.jobs
         self.recent_jobs = self.job_results.recent_jobs
         self.counters = self.job_results.counters
         self.recovery.restore_jobs()
         for board in services.registry.by_id.values():
             self.scheduler.watch_reservation(board)
+            self.sleepers.watch(board)
 
     def submit(self, submission: Submission) -> Operation[range]:
         """Commit one job per board, and the row in the audit log; ``create_jobs`` follows.

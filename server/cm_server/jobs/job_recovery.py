@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cloudmanager.protocol.facts import WAKE_CAUSE
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
@@ -106,7 +107,13 @@ class JobRecovery:
         elif same_boot:
             self._job_results.end_job(job, "lost", "it never reached the board")
         else:
-            self._job_results.end_job(job, "lost", "the board restarted while it ran")
+            slept = job.board.reported_facts.get("reset") == WAKE_CAUSE
+            why = (
+                "the board fell asleep while it ran"
+                if slept
+                else "the board restarted while it ran"
+            )
+            self._job_results.end_job(job, "lost", why)
 
     def on_link_closed(self, board: Board, link: BoardLinkProtocol) -> None:
         """Start the grace period of a board whose link broke; ignore links that were replaced."""

@@ -425,6 +425,18 @@ class Reservation(NamedTuple):
     until: float
 
 
+class Stay(NamedTuple):
+    """A board that sleeps is to stay awake for a while.
+
+    Attributes:
+        seconds: for how long from its next wake; None: it is awake.
+        until: until when it stays awake, or by when it must have woken, in seconds since 1970.
+    """
+
+    seconds: float | None
+    until: float
+
+
 class RemoteBoardState(NamedTuple):
     """The state of a board at another server, which has its link or had it last.
 
@@ -470,6 +482,7 @@ class Board:
         serial: its serial number; "" if nobody wrote one.
         note: what people wrote about it; "" if nothing.
         epoch: with several servers: how often the board connected to any of them.
+        stay: whether and how long it stays awake, if it is a board that sleeps.
         free_since: when it connected, or its last job ended, by the monotonic clock.
         pending_read: what it waits for of a file in a mounted folder; None if nothing.
     """
@@ -508,6 +521,7 @@ class Board:
         self.strays: TokenBucket | None = None
         self.blocked = False
         self.epoch = 0
+        self._stay = read_stay(row)
         self.free_since = 0.0
         self.pending_read: PendingRead | None = None
         self._expected_until = 0.0  # by the monotonic clock
@@ -577,6 +591,16 @@ class Board:
         return reservation
 
     @property
+    def stay(self) -> Stay | None:
+        """Whether and how long it stays awake, if it sleeps; None if nobody wants that any more."""
+        return self._stay if self._stay and self._stay.until > time.time() else None
+
+    @stay.setter
+    def stay(self, stay: Stay | None) -> None:
+        self._stay = stay
+        self.notify_changed()
+
+    @property
     def is_restarting(self) -> bool:
         """Whether this server has asked it to restart: it is expected back, connected or not."""
         return self.current_job is not None and self.current_job.state == "resetting"
@@ -635,14 +659,33 @@ class Board:
 
     @property
     def state(self) -> str:
-        """Return offline, idle, busy, or lost (its link broke while a job ran)."""
+        """Return its state.
+
+        Returns:
+            offline, idle, busy, lost (its link broke while a job ran), asleep, or overdue (it has
+            slept for longer than it said).
+        """
         if self.link is None:
             if self.expected_seconds > 0:
                 return "idle"
             if self._remote_state is not None:
                 return self._remote_state.state
-            return "lost" if self.current_job else "offline"
+            return "lost" if self.current_job else self._absent_state()
         return "busy" if self.current_job or self.blocked else "idle"
+
+    def _absent_state(self) -> str:
+        if self.overdue_at is None:
+            return "offline"
+        return "asleep" if time.time() < self.overdue_at else "overdue"
+
+    @property
+    def overdue_at(self) -> float | None:
+        """When it is late, in seconds since 1970; None if it did not say that it sleeps."""
+        return self._sleep_fact("overdue_at")
+
+    def _sleep_fact(self, name: str) -> float | None:
+        at = self.reported_facts.get(name)
+        return float(at) if isinstance(at, (int, float)) else None
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -654,6 +697,9 @@ class Board:
         """Return a sentence about when the board was last connected, for error messages."""
         if self.last_seen is None:
             return "it has never connected"
+        wakes_at = self._sleep_fact("wakes_at")
+        if self.state == "asleep" and wakes_at is not None:
+            return f"it is asleep until {format_clock(wakes_at)}; `--when-online` waits for it"
         return f"it was last seen {_format_age(time.time() - self.last_seen)} ago"
 
     def connect(
@@ -723,6 +769,7 @@ class Board:
             "note": self.note,
             "reserved": self.reservation and self.reservation._asdict(),
             "new_key": self.nonce is not None,
+            "stay": self.stay and self.stay._asdict(),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,
             "job": self.current_job.describe() if self.current_job else None,
@@ -737,6 +784,11 @@ def read_reservation(row: BoardRow) -> Reservation | None:
     return Reservation(row.reserved_by, row.reserved_until or 0)
 
 
+def read_stay(row: BoardRow) -> Stay | None:
+    """Return what a board's row says of how long it stays awake; None: nothing."""
+    return None if row.stay_until is None else Stay(row.stay_seconds, row.stay_until)
+
+
 def _describe_remote_wait(remote: RemoteBoardState | None) -> tuple[int, dict[str, Any]]:
     """Return what a job for a board of another server waits for; see ``Job.describe_wait``."""
     if remote is None:
@@ -747,6 +799,13 @@ def _describe_remote_wait(remote: RemoteBoardState | None) -> tuple[int, dict[st
     if remote.queued == 0:
         known["callers"] = [str(remote.job.get("caller", ""))]
     return remote.queued + 1, known
+
+
+def format_clock(at: float) -> str:
+    """Return a time of this day or another as text, in UTC: callers may be anywhere."""
+    now, then = time.gmtime(), time.gmtime(at)
+    is_today = now[:3] == then[:3]
+    return time.strftime("%H:%M UTC" if is_today else "%Y-%m-%d %H:%M UTC", then)
 
 
 def _milliseconds(timeout: float | None) -> int:

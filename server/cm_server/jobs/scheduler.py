@@ -176,6 +176,10 @@ class Scheduler:
                     return
                 self._send_marked(job, operation, submitted)
 
+    def has_startable_job(self, board: Board) -> bool:
+        """Return whether a job is, or could be, sent to a board that its program does not block."""
+        return board in self._marking or next(_permitted_jobs(board), None) is not None
+
     def _is_marked_sent(self, job: Job) -> bool:
         """Return whether a job can be sent without another commit."""
         store = self._store_queue.store

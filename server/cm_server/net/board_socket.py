@@ -15,6 +15,7 @@ from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
 from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol, TimerHandle
+from cm_server.jobs.sleep_facts import facts_awake
 from cm_server.rate_limits import UnauthenticatedEntry
 
 from .fair_queue import FairQueue
@@ -40,7 +41,9 @@ log = logging.getLogger("cm_server")
 
 _REKEYED = bytes((wire.REKEYED,))
 #: First bytes of messages that a board seldom has to send; each counts as several.
-_RARE_OPS = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
+_RARE_OPS = tuple(
+    bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED, wire.SLEEP)
+)
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,7 @@ class BoardConnection:
         started = time.time() - (facts.get("uptime") or 0)
         booted = board.reported_facts.get("booted") if same_boot else started
         facts |= {"boot": boot, "booted": booted}
+        facts = facts_awake(facts, board.reported_facts)
         self._link.on_message = _refuse_early_message
         claim = self._services.cluster.claim_board(board, facts)
         claim.when_done(lambda _: self._attach_claimed(board, body, facts, claim))

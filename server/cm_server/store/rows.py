@@ -28,6 +28,8 @@ class BoardRow(NamedTuple):
     note: str | None = None  # what people wrote about it
     reserved_by: str | None = None  # the name of a token; others' jobs wait
     reserved_until: float | None = None
+    stay_seconds: float | None = None  # for how long it stays awake when it wakes, if it sleeps
+    stay_until: float | None = None  # by when it must have woken, or until when it stays awake
 
     def __repr__(self) -> str:
         """Leave the key out."""

@@ -35,10 +35,10 @@ boards = sa.Table(
     sa.Column("note", sa.Text),
     sa.Column("reserved_by", sa.Text),
     sa.Column("reserved_until", sa.Float),
-    # Of a board that sleeps: when it connects again, and how long it sleeps. A board that wakes
-    # before ``stay_until`` stays awake until then.
-    sa.Column("wakes_at", sa.Float),
-    sa.Column("sleep_seconds", sa.Float),
+    # Of a board that sleeps: how long it stays awake the next time, if it wakes before
+    # ``stay_until``; without ``stay_seconds``, it stays awake until then. When it wakes is among
+    # its facts.
+    sa.Column("stay_seconds", sa.Float),
     sa.Column("stay_until", sa.Float),
     # Its generation (desired state), and how far it has got there.
     sa.Column("generation", sa.Text),

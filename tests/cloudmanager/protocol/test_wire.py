@@ -176,6 +176,22 @@ def test_golden_emit(vector):
     assert values.isascii()
 
 
+@vectors("SLEEP")
+def test_golden_sleep(vector):
+    assert wire.read_sleep(message(vector))._asdict() == vector["means"]
+
+
+@vectors("SLEEP_REPLY")
+def test_golden_sleep_reply(vector):
+    assert wire.pack_sleep_reply(vector["means"]["wait"]).hex() == vector["hex"]
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(7), bytes(9)])
+def test_malformed_sleep_is_refused(payload):
+    with pytest.raises(PeerWireError):
+        wire.read_sleep(Message(wire.SLEEP, 0, 0, payload))
+
+
 @vectors("FACTS")
 def test_golden_facts(vector):
     assert wire.read_facts(message(vector)) == vector["means"]

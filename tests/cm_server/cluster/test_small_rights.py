@@ -31,6 +31,7 @@ REFUSED: list[dict[str, Any]] = [
     {"verb": "stop", "target": "lab-2"},
     {"verb": "reserve", "target": "lab-2", "seconds": 60},
     {"verb": "release", "target": "lab-2"},
+    {"verb": "stay", "target": "lab-2", "seconds": 60},
     {"verb": "label", "target": "lab-2", "labels": {"a": "b"}},
     {"verb": "offer", "sha256": "a" * 64, "size": 1},
     {"verb": "plan", "target": "lab-2", "wanted": ["x"]},

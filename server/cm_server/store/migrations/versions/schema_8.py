@@ -13,8 +13,7 @@ def upgrade() -> None:
     """Add columns of boards and jobs, and eight tables."""
     number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     for column in (
-        sa.Column("wakes_at", sa.Float),
-        sa.Column("sleep_seconds", sa.Float),
+        sa.Column("stay_seconds", sa.Float),
         sa.Column("stay_until", sa.Float),
         sa.Column("generation", sa.Text),
         sa.Column("generation_state", sa.Text),

@@ -1,0 +1,254 @@
+"""Boards that sleep, and a server: when one may sleep, what it does before, when it is late."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cm_server.jobs.model import Board
+from cm_server.jobs.sleep_facts import quantile
+from tests.cm_server.pairs import Two
+from tests.cm_server.peers import FACTS, FakeBoard, FakeCaller, Identity, Service, running_service
+
+
+def sleep(seconds: float, awake: float = 1.5) -> bytes:
+    return struct.pack(">II", round(seconds * 1000), round(awake * 1000))
+
+
+async def ask(board: FakeBoard, seconds: float = 600, awake: float = 1.5) -> wire.Message:
+    """Let a board say that it wants to sleep; return the answer."""
+    await board.send(wire.SLEEP, sleep(seconds, awake))
+    return await board.next()
+
+
+def wait_of(reply: wire.Message) -> float | None:
+    """Return the seconds after which the board asks again; None: it may sleep."""
+    assert reply.op == wire.SLEEP_REPLY
+    if not reply.flags & wire.STAY_AWAKE:
+        return None
+    return float(struct.unpack(">I", reply.payload)[0]) / 1000
+
+
+def board_of(service: Service) -> Board:
+    return service.server.registry.by_name["lab-1"]
+
+
+@pytest.fixture
+def lab(service: Service) -> Identity:
+    return service.enrol("lab-1")[0]
+
+
+async def test_board_for_which_nothing_waits_may_sleep_and_is_asleep(service: Service, lab: Any):
+    async with await FakeBoard.join(service, lab) as board:
+        assert wait_of(await ask(board)) is None
+        row = board_of(service).describe()
+        assert (row["state"], row["connected_since"]) == ("asleep", None)
+        assert abs(row["wakes_at"] - time.time() - 600) < 60
+        assert row["awake_ms"] == 1500
+        assert (await board.closed())[0] == 1000
+
+
+async def test_board_that_connects_again_is_awake(service: Service, lab: Any):
+    async with await FakeBoard.join(service, lab) as board:
+        await ask(board)
+    async with await FakeBoard.join(service, lab, boot="b2"):
+        row = board_of(service).describe()
+        assert (row["state"], row["wakes_at"], row["awake_ms"]) == ("idle", None, 1500)
+
+
+async def test_job_that_waits_is_sent_before_a_busy_program_sleeps(service: Service, lab: Any):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        await board.send(wire.PROGRAM, b"app.py", flags=wire.BLOCKING)
+        await board.send(wire.LOG, bytes(4) + b"x")
+        await service.until(lambda: board_of(service).blocked)
+        (first,) = await caller.submit("lab-1")
+        (second,) = await caller.submit("lab-1")
+        assert wait_of(await ask(board)) == 10
+        sent = await board.next()
+        assert (sent.op, sent.job) == (wire.EXEC, first)
+        await board.end(first)
+        sent = await board.next()
+        assert (sent.op, sent.job) == (wire.EXEC, second)
+        assert wait_of(await ask(board)) == 10, "a job is on its way"
+        await board.end(second)
+        assert wait_of(await ask(board)) is None
+        assert (await caller.ending(first))[0] == (await caller.ending(second))[0] == "ok"
+
+
+async def test_nothing_is_sent_to_a_board_that_may_sleep(service: Service, lab: Any):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        assert wait_of(await ask(board)) is None
+        (job,) = await caller.submit("lab-1")
+        status, why = await caller.ending(job)
+        assert status == "offline"
+        assert "it is asleep until " in str(why)
+
+
+async def test_job_with_wait_starts_when_the_board_wakes(service: Service, lab: Any):
+    async with await FakeCaller.join(service) as caller:
+        async with await FakeBoard.join(service, lab) as board:
+            await ask(board)
+        (job,) = await caller.submit("lab-1", wait=30)
+        async with await FakeBoard.join(service, lab, boot="b2") as board:
+            assert (await board.next()).job == job
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_reserved_board_sleeps_although_a_job_of_another_waits(service: Service, lab: Any):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as anna,
+    ):
+        await anna.ask("reserve", target="lab-1", seconds=60)
+        async with await FakeCaller.join(service, service.add_token("operator", name="bob")) as bob:
+            await bob.socket.send(wire.pack_submit(9, {"target": "lab-1"}, b"1"))
+            await bob.event()
+            assert wait_of(await ask(board)) is None
+
+
+async def test_pending_key_is_sent_before_the_board_sleeps_but_only_once(
+    service: Service, lab: Any
+):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        await board.send(wire.PROGRAM, b"app.py", flags=wire.BLOCKING)
+        await service.until(lambda: board_of(service).blocked)
+        await caller.ask("rotate", target="lab-1")
+        assert wait_of(await ask(board)) == 1
+        assert (await board.next()).op == wire.REKEY
+        assert wait_of(await ask(board)) is None, "it did not answer"
+
+
+async def test_late_board_is_overdue_after_the_spread_and_a_tenth(service: Service, lab: Any):
+    service.server.dispatch.sleepers.spread = lambda: 0.2
+    changes = []
+    async with await FakeBoard.join(service, lab) as board:
+        await ask(board, 2)
+    at = board_of(service).overdue_at
+    wakes_at = board_of(service).describe()["wakes_at"]
+    assert at == pytest.approx(wakes_at + 0.4)
+    listener = service.server.registry.subscriptions_listener
+    service.server.registry.subscriptions_listener = lambda board: changes.append(board.state)
+    await service.until(lambda: "overdue" in changes)
+    service.server.registry.subscriptions_listener = listener
+    assert time.time() >= (at or 0.0)
+
+
+async def test_durations_of_wakes_are_kept_with_median_and_90_percent(service: Service, lab: Any):
+    for number in range(1, 11):
+        async with await FakeBoard.join(service, lab, boot=f"b{number}") as board:
+            await ask(board, 600, awake=number)
+    row = board_of(service).describe()
+    assert (row["awake_ms"], row["awake_p90_ms"]) == (5000, 9000)
+
+
+@pytest.mark.parametrize(
+    ("values", "part", "expected"),
+    [
+        ([7], 0.5, 7),
+        ([7], 0.9, 7),
+        ([1, 2], 0.5, 1),
+        ([3, 1, 2], 0.5, 2),
+        (list(range(10)), 0.9, 8),
+    ],
+)
+def test_quantile_is_one_of_the_values(values: list[int], part: float, expected: int):
+    assert quantile(values, part) == expected
+
+
+async def test_board_cannot_report_when_it_wakes_by_its_facts(service: Service, lab: Any):
+    facts = {**FACTS, "wakes_at": 1.0, "awake_ms": 5, "overdue_at": 1.0, "awake_times": "x"}
+    async with await FakeBoard.join(service, lab, facts=facts):
+        row = board_of(service).describe()
+        assert (row["wakes_at"], row["awake_ms"]) == (None, None)
+        assert board_of(service).overdue_at is None
+
+
+async def test_job_that_ran_when_the_board_fell_asleep_is_lost(service: Service, lab: Any):
+    async with await FakeCaller.join(service) as caller:
+        async with await FakeBoard.join(service, lab) as board:
+            (job,) = await caller.submit("lab-1")
+            assert (await board.next()).job == job
+        slept = {**FACTS, "reset": "deepsleep"}
+        async with await FakeBoard.join(service, lab, boot="b2", facts=slept):
+            assert await caller.ending(job) == ("lost", "the board fell asleep while it ran")
+
+
+async def test_malformed_sleep_closes_the_link(service: Service, lab: Any):
+    async with await FakeBoard.join(service, lab) as board:
+        await board.send(wire.SLEEP, b"123")
+        assert (await board.closed())[0] == 1002
+    assert board_of(service).describe()["wakes_at"] is None
+
+
+async def test_board_stays_awake_as_long_as_a_caller_wants_from_its_next_wake_on(
+    service: Service, lab: Any
+):
+    async with await FakeCaller.join(service) as caller:
+        assert await caller.ask("stay", target="lab-1", seconds=120) == {"reply": ["lab-1"]}
+        assert board_of(service).describe()["stay"]["seconds"] == 120
+        async with await FakeBoard.join(service, lab) as board:
+            assert 60 < (wait_of(await ask(board)) or 0) <= 120
+            stay = board_of(service).describe()["stay"]
+            assert stay["seconds"] is None
+            assert abs(stay["until"] - time.time() - 120) < 60
+            assert board_of(service).state == "idle"
+            await caller.ask("stay", target="lab-1", seconds=0)
+            assert board_of(service).describe()["stay"] is None
+            assert wait_of(await ask(board)) is None
+
+
+@pytest.mark.limits(stay_expires_seconds=0.0)
+async def test_wish_to_stay_expires(service: Service, lab: Any):
+    async with (
+        await FakeCaller.join(service) as caller,
+        await FakeBoard.join(service, lab) as board,
+    ):
+        await caller.ask("stay", target="lab-1", seconds=60)
+        assert wait_of(await ask(board)) is None
+
+
+@pytest.mark.limits(stay_seconds=100.0)
+@pytest.mark.parametrize("seconds", [-1, 101, True, "1h", None, float("inf"), float("nan")])
+async def test_time_to_stay_is_checked(service: Service, lab: Any, seconds: Any):
+    async with await FakeCaller.join(service) as caller:
+        refused = await caller.ask("stay", target="lab-1", seconds=seconds)
+        assert "can stay awake for up to" in refused["args"][0]
+        assert board_of(service).describe()["stay"] is None
+
+
+async def test_wish_to_stay_survives_a_restart_of_the_server(tmp_path: Path):
+    async with running_service(tmp_path) as service:
+        service.enrol("lab-1")
+        async with await FakeCaller.join(service) as caller:
+            await caller.ask("stay", target="lab-1", seconds=60)
+        until = board_of(service).describe()["stay"]["until"]
+    async with running_service(tmp_path) as service:
+        assert board_of(service).describe()["stay"] == {"seconds": 60.0, "until": until}
+
+
+async def test_other_servers_know_that_a_board_sleeps_and_is_to_stay_awake(two: Two):
+    (identity,) = await two.enrol("lab-1")
+    async with await FakeCaller.join(two.b) as caller:
+        async with await FakeBoard.join(two.a, identity) as board:
+            await ask(board)
+        await two.b.until(lambda: board_of(two.b).state == "asleep")
+        assert board_of(two.b).describe()["wakes_at"] == board_of(two.a).describe()["wakes_at"]
+        await caller.ask("stay", target="lab-1", seconds=60)
+        async with await FakeBoard.join(two.a, identity, boot="b2") as board:
+            await two.a.until(lambda: board_of(two.a).stay is not None)
+            assert (wait_of(await ask(board)) or 0) > 30
