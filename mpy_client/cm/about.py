@@ -17,7 +17,7 @@ def _parts(link):
     try:
         return [name.split(".")[0] for name in os.listdir(link.cm.__path__)]
     except OSError:
-        return _ALL_PARTS.split(" ")
+        return _ALL_PARTS.split()
 
 
 # Returns the fields of PROOF. The end of the error becomes plain ASCII: it must fit in a frame,
@@ -44,7 +44,7 @@ def about(job, size):
         state.app_state,
         state.watchdog,
     )
-    facts = dict(zip(_FACT_NAMES.split(" "), values))  # noqa: B905 - strict is unknown here
+    facts = dict(zip(_FACT_NAMES.split(), values))  # noqa: B905 - strict is unknown here
     from cm import hardware
 
     link.drop("hardware")
