@@ -33,7 +33,7 @@ interval = 0  # ms of the sleep that begins
 
 
 # Sleeps for a number of seconds, after the client has sent what it has, and done what waits for the
-# board; then the board starts anew. In a cell it ends the cell first. In a task it returns what
+# board; then the board starts again. In a cell it ends the cell first. In a task it returns what
 # `await` waits for.
 def sleep(seconds, connect_every=1):
     global interval

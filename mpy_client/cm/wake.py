@@ -120,7 +120,7 @@ def hold():
             link.idle(_LOOK_MS)
 
 
-# Sleeps; afterwards the board starts anew.
+# Sleeps; afterwards the board starts again.
 def sleep(ms):
     _sleep(ms, ms)
 

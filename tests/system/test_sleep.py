@@ -162,7 +162,7 @@ def test_sleep_survives_a_restart_of_the_server(tmp_path: Path) -> None:
         assert row["awake_ms"] == asleep["awake_ms"]
 
 
-def test_board_that_is_told_to_stay_is_awake_for_so_long_and_runs_cells(sleeper: Sleeper) -> None:
+def test_board_that_must_stay_is_awake_for_so_long_and_runs_cells(sleeper: Sleeper) -> None:
     asleep = sleeper.start(BUSY.format(1))
     assert sleeper.fleet[NAME].stay("1m") == [NAME]
     assert sleeper.row["stay"]["seconds"] == 60

@@ -61,7 +61,7 @@ class Sleepers:
         self.has_waiting_jobs: Callable[[Board], bool] = lambda _board: False
 
     def on_sleep(self, board: Board, message: wire.Message) -> None:
-        """Answer a board that wants to sleep: it may, or something is to be done before.
+        """Answer a board that wants to sleep: it may, or something must be done before.
 
         A board that may sleep counts as asleep from now on: nothing is sent to it any more, so
         nothing can be lost on the way.
