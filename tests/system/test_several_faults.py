@@ -31,7 +31,7 @@ from .several import Several, several
 SHORT = ("--beat", "1", "--lost-after", "4")
 DEFAULTS = ("--keep-jobs", "90")  # an option that changes nothing
 BIG_BYTES = 3_000_000  # of a file
-UNIT_SECONDS = 0.006  # of a frame of 1 KB: files are still on their way when the fault happens
+UNIT_SECONDS = 0.01  # of a frame of 1 KB: a file takes 30 s, and is in transit at the fault
 MODULES = 80  # of a package, of 12 KB each
 BUS_AWAY = 1.0  # seconds
 WAIT = 60.0  # seconds until everything has ended, also with the default times

@@ -77,7 +77,7 @@ def whole_frames(data):
 def test_send_does_not_wait_for_a_server_that_does_not_read(outgoing):
     begun = time.monotonic()
     sent = [outgoing.send(frame(b"a", 1_000_000)) for _ in range(5)]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < WAIT
     assert [each.begun for each in sent] == [True, False, False, False, False]
     assert not any(each.complete for each in sent)
 
@@ -428,7 +428,7 @@ def test_interrupted_partly_sent_cell_does_not_run(lab, stopped, verb):
     stopped()
     begun = time.monotonic()
     interrupt_in(lab, lambda: getattr(lab.fleet["near"], verb)(LONG))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < WAIT  # it does not wait for the server, which reads nothing
     lab.proxy.open.set()
     link._reader.join(WAIT)
     assert lab.fleet["near"].run("'the next'")["near"].value == "the next"
@@ -531,7 +531,7 @@ async def test_cancelled_partly_sent_cell_does_not_run(lab):
                 await asyncio.wait_for(fleet["near"].run(LONG), 0.3)
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(fleet["near"].submit(LONG), 0.01)
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < WAIT
         finally:
             lab.proxy.open.set()
         assert (await fleet["near"].run("'the next'"))["near"].value == "the next"
