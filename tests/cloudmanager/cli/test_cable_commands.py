@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import sys
 import types
 
 import pytest
 
-from cloudmanager.cable import serial_ports
+from cloudmanager.cable import bridge, serial_ports
 from cloudmanager.cable.flash import FlashOptions
 from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
 from cloudmanager.cli import cable_commands, flash_main
@@ -221,3 +222,20 @@ def test_mbm_flash_is_a_separate_command(nobody, monkeypatch, capsys):
         flash_main(["--port", os.devnull])
     assert caught.value.code == 3
     assert "No server at" in capsys.readouterr().err
+
+
+# Bridge
+
+
+def test_bridge_without_boards_says_that_it_waits(no_ports, mbm, monkeypatch):
+    def press_ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bridge, "find_serial_ports", list)
+    monkeypatch.setattr(signal, "pause", press_ctrl_c)
+    done = mbm("bridge")
+    assert (done.status, done.out) == (130, "")
+    assert done.err == (
+        "No board was found on USB: waiting until one is plugged in. "
+        "Press Ctrl-C to stop the bridge.\n"
+    )

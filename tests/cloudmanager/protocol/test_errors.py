@@ -167,7 +167,7 @@ def test_message_ends_with_what_to_do_next(error):
         ),
         (
             ServiceError("it does not stop"),
-            "it does not stop. `mbm server-status` shows the state of the server.",
+            "it does not stop.",
         ),
         (
             ServerError("the queue is full."),
