@@ -8,13 +8,14 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
 from cloudmanager.client.health import Health
+from cloudmanager.client.run_arguments import add_wait_options, wait_keywords
 from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
 from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
-from .magic_options import MagicParser
+from .magic_options import MagicParser, check_wait_options
 from .magics import fleet, with_variables
 
 
@@ -25,6 +26,7 @@ def make_reset_parser() -> MagicParser:
     parser.add_argument(
         "--hard", action="store_true", help="reset the chip, as its RESET button does"
     )
+    add_wait_options(parser)
     return parser
 
 
@@ -64,10 +66,12 @@ class ManagementMagics(TargetMagics):
     def board_reset(self, line: str) -> Results:
         """Soft-reset boards; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_RESET_PARSER, line)
+        check_wait_options(options)
+        waits = wait_keywords(options)
         if words:
             raise UsageError("Usage: %board_reset TARGET")
         return self._run_verb(
-            lambda progress: boards.reset(hard=options.hard, progress=progress),
+            lambda progress: boards.reset(hard=options.hard, progress=progress, **waits),
             _reset_display("hard" if options.hard else "soft"),
         )
 

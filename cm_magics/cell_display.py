@@ -30,6 +30,7 @@ from cloudmanager.display.folding import head_text, plain_text
 from cloudmanager.display.following import REFRESH_SECONDS, CellOutput
 from cloudmanager.display.html_text import lines_html
 from cloudmanager.display.progress import VerbWithProgress
+from cloudmanager.display.waiting_view import all_wait, waiting_text
 from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
@@ -131,6 +132,8 @@ def run_verb(
             results = verb(report)
         handle = line.handle
     text, html = style.text(results), style.html(results)
+    if all_wait(results):
+        text, html = waiting_text(results), None
     if handle is not None:
         handle.update(_mime_bundle(text, html), raw=True)
     elif text and (results.ok or len(results) > 1):

@@ -10,11 +10,12 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from cloudmanager.client.copy_words import copy_words
 from cloudmanager.client.mounts import MountedFolder
+from cloudmanager.client.run_arguments import add_wait_options, wait_keywords
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser, without_traceback
-from .magic_options import MagicParser
+from .magic_options import MagicParser, check_wait_options
 from .magics import BoardMagics, with_variables
 
 _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a path on the boards.
@@ -53,6 +54,7 @@ def make_cp_parser() -> MagicParser:
     parser.add_argument(
         "-r", action="store_true", help="accepted as in mpremote; folders are always copied whole"
     )
+    add_wait_options(parser)
     return parser
 
 
@@ -79,6 +81,7 @@ def make_sync_parser() -> MagicParser:
         "--delete", action="store_true", help="remove from the boards what does not exist locally"
     )
     parser.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    add_wait_options(parser)
     return parser
 
 
@@ -149,12 +152,16 @@ class FileMagics(TargetMagics):
     @with_variables
     def board_cp(self, line: str) -> Results:
         """Copy files; the parser's help replaces this docstring."""
-        boards, words, _ = self._parse_line(_CP_PARSER, line)
+        boards, words, options = self._parse_line(_CP_PARSER, line)
+        check_wait_options(options)
         if len(words) < 2:
             raise UsageError(
                 "Usage: %board_cp TARGET FROM… TO (a path on the boards begins with `:`)"
             )
-        return self._run_verb(lambda progress: copy_words(boards, *words, progress=progress))
+        waits = wait_keywords(options)
+        return self._run_verb(
+            lambda progress: copy_words(boards, *words, progress=progress, **waits)
+        )
 
     board_cp.__doc__ = _CP_PARSER.format_help()
 
@@ -184,6 +191,7 @@ class FileMagics(TargetMagics):
     def board_sync(self, line: str) -> Results:
         """Make folders equal; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_SYNC_PARSER, line)
+        check_wait_options(options)
         if len(words) not in (1, 2):
             raise UsageError("Usage: %board_sync TARGET FOLDER [:DEST]")
         return self._run_verb(
@@ -193,6 +201,7 @@ class FileMagics(TargetMagics):
                 delete=options.delete,
                 dry_run=options.dry_run,
                 progress=progress,
+                **wait_keywords(options),
             )
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from keyword import iskeyword
 from typing import Final, NoReturn
@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
-from cloudmanager.client.run_arguments import add_run_options
+from cloudmanager.client.run_arguments import add_run_options, wait_options_error
 from cloudmanager.display.cell_view import GROUPINGS, PROGRESS_AFTER_SECONDS
 from cloudmanager.protocol.text import nearest_name
 
@@ -24,6 +24,7 @@ TARGET runs on boards too, and type checkers treat it as Python.
 """
 _RESULT_HELP: Final = """Wait for a cell that was submitted with --noblock, and show its results.
 
+The number of any other job, such as one submitted with --when-online, shows how that ended.
 Without a NAME or number: the last such cell. The stop button only ends the waiting: the cell
 continues, and %board_result can wait for it again; NAME.interrupt() stops the cell. The input() of
 a cell that was submitted with --noblock cannot be answered: it raises EOFError on the board.
@@ -95,6 +96,16 @@ def _add_target_options(parser: MagicParser) -> None:
         help="first assign these variables of the notebook on the boards: numbers, text, bytes, "
         "None, and lists, tuples, dicts and sets of them; arrays as lists. May be repeated.",
     )
+
+
+def check_wait_options(options: Namespace) -> None:
+    """Check ``--when-online`` and ``--expires``.
+
+    Raises:
+        UsageError: they cannot be combined like this.
+    """
+    if error := wait_options_error(options):
+        raise UsageError(error)
 
 
 def _add_run_options(parser: MagicParser) -> None:

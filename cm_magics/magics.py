@@ -24,7 +24,8 @@ from cloudmanager.client.run_arguments import run_keywords
 from cloudmanager.client.runner import run_blocking
 from cloudmanager.display.cell_view import FULL_OUTPUT_HINT, DisplayOptions, results_text
 from cloudmanager.display.log_view import log_rows
-from cloudmanager.display.text_tables import fleet_table
+from cloudmanager.display.text_tables import fleet_table, job_text
+from cloudmanager.display.waiting_view import waiting_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.targets import parse_target
 from cloudmanager.protocol.text import fold_names, nearest_name
@@ -42,7 +43,13 @@ from .magic_line import (
     split_cell_line,
     split_line,
 )
-from .magic_options import MagicParser, make_board_parser, make_logs_parser, make_result_parser
+from .magic_options import (
+    MagicParser,
+    check_wait_options,
+    make_board_parser,
+    make_logs_parser,
+    make_result_parser,
+)
 
 if TYPE_CHECKING:
     from .dashboard_widget import Dashboard
@@ -195,10 +202,15 @@ class BoardMagics(Magics):
 
     @line_magic
     @with_variables
-    def board_result(self, line: str) -> Results:
+    def board_result(self, line: str) -> Results | None:
         """Wait for a background cell; the parser's help replaces this docstring."""
         options = split_cell_line(_RESULT_PARSER, line)
-        group = self._find_submitted(options.target)
+        number = options.target
+        if number.isdecimal() and int(number) not in self._submitted_by_number():
+            with _without_traceback():
+                cell_display.display_text(job_text(fleet().job(int(number))))
+            return None
+        group = self._find_submitted(number)
         with _without_traceback():
             hint = _full_output_hint(options.options, "NAME")
             return run_blocking(self._follow_cell(group, options.options, hint, background=True))
@@ -334,11 +346,14 @@ class BoardMagics(Magics):
     ) -> Results | JobGroup:
         """Run code on boards, show its output, store the results, raise the failures."""
         inputs = self._input_values(options)
+        check_wait_options(options)
         local_error = None
         if options.local and cell_display.needs_await(self.shell, code):
             raise UsageError(_LOCAL_AWAIT_ERROR)
         with _without_traceback():
             group = self._submit(target, code, options, inputs)
+            if options.when_online:
+                return await self._show_waiting(group, options)
             if options.local:
                 local_error = cell_display.run_locally(self.shell, code)
                 if isinstance(local_error, KeyboardInterrupt):
@@ -404,6 +419,14 @@ class BoardMagics(Magics):
             return f"{text}."
         return f"{text}, or send it to the boards: `%%board -i {','.join(names)} TARGET`."
 
+    async def _show_waiting(self, group: JobGroup, options: Namespace) -> Results:
+        """Show which jobs wait on the server for their boards."""
+        results = await group.completed()
+        self._shown_results = results
+        self._store_value(options, results)
+        cell_display.display_text(waiting_text(results))
+        return results
+
     def _store_value(self, options: Namespace, value: object) -> None:
         if options.out and self.shell is not None:
             self.shell.user_ns[options.out] = value
@@ -432,15 +455,18 @@ class BoardMagics(Magics):
             return self._submitted[-1]
         group = self._variables().get(name)
         if name.isdecimal():
-            by_number = {
-                job.number: submitted
-                for submitted in self._submitted
-                for job in submitted.jobs.values()
-            }
-            group = by_number.get(int(name))
+            group = self._submitted_by_number().get(int(name))
         if not isinstance(group, JobGroup):
             raise UsageError(f"{name} is not a cell that was submitted with --noblock.")
         return group
+
+    def _submitted_by_number(self) -> dict[int, JobGroup]:
+        """Return the background cells by the numbers of their jobs."""
+        return {
+            job.number: submitted
+            for submitted in self._submitted
+            for job in submitted.jobs.values()
+        }
 
     def _variables(self) -> dict[str, Any]:
         return self.shell.user_ns if self.shell is not None else {}

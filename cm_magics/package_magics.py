@@ -15,10 +15,12 @@ from cloudmanager.client.install_options import (
     install_keywords,
     install_options_error,
 )
+from cloudmanager.client.run_arguments import add_wait_options, wait_keywords
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
 from .cell_display import VerbDisplay
+from .magic_options import check_wait_options
 from .magics import with_variables
 
 _INSTALL_HELP: Final = """Install packages and their dependencies on boards.
@@ -47,6 +49,7 @@ _INSTALL_PARSER: Final = make_parser("board_install", _INSTALL_HELP)
 add_install_options(_INSTALL_PARSER, names=False)
 _UNINSTALL_PARSER: Final = make_parser("board_uninstall", _UNINSTALL_HELP)
 add_uninstall_options(_UNINSTALL_PARSER)
+add_wait_options(_UNINSTALL_PARSER)
 _PACKAGES_PARSER: Final = make_parser("board_packages", _PACKAGES_HELP)
 _UPGRADE_PARSER: Final = make_parser("board_upgrade", _UPGRADE_HELP)
 add_upgrade_options(_UPGRADE_PARSER)
@@ -87,8 +90,12 @@ class PackageMagics(TargetMagics):
         boards, words, options = self._parse_line(_UNINSTALL_PARSER, line)
         if not words:
             raise UsageError("Usage: %board_uninstall TARGET NAME…")
+        check_wait_options(options)
         flags = {"force": options.force, "dry_run": options.dry_run}
-        return self._run_verb(lambda progress: boards.uninstall(*words, progress=progress, **flags))
+        waits = wait_keywords(options)
+        return self._run_verb(
+            lambda progress: boards.uninstall(*words, progress=progress, **flags, **waits)
+        )
 
     board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 

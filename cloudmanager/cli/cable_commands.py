@@ -24,8 +24,14 @@ from cloudmanager.cable.board_settings import find_dial_address
 from cloudmanager.cable.flash import FlashOptions, FlashOutcome, flash_and_join
 from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.run_arguments import (
+    add_wait_options,
+    wait_keywords,
+    wait_options_error,
+)
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import print_error
+from cloudmanager.display.waiting_view import all_wait
 from cloudmanager.protocol.errors import CableError, CloudmanagerError, TargetError
 from cloudmanager.protocol.names import expand_range
 from cloudmanager.protocol.targets import parse_target
@@ -33,6 +39,7 @@ from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Results, error_text
 
 from .commands import AddVerb, open_fleet
+from .file_commands import print_results, print_usage_error
 
 OK, FAILED = 0, 1
 #: Shortest watchdog timeout: a board blocks for up to 20 s while it connects to a server.
@@ -131,6 +138,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "install this version's client on boards, over the network",
     )
     upgrade.add_argument("target", metavar="TARGET")
+    add_wait_options(upgrade)
     bridge = add_verb(
         "bridge",
         bridge_boards,
@@ -400,8 +408,12 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
 
 def upgrade_client(options: argparse.Namespace) -> int:
     """Install this version's client on boards, over the network."""
+    if error := wait_options_error(options):
+        return print_usage_error(error)
     with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
-        results = fleet[options.target].upgrade_client(progress=progress)
+        results = fleet[options.target].upgrade_client(progress=progress, **wait_keywords(options))
+    if all_wait(results):
+        return print_results(results, options)
     errors = {name: error_text(result.error) for name, result in results.failed.items()}
     if options.json:
         statuses = {

@@ -21,11 +21,16 @@ from typing import Any
 from cloudmanager import config, local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
-from cloudmanager.client.run_arguments import add_run_options, run_keywords
+from cloudmanager.client.run_arguments import (
+    add_run_options,
+    run_keywords,
+    wait_options_error,
+)
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import fleet_table, job_table, job_text
 from cloudmanager.display.wait_notice import WaitNotice
+from cloudmanager.display.waiting_view import waiting_table, waiting_text
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import fold_names, os_error_text
@@ -81,6 +86,11 @@ def add_job_verbs(add_verb: AddVerb) -> None:
     jobs = add_verb("job-list", job_list, "list running jobs, then recently ended ones")
     jobs.add_argument(
         "target", nargs="?", metavar="TARGET", help="boards whose jobs are listed (default: all)"
+    )
+    jobs.add_argument(
+        "--waiting",
+        action="store_true",
+        help="list the jobs that wait for their boards (--when-online)",
     )
     show = add_verb("job-show", job_show, "show how a job ended and the end of its output")
     show.add_argument("job", type=_job_number, metavar="JOB", help="number of the job")
@@ -234,6 +244,8 @@ def board_execute(options: argparse.Namespace) -> int:
     """Run a cell on boards."""
     from cloudmanager.display.terminal import follow_cell
 
+    if error := wait_options_error(options):
+        options.verb_parser.error(error)
     code = _read_code(options)
     given = run_keywords(options)
     argv = _board_argv(options)
@@ -242,6 +254,9 @@ def board_execute(options: argparse.Namespace) -> int:
         if options.json:
             results = boards.run(code, argv=argv, **given)
             print_json({name: result.to_json() for name, result in results.items()})
+        elif options.when_online:
+            results = boards.run(code, argv=argv, **given)
+            print_text(waiting_text(results))
         else:
             answers = _is_interactive()
             group = boards.submit(code, argv=argv, **given, listen=True, answers=answers)
@@ -305,8 +320,9 @@ def _is_interactive() -> bool:
 def job_list(options: argparse.Namespace) -> int:
     """List jobs."""
     with Fleet() as fleet:
-        jobs = fleet.jobs(options.target)
-    return print_outcome(options, jobs, job_table(jobs))
+        jobs = fleet.jobs(options.target, waiting=options.waiting)
+    text = waiting_table(jobs) if options.waiting else job_table(jobs)
+    return print_outcome(options, jobs, text)
 
 
 def job_show(options: argparse.Namespace) -> int:

@@ -11,10 +11,16 @@ import sys
 from cloudmanager.client.board_globs import has_pattern
 from cloudmanager.client.file_jobs import as_file_results
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.run_arguments import (
+    add_wait_options,
+    wait_keywords,
+    wait_options_error,
+)
 from cloudmanager.client.sources import expand_patterns, local_source
 from cloudmanager.display.file_report import files_lines, partial_text, single_failure_text
 from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import colour_lines, print_error
+from cloudmanager.display.waiting_view import all_wait, waiting_text
 from cloudmanager.results.results import Results
 
 from . import board_commands
@@ -32,6 +38,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="files or folders; the last may be their destination on the boards, such as :lib/ "
         "(default: their root); a folder is copied under its name, FOLDER/ without it",
     )
+    add_wait_options(up)
     down = add_verb("board-download", download, "copy a file or folder from boards")
     down.add_argument("target", metavar="TARGET")
     down.add_argument("path", metavar=":PATH", help="file or folder on the boards")
@@ -60,6 +67,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     same.add_argument(
         "--watch", action="store_true", help="sync again whenever a file in FOLDER is saved"
     )
+    add_wait_options(same)
     board = add_verb(
         "board", run_board_macro, "run a macro on boards, such as ls, cat, df or reset"
     )
@@ -70,6 +78,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     board.add_argument(
         "words", nargs="*", default=[], metavar="ARGUMENT", help="arguments of the macro"
     )
+    add_wait_options(board)
 
 
 def _macro_list() -> str:
@@ -82,6 +91,8 @@ def _macro_list() -> str:
 
 def upload(options: argparse.Namespace) -> int:
     """Copy files or folders to boards."""
+    if error := wait_options_error(options):
+        return print_usage_error(error)
     *sources, dest = options.sources
     if not _is_board_path(dest):
         sources, dest = options.sources, ":/"
@@ -96,7 +107,7 @@ def upload(options: argparse.Namespace) -> int:
     found = expand_patterns(sources)
     one = sources[0] if found == sources[:1] else found
     with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
-        results = fleet[options.target].put(one, dest, progress=progress)
+        results = fleet[options.target].put(one, dest, progress=progress, **wait_keywords(options))
     return print_results(results, options)
 
 
@@ -115,6 +126,13 @@ def download(options: argparse.Namespace) -> int:
 
 def sync(options: argparse.Namespace) -> int:
     """Make a folder on boards equal to a local one; with ``--watch``, repeat until Ctrl-C."""
+    if error := wait_options_error(options):
+        return print_usage_error(error)
+    if options.when_online and (options.delete or options.dry_run or options.watch):
+        return print_usage_error(
+            "--delete and --dry-run look at the boards, and --watch stays: none of them goes with "
+            "--when-online."
+        )
     folder = local_source(options.folder)
     if not folder.is_dir():
         number = errno.ENOTDIR if folder.exists() else errno.ENOENT
@@ -141,12 +159,17 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
             delete=options.delete,
             dry_run=options.dry_run,
             progress=progress,
+            **wait_keywords(options),
         )
     return print_results(results, options)
 
 
 def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
+    if error := wait_options_error(options):
+        return print_usage_error(error)
+    if options.when_online:
+        return _reset_when_online(options)
     if options.macro == board_commands.EDIT:
         results = board_commands.run_edit(
             lambda: open_fleet(options), options.target, options.words
@@ -162,6 +185,21 @@ def run_board_macro(options: argparse.Namespace) -> int:
     return print_results(
         results if options.json else board_commands.in_words(results, options.macro), options
     )
+
+
+def _reset_when_online(options: argparse.Namespace) -> int:
+    """Let the macro `reset` wait for its boards."""
+    words = [word for word in options.words if word != "--hard"]
+    if options.macro != "reset" or words:
+        return print_usage_error(
+            "of the macros, only `reset [--hard]` can wait for boards; "
+            "`mbm board-execute TARGET --when-online` runs any cell."
+        )
+    with open_fleet(options) as fleet:
+        results = fleet[options.target].reset(
+            hard="--hard" in options.words, **wait_keywords(options)
+        )
+    return print_results(results, options)
 
 
 def write_content(results: Results) -> bool:
@@ -185,6 +223,8 @@ def print_results(results: Results, options: argparse.Namespace) -> int:
     """Print the results of a verb; return the exit status."""
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
+    elif all_wait(results):
+        print(waiting_text(results), flush=True)
     elif len(results) == 1 and not results.ok:
         (result,) = results.values()
         if text := partial_text(result):

@@ -12,6 +12,11 @@ from cloudmanager.client.install_options import (
     install_keywords,
     install_options_error,
 )
+from cloudmanager.client.run_arguments import (
+    add_wait_options,
+    wait_keywords,
+    wait_options_error,
+)
 from cloudmanager.display.progress import ProgressBar
 
 from .commands import AddVerb, open_fleet
@@ -27,6 +32,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     remove.add_argument("target", metavar="TARGET")
     remove.add_argument("names", nargs="+", metavar="NAME")
     add_uninstall_options(remove)
+    add_wait_options(remove)
     show = add_verb("board-packages", packages, "list the packages installed on boards")
     show.add_argument("target", metavar="TARGET")
     newer = add_verb("board-upgrade", upgrade, "install the newest versions of packages on boards")
@@ -49,9 +55,15 @@ def install(options: argparse.Namespace) -> int:
 
 def uninstall(options: argparse.Namespace) -> int:
     """Uninstall packages."""
+    if error := wait_options_error(options):
+        return print_usage_error(error)
     with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].uninstall(
-            *options.names, force=options.force, dry_run=options.dry_run, progress=progress
+            *options.names,
+            force=options.force,
+            dry_run=options.dry_run,
+            progress=progress,
+            **wait_keywords(options),
         )
     return print_results(results, options)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Unpack
 
-from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions, WaitKeywords
 from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
@@ -17,9 +18,10 @@ from . import cells, restarts
 from .cells import Cell
 from .input_values import argv_assignment, prelude
 from .jobs import Event, JobGroup
-from .keywords import run_keywords
+from .keywords import run_keywords, wait_keywords
 from .progress import ProgressCallback
 from .verb import HasTarget, verb
+from .waiting import wait_options
 
 _NO_FILES: Final = ("", "-", "-c")  # `sys.argv[0]` of code that is in no file
 #: Cached, because the same cell is often run again.
@@ -74,8 +76,13 @@ class CellVerbs(HasTarget):
         return await _run_cell(self, make_cell(code, inputs, argv), run_options, progress)
 
     @verb
+    @wait_keywords
     async def reset(
-        self, *, hard: bool = False, progress: ProgressCallback | None = None
+        self,
+        *,
+        hard: bool = False,
+        progress: ProgressCallback | None = None,
+        **options: Unpack[WaitKeywords],
     ) -> Results:
         """Make a soft reset of each board, and wait until it has reconnected.
 
@@ -84,7 +91,12 @@ class CellVerbs(HasTarget):
         Args:
             hard: whether to reset the chip, as its RESET button does: ``app.py`` starts.
             progress: see ``run``.
+            options: see ``RunOptions``.
         """
+        run_options = wait_options(options)
+        if run_options.when_online:
+            cell = prepare_cached(restarts.RESET_CELL if hard else "")
+            return await _run_cell(self, cell, replace(run_options, fresh=True), None)
         if hard:
             return await restarts.reset_chips(self, progress)
         return await _run_cell(self, prepare_cached(""), RunOptions(fresh=True), progress)
@@ -98,7 +110,13 @@ class CellVerbs(HasTarget):
         return await restarts.start_bootloaders(self)
 
     @verb
-    async def upgrade_client(self, *, progress: ProgressCallback | None = None) -> Results:
+    @wait_keywords
+    async def upgrade_client(
+        self,
+        *,
+        progress: ProgressCallback | None = None,
+        **options: Unpack[WaitKeywords],
+    ) -> Results:
         """Install this version's client on the boards over the network, and restart them.
 
         A board whose new client does not start goes back to the old one.
@@ -106,12 +124,17 @@ class CellVerbs(HasTarget):
         Args:
             progress: called with a board, the bytes that are written there, and the total, which
                 is reached once the new client has worked; see ``ProgressCallback``.
+            options: see ``RunOptions``.
 
         Returns:
-            For each board, whether it runs the new client, or why not.
+            For each board, whether it runs the new client, or why not. With ``when_online``, each
+            board has three jobs that wait, and the results are of the last one.
         """
-        from .client_upgrade import ClientUpgrade  # its imports take 20 ms
+        from .client_upgrade import ClientUpgrade, submit_upgrade  # their imports take 20 ms
 
+        run_options = wait_options(options)
+        if run_options.when_online:
+            return await submit_upgrade(self, run_options)
         return await ClientUpgrade(self, progress).run()
 
     @verb

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from cloudmanager.board_client import client_files
@@ -23,11 +24,15 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from .cells import Cell, prepare_cell
+from .file_jobs import run_file_jobs, upload_content
 from .future import Future
 from .input_values import prelude
 from .jobs import JobGroup
 from .progress import ProgressCallback
+from .restarts import RESET_CELL
+from .sources import source_from_bytes
 from .verb import HasTarget
+from .waiting import WaitingUploadGroup
 
 PIECE_BYTES: Final = 1024  # small: a board has each piece in memory twice
 CELL_SECONDS: Final = 20.0
@@ -76,6 +81,49 @@ if kept:
 del cm_start, sys.modules['cm_start']
 kept
 """
+#: The second of three cells of an upgrade that waits: it restarts the board if all files are there.
+_CHECK_STAGED_CODE: Final = f"""
+import os
+if not ('cm.new' in os.listdir('/lib') and set(names) <= set(os.listdir('/lib/cm.new'))):
+    raise OSError('its new client was not written: the job before this one says why')
+open('/lib/cm.new/ok', 'w').close()
+{RESET_CELL}
+"""
+_CHECK_KEPT_CODE: Final = f"""{_CONFIRM_CODE.rpartition("kept")[0]}
+if not kept:
+    raise OSError('the new client did not start; the old one was restored')
+"""
+
+
+async def submit_upgrade(boards: HasTarget, options: RunOptions) -> Results:
+    """Let an upgrade wait for its boards: write the files, restart, confirm; three jobs each.
+
+    The jobs of one board run in this order. Each does nothing if the one before it failed.
+
+    Args:
+        boards: the boards.
+        options: how long it waits.
+
+    Returns:
+        For each board, the job that confirms the upgrade, with the status ``waiting``.
+    """
+    contents = {
+        path.rpartition("/")[2]: source_from_bytes(data) for path, data in client_files().items()
+    }
+    for source in contents.values():
+        await upload_content(boards.exchange(), source)
+    digests = {name: source.digest for name, source in contents.items()}
+    await run_file_jobs(boards, WaitingUploadGroup({"client": digests}, options))
+    names = {"names": sorted(digests)}
+    results = Results({})
+    for cell in (
+        prepare_cell(_CHECK_STAGED_CODE, prelude(names)),
+        prepare_cell(_CHECK_KEPT_CODE),
+    ):
+        group = JobGroup(cell, replace(options, timeout=CELL_SECONDS))
+        boards.exchange().submit(group, boards.target)
+        results = await group.completed()
+    return results
 
 
 class ClientUpgrade:

@@ -6,9 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cloudmanager.protocol.file_ops import FileOp
+from cloudmanager.protocol.run_options import WaitKeywords
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
@@ -31,11 +32,13 @@ from .file_jobs import (
     run_file_ops,
     run_file_ops_in_batches,
 )
+from .keywords import wait_keywords
 from .progress import ProgressCallback
 from .settings_jobs import run_settings_jobs
 from .several_paths import BoardPaths, SomeBoards, run_for_paths
 from .sources import PathLike, UploadOrigin
 from .verb import HasTarget, verb
+from .waiting import wait_options
 
 
 class FileVerbs(HasTarget):
@@ -229,12 +232,14 @@ class FileVerbs(HasTarget):
         return await board_copies.copy(self, path, to, progress)
 
     @verb
+    @wait_keywords
     async def put(
         self,
         source: UploadOrigin | Sequence[PathLike],
         dest: str = ":/",
         *,
         progress: ProgressCallback | None = None,
+        **options: Unpack[WaitKeywords],
     ) -> Results:
         """Copy files, folders or bytes to the boards; files that are equal there are not sent.
 
@@ -249,15 +254,18 @@ class FileVerbs(HasTarget):
             dest: path on the boards, such as ``:lib/``.
             progress: called with a board, the bytes transferred for it and the total; see
                 ``ProgressCallback``.
+            options: see ``RunOptions``.
 
         Returns:
-            For each board, how many bytes were written; its ``files`` says to how many files.
+            For each board, how many bytes were written; its ``files`` says to how many files. With
+            ``when_online``, results with the status ``waiting``: ``Fleet.job`` returns how they
+            ended.
 
         Raises:
             OSError: a source does not exist, or the only one cannot be read; nothing was sent.
             ValueError: two files would be written to one path; nothing was sent.
         """
-        return await uploads.upload(self, source, dest, progress)
+        return await uploads.upload(self, source, dest, progress, wait_options(options))
 
     @verb
     async def put_each(
@@ -352,6 +360,7 @@ class FileVerbs(HasTarget):
         return await run_for_paths(self, path, read_path, b"".join)
 
     @verb
+    @wait_keywords
     async def sync(
         self,
         folder: PathLike,
@@ -360,6 +369,7 @@ class FileVerbs(HasTarget):
         delete: bool = False,
         dry_run: bool = False,
         progress: ProgressCallback | None = None,
+        **options: Unpack[WaitKeywords],
     ) -> Results:
         """Make a folder on the boards equal to a local one; only differences are sent.
 
@@ -374,6 +384,7 @@ class FileVerbs(HasTarget):
             delete: whether to delete files on the boards that do not exist locally.
             dry_run: only compute the plan.
             progress: see ``put``.
+            options: see ``RunOptions``.
 
         Returns:
             For each board, a ``SyncPlan``: put, delete, same, size_bytes. It has failed if a local
@@ -381,8 +392,13 @@ class FileVerbs(HasTarget):
 
         Raises:
             OSError: the folder does not exist.
+            ValueError: the options exclude each other.
         """
-        request = syncing.SyncRequest(sources.local_source(folder), dest, delete, dry_run)
+        run_options = wait_options(options)
+        if run_options.when_online and (delete or dry_run):
+            raise ValueError("delete and dry_run look at the boards: they cannot wait for them.")
+        local = sources.local_source(folder)
+        request = syncing.SyncRequest(local, dest, delete, dry_run, run_options)
         return await syncing.sync(self, request, progress)
 
 

@@ -21,6 +21,7 @@ from cloudmanager.protocol.errors import (
     ServerError,
 )
 from cloudmanager.protocol.file_ops import FileOp, decode_path, disk_space
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.results.board_values import UnreadableValue, parse_value
 from cloudmanager.results.results import Result
 
@@ -284,6 +285,7 @@ class FileJobGroup(JobGroup):
         make_value: makes a result's value from the results of the operations.
         sink: receives the bytes of files that boards send.
         on_moved: called with a board and the bytes that its job has transferred.
+        options: how they are run.
 
     Attributes:
         failures: board -> the local error that ended its job, such as a full disk.
@@ -296,8 +298,9 @@ class FileJobGroup(JobGroup):
         make_value: Callable[[list[Any]], Any] = list,
         sink: ByteSink | None = None,
         on_moved: OnMoved | None = None,
+        options: RunOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__(_EMPTY_CELL)
+        super().__init__(_EMPTY_CELL, options)
         self.ops = ops
         self.make_value = make_value
         self.failures: dict[str, Exception] = {}

@@ -172,9 +172,16 @@ class FleetVerbs(HasExchange):
         return str(await self.exchange().request("secret-remove", {"name": name}))
 
     @verb
-    async def jobs(self, target: str | None = None) -> JobList:
-        """Return running and queued jobs of all users, then jobs that ended recently."""
-        return JobList(await self.exchange().request("jobs", {"target": target}))
+    async def jobs(self, target: str | None = None, *, waiting: bool = False) -> JobList:
+        """Return running and queued jobs of all users, then jobs that ended recently.
+
+        Args:
+            target: the boards; None for all.
+            waiting: return the jobs that wait for their boards instead, the oldest first; each has
+                ``expires``, when it ends if it has not run.
+        """
+        body = {"target": target, "waiting": waiting} if waiting else {"target": target}
+        return JobList(await self.exchange().request("jobs", body))
 
     @verb
     async def job(self, number: int) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any, Final, TypedDict, cast
 
 from cloudmanager import config
 from cloudmanager.protocol.option_info import option, option_infos
+from cloudmanager.protocol.run_options import RunOptions
 
+from .run_arguments import span_argument, wait_options_error
 from .sources import PathLike
 from .text_files import read_text
 
@@ -31,6 +33,8 @@ class InstallKeywords(TypedDict, total=False):
     indexes: Mapping[str, str] | None
     force: bool
     dry_run: bool
+    when_online: bool
+    expires: float | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class InstallOptions:
     )
     force: bool = option(False, "overwrite files of other packages, and your own", "--force")
     dry_run: bool = option(False, "only show what would be done", "--dry-run")
+    when_online: bool = option(False, *option_infos(RunOptions)["when_online"])
+    expires: float | None = option(None, *option_infos(RunOptions)["expires"])
 
     def plan_options(self) -> dict[str, Any]:
         """Return the options that the server's plan depends on.
@@ -109,7 +115,12 @@ def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
         )
     else:
         parser.add_argument(
-            info.flag, dest=name, default=default, metavar=info.metavar, help=info.text
+            info.flag,
+            dest=name,
+            type=span_argument if name == "expires" else str,
+            default=default,
+            metavar=info.metavar,
+            help=info.text,
         )
 
 
@@ -125,4 +136,4 @@ def install_options_error(options: argparse.Namespace) -> str:
         return "--locked needs a lock file: name it with --lock FILE."
     if not (options.names or options.file or options.locked):
         return f"Name what to install: {NAME_HELP}."
-    return ""
+    return wait_options_error(options)

@@ -19,7 +19,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names
-from cloudmanager.results.results import Result, Results
+from cloudmanager.results.results import WAITING, Result, Results, waiting_text
 from cloudmanager.results.rows import MAX_HTML_ROWS, html_rows
 
 from .cells import Cell, map_traceback
@@ -173,6 +173,14 @@ class Job:
         if self.result is not None:
             return []
         return self._add_output(b"", final=True) + self._finish("lost", why=why)
+
+    def end_as_waiting(self, until: float) -> list[Event]:
+        """End the job for this caller: the server keeps it until its board is there.
+
+        Args:
+            until: when it ends if it has not run, in seconds since 1970.
+        """
+        return self._finish(WAITING, why=waiting_text(until))
 
     def _add_output(self, output: bytes, *, final: bool = False) -> list[Event]:
         text = self._decoder.decode(output, final=final)
@@ -418,7 +426,11 @@ class JobGroup:
         interrupt_jobs: Callable[[list[int]], None],
         answer_input: Callable[[int, str | None], None],
     ) -> dict[int, Job]:
-        """Make the jobs that the server lists in ACCEPTED; return them by number."""
+        """Make the jobs that the server lists in ACCEPTED.
+
+        Returns:
+            Those about which messages follow, by number: not those that wait for their boards.
+        """
         self._interrupt_jobs, self._answer_input = interrupt_jobs, answer_input
         jobs = {number: self._make_job(number, board) for number, board in body["jobs"]}
         self.jobs = {job.board: job for job in jobs.values()}
@@ -427,6 +439,12 @@ class JobGroup:
         for number, *wait in body.get("queued", ()):
             self._on_event(jobs[number].mark_queued(read_wait(*wait)))
         self.accepted.set_result(None)
+        if "waiting" in body:  # no message about these jobs follows
+            if self._interrupt_requested:
+                interrupt_jobs(list(jobs))
+            for job in jobs.values():
+                self._handle_events(job.end_as_waiting(float(body["waiting"])))
+            return {}
         if self._interrupt_requested:
             self.interrupt()
         if not jobs:

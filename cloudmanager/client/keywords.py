@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from cloudmanager.protocol.option_info import option_infos
-from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions, WaitKeywords
 
 _TEXT_WIDTH: Final = 72  # of a line of a docstring, without its indentation
 
@@ -75,3 +75,5 @@ def _docstring(function: F, keywords: type, options: type) -> str | None:
 
 #: Decorates a function that takes ``**options: Unpack[RunKeywords]``.
 run_keywords = show_keywords(RunKeywords, RunOptions)
+#: Decorates a function that takes ``**options: Unpack[WaitKeywords]``.
+wait_keywords = show_keywords(WaitKeywords, RunOptions)

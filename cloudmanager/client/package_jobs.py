@@ -14,6 +14,7 @@ from cloudmanager import config
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.names import find_installed
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
@@ -33,6 +34,7 @@ class PackageJobGroup(FileJobGroup):
         request: what the server does.
         make_value: makes a result's value from what the server reports about a board.
         progress: called with a board, the bytes that were transferred for it and the total.
+        options: how it is run.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class PackageJobGroup(FileJobGroup):
         request: Mapping[str, Any],
         make_value: Callable[[list[Any]], Any],
         progress: ProgressCallback | None = None,
+        options: RunOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__((), make_value=make_value)
+        super().__init__((), make_value=make_value, options=options)
         self._request = request
         self._progress = progress
         self._totals: dict[str, int] = {}
@@ -79,11 +82,13 @@ class InstallRequest:
         requirements: as people write them.
         plan_options: the options that the plan depends on.
         change_options: `force`, `dry_run`.
+        run_options: whether it waits for its boards.
     """
 
     requirements: Sequence[str]
     plan_options: Mapping[str, Any]
     change_options: Mapping[str, Any]
+    run_options: RunOptions = DEFAULT_OPTIONS
 
 
 async def install_packages(
@@ -120,14 +125,16 @@ async def install_packages(
     indexes = request.plan_options.get("indexes", {})
     body["indexes"] = {alias: config.with_netrc(url) for alias, url in indexes.items()}
     body["target"] = target or boards.target
+    if request.run_options.when_online:
+        body["when_online"] = True
     plan = await boards.exchange().request("plan", body)
-    results = await run_package_job(
-        boards,
+    group = PackageJobGroup(
         {"plan": plan["number"], **request.change_options},
         InstallResult.from_op_results,
-        target=target,
-        progress=progress,
+        progress,
+        request.run_options,
     )
+    results = await run_file_jobs(boards, group, target)
     return results, plan["lock"]
 
 

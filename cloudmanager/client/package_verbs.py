@@ -9,18 +9,21 @@ from typing import Any, Unpack
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.run_options import WaitKeywords
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from . import files, package_jobs
+from .file_jobs import run_file_jobs
 from .install_options import InstallKeywords, InstallOptions
-from .keywords import show_keywords
+from .keywords import show_keywords, wait_keywords
 from .local_packages import is_local_source, local_package_name
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
 from .sources import resolve_links
 from .text_files import read_text
 from .verb import HasTarget, verb
+from .waiting import wait_options
 
 
 class PackageVerbs(HasTarget):
@@ -50,20 +53,23 @@ class PackageVerbs(HasTarget):
             options: see ``InstallOptions``.
 
         Returns:
-            For each board, an ``InstallResult`` (packages, put, removed, size_bytes, notes …).
+            For each board, an ``InstallResult`` (packages, put, removed, size_bytes, notes …). With
+            ``when_online``, results with the status ``waiting``.
 
         Raises:
             PackageError: the packages cannot be resolved or fetched; nothing was sent.
             OSError: a local file cannot be read.
         """
         install = InstallOptions(**options)
+        waits = WaitKeywords(when_online=install.when_online, expires=install.expires)
+        run_options = wait_options(waits)
         wanted = list(requirements)
         if install.file is not None:
             wanted += _read_requirements(Path(install.file))
         if not wanted and not install.locked:
             raise PackageError("no package to install was named")
         changes = {"force": install.force, "dry_run": install.dry_run}
-        request = package_jobs.InstallRequest(wanted, install.plan_options(), changes)
+        request = package_jobs.InstallRequest(wanted, install.plan_options(), changes, run_options)
         results, lock_text = await package_jobs.install_packages(self, request, progress=progress)
         changed = any(result.ok for result in results.values()) and not install.dry_run
         if install.lock is not None and not install.locked and changed:
@@ -71,12 +77,14 @@ class PackageVerbs(HasTarget):
         return results
 
     @verb
+    @wait_keywords
     async def uninstall(
         self,
         *packages: str,
         force: bool = False,
         dry_run: bool = False,
         progress: ProgressCallback | None = None,
+        **options: Unpack[WaitKeywords],
     ) -> Results:
         """Uninstall packages; with ``force``, even if others need them.
 
@@ -85,15 +93,17 @@ class PackageVerbs(HasTarget):
             force: whether to uninstall packages that others need.
             dry_run: only return what would be done.
             progress: see ``install``.
+            options: see ``RunOptions``.
 
         Returns:
             For each board, an ``InstallResult``; ``removed`` are the files that were deleted.
         """
         names = [local_package_name(text) if is_local_source(text) else text for text in packages]
         request = {"remove": names, "force": force, "dry_run": dry_run}
-        return await package_jobs.run_package_job(
-            self, request, InstallResult.from_op_results, progress=progress
+        group = package_jobs.PackageJobGroup(
+            request, InstallResult.from_op_results, progress, wait_options(options)
         )
+        return await run_file_jobs(self, group)
 
     @verb
     async def packages(self) -> Results:

@@ -10,8 +10,12 @@ from cloudmanager.protocol.run_options import (
     DEFAULT_OPTIONS,
     RunKeywords,
     RunOptions,
+    WaitKeywords,
     parse_seconds,
 )
+from cloudmanager.protocol.spans import parse_span
+
+from .waiting import MAX_WAIT_SECONDS
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +27,53 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 info.flag,
                 dest=name,
-                type=seconds_argument,
+                type=span_argument if name == "expires" else seconds_argument,
                 default=getattr(DEFAULT_OPTIONS, name),
                 metavar=info.metavar,
                 help=info.text,
             )
         else:
             parser.add_argument(info.flag, dest=name, action="store_true", help=info.text)
+
+
+def add_wait_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--when-online`` and ``--expires`` to a verb that runs no cell."""
+    infos = option_infos(RunOptions)
+    when, expires = infos["when_online"], infos["expires"]
+    parser.add_argument(when.flag, dest="when_online", action="store_true", help=when.text)
+    parser.add_argument(
+        expires.flag,
+        dest="expires",
+        type=span_argument,
+        metavar=expires.metavar,
+        help=expires.text,
+    )
+
+
+def wait_keywords(options: argparse.Namespace) -> WaitKeywords:
+    """Return parsed options as keywords of verbs that can wait for boards."""
+    return {"when_online": options.when_online, "expires": options.expires}
+
+
+def wait_options_error(options: argparse.Namespace) -> str:
+    """Return what is wrong with a combination of options; "" if nothing is."""
+    if options.expires is not None and not options.when_online:
+        return "--expires needs --when-online: it says how long the work waits for its boards."
+    if options.when_online and getattr(options, "wait", 0):
+        return "--wait keeps this command waiting, and --when-online does not: give one of them."
+    return ""
+
+
+def span_argument(text: str) -> float:
+    """Parse a span such as 7d, or a number of seconds; an argparse type."""
+    try:
+        seconds = float(parse_span(text)) if text[-1:].isalpha() else parse_seconds(text)
+    except ValueError:
+        message = f"{text!r} is not a span such as 90s, 10m, 12h, 30d or 8w."
+        raise argparse.ArgumentTypeError(message) from None
+    if seconds > MAX_WAIT_SECONDS:
+        raise argparse.ArgumentTypeError("work waits for its boards for 30 days at most.")
+    return seconds
 
 
 def run_keywords(options: argparse.Namespace) -> RunKeywords:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol.file_ops import STARTER_PATHS, FileOp, belongs_to_client
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
@@ -25,7 +26,7 @@ from .moves import is_file, is_folder, kind_op
 from .progress import ProgressCallback
 from .runner import gather
 from .text_files import read_text
-from .uploads import UploadItem, UploadPlan, add_folder, upload_items
+from .uploads import UploadItem, UploadPlan, add_folder, upload_items, upload_when_online
 from .verb import HasTarget
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class SyncRequest(NamedTuple):
     dest: str
     delete: bool
     dry_run: bool
+    options: RunOptions = DEFAULT_OPTIONS
 
 
 async def sync(
@@ -106,6 +108,8 @@ async def sync(
         request = request._replace(delete=False)
         local.unreadable.append(OSError(errno.EIO, _NOTHING_DELETED, str(folder)))
     local = local._replace(folders=[path for path in local.folders if path != base])
+    if request.options.when_online:
+        return await upload_when_online(boards, local, request.options)
     wanted = _WantedPaths(local, base)
     refused, target = await name_case.check_names(boards, list(wanted.sizes), local.folders)
     if not target:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.file_ops import FileOp, is_essential, touches_starter
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names, one_line
 from cloudmanager.results.results import Result, Results
 
@@ -32,6 +33,7 @@ from .progress import ProgressCallback
 from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
 from .verb import HasTarget
+from .waiting import submit_upload
 
 #: What is run on boards if there is nothing to do, so that each of them has a result.
 _NO_OPS: Final[Sequence[FileOp]] = (["stat", "/"],)
@@ -66,12 +68,17 @@ class UploadPlan(NamedTuple):
         """Return a plan without anything."""
         return cls([], [], [], [], [])
 
+    def with_items(self, items: Sequence[UploadItem]) -> UploadPlan:
+        """Return a copy with other files."""
+        return self._replace(items=list(items))
+
 
 async def upload(
     boards: HasTarget,
     source: UploadOrigin | Sequence[PathLike],
     dest: str,
     progress: ProgressCallback | None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Results:
     """Copy files to the boards: see ``FileVerbs.put``."""
     dest_path = board_paths.parse_board_path(dest)
@@ -82,6 +89,8 @@ async def upload(
         if is_folder:
             raise ValueError(f"bytes need a file name after {dest}")
         item = UploadItem(sources.source_from_bytes(source), dest_path)
+        if options.when_online:
+            return await upload_when_online(boards, UploadPlan.empty().with_items([item]), options)
         return _explain_folders(await upload_items(boards, boards.target, [item], progress), dest)
     if isinstance(source, str | os.PathLike):
         origins = [source]
@@ -92,6 +101,8 @@ async def upload(
     errors = [*plan.unreadable, *plan.unsendable]
     if errors and not plan.items and not plan.folders:
         raise join_errors(errors)
+    if options.when_online:
+        return await upload_when_online(boards, plan, options)
     results = await _upload_plan(boards, plan, progress)
     results = add_errors(_add_notes(results, plan.notes), errors)
     return results if is_folder else _explain_folders(results, dest)
@@ -108,6 +119,26 @@ async def _upload_plan(
         return refused
     results = await upload_items(boards, target, plan.items, progress, plan.folders)
     return Results({**refused, **results}, refused.left_out or results.left_out)
+
+
+async def upload_when_online(boards: HasTarget, plan: UploadPlan, options: RunOptions) -> Results:
+    """Let the server copy what a plan contains to each board when that is there.
+
+    Raises:
+        ValueError: two names differ in case only: nobody can ask the boards whether that matters.
+    """
+    pairs = name_case.find_same_names([item.path for item in plan.items], plan.folders)
+    if pairs:
+        path, other = pairs[0]
+        raise ValueError(f":{path} and :{other} may be one file on a board; nothing waits")
+    for item in plan.items:
+        await upload_content(boards.exchange(), item.source)
+    ops = [op for op in _upload_ops(plan.items) if op[0] != "hash"]
+    ops += [["makedirs", path] for path in plan.folders]
+    if not ops:
+        raise ValueError("there is nothing to copy")
+    results = await submit_upload(boards, ops, options)
+    return add_errors(results, [*plan.unreadable, *plan.unsendable])
 
 
 def _add_notes(results: Results, notes: Sequence[str]) -> Results:

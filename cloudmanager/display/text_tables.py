@@ -101,6 +101,9 @@ def job_text(job: Mapping[str, Any]) -> str:
     if job.get("board_removed"):
         board = f"a board that was removed from the fleet (id {board})"
     head = f"job {job['job']} on {board}: {job['status'] or job['state']}{took}"
+    if job["state"] == "waiting":
+        when = f"until {format_time(job['expires'])}, submitted {format_time(job['created'])}"
+        return sanitize_text(f"{head} {when}, for {job['caller']}")
     parts = [head + f", for {job['caller']}, started {format_time(job['started'])}"]
     if job["kind"]:
         parts.append(f"what: {shorten(what_text(job), MAX_JOB_CHARS)}")

@@ -26,6 +26,15 @@ class RunKeywords(TypedDict, total=False):
     timeout: float | None
     fresh: bool
     wait: float
+    when_online: bool
+    expires: float | None
+
+
+class WaitKeywords(TypedDict, total=False):
+    """Those of ``RunKeywords`` that verbs about files, packages and resets take, too."""
+
+    when_online: bool
+    expires: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class RunOptions:
         timeout: seconds that it may run, after it was sent to the board; None for no limit.
         fresh: whether each board makes a soft reset first.
         wait: seconds to wait for boards that are not connected.
+        when_online: whether the server keeps it, for days, until each board is there.
+        expires: seconds after which it ends where it has not run, with ``when_online``; None for
+            a week.
         answers: whether somebody answers ``input()``.
         idle: whether only boards that are idle run it; the others are left out.
     """
@@ -50,6 +62,19 @@ class RunOptions:
     )
     wait: float = option(
         0.0, "wait up to S seconds for offline boards to connect (default: 0)", "--wait", "S"
+    )
+    when_online: bool = option(
+        False,
+        "leave it to the server, which runs it on each board of the target, connected or not, "
+        "when the board is there",
+        "--when-online",
+    )
+    expires: float | None = option(
+        None,
+        "with --when-online, how long it waits at most, such as 90m or 7d; a number means seconds "
+        "(default: 7d; at most 30d)",
+        "--expires",
+        "T",
     )
     answers: bool = option(False, "whether somebody answers input()")
     idle: bool = option(False, "leave out boards that are busy")
@@ -74,12 +99,15 @@ class RunOptions:
         return cls(**{name: fields[name] for name in _DEFAULTS if name in fields})
 
     @classmethod
-    def from_wire(cls, head: Mapping[str, Any], max_seconds: float) -> RunOptions:
+    def from_wire(
+        cls, head: Mapping[str, Any], max_seconds: float, max_expires: float
+    ) -> RunOptions:
         """Return the options in the JSON of a SUBMIT, checked.
 
         Args:
             head: the JSON; entries that are no options are ignored.
-            max_seconds: the greatest value of an option in seconds.
+            max_seconds: the greatest value of an option in seconds, but for ``expires``.
+            max_expires: the greatest value of ``expires``, in seconds.
 
         Raises:
             ServerError: an option is invalid.
@@ -91,12 +119,36 @@ class RunOptions:
                 continue
             if isinstance(default, bool):
                 given[name] = bool(value)
-            elif isinstance(value, int | float) and 0 < value <= max_seconds:
-                given[name] = float(value)
             else:
-                days = max_seconds / 86400
-                raise ServerError(f"{name} is a number of seconds above 0, at most {days:g} days")
-        return cls(**given)
+                limit = max_expires if name == "expires" else max_seconds
+                given[name] = _check_seconds(name, value, limit)
+        options = cls(**given)
+        if why := options.contradiction():
+            raise ServerError(why)
+        return options
+
+    def contradiction(self) -> str:
+        """Return why these options exclude each other; "" if they do not."""
+        if self.expires is not None and not self.when_online:
+            return "expires is for work that waits for its boards: give when_online, too"
+        if self.when_online and self.wait:
+            return "wait keeps the caller waiting, and when_online does not: give one of them"
+        if self.when_online and self.idle:
+            return "when_online is for boards that may be away, and idle for those that are free"
+        return ""
+
+
+def _check_seconds(name: str, value: Any, limit: float) -> float:
+    """Return the value of an option in seconds.
+
+    Raises:
+        ServerError: it is not one.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= limit:
+        days = limit / 86400
+        raise ServerError(f"{name} is a number of seconds above 0, at most {days:g} days")
+    return float(value)
 
 
 #: Name -> default of each option.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The longest integer, in bits, that is converted to JSON: Python refuses to write 4,300 digits.
 MAX_JSON_BITS: Final = 8192
+#: The status of a job that the server keeps until its board is there.
+WAITING: Final = "waiting"
 _SUMMARY_CHARS: Final = 80
 _UP_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
 
@@ -27,7 +30,8 @@ class Result:
     Attributes:
         board: the board's name.
         job: the job's number.
-        status: ok, error, interrupted, timeout, offline or lost.
+        status: ok, error, interrupted, timeout, offline or lost; or waiting: the server keeps the
+            job until its board is there, and ``Fleet.job`` returns how it ended.
         stdout: what the job printed, with LF for CRLF; only the end of it if ``truncated``.
         text: the value's ``repr`` as the board wrote it; empty for None.
         traceback: the board's own traceback, with the line numbers of the cell; empty if ok.
@@ -51,8 +55,8 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the job ended without an error."""
-        return self.status == "ok"
+        """Whether the job ended without an error, or waits for its board."""
+        return self.status in ("ok", WAITING)
 
     @property
     def value(self) -> Any:
@@ -66,7 +70,7 @@ class Result:
         """
         if self.error is not None:
             raise self.error
-        if not self.text:
+        if not self.text:  # also that of a job that waits
             return None
         if self.value_truncated:
             return Repr(self.text, "the end of it is missing")
@@ -75,7 +79,7 @@ class Result:
     @property
     def error(self) -> Exception | None:
         """The exception that ``raise_for_error`` raises for this board; None if ok."""
-        if self.status == "ok":
+        if self.ok:
             return None
         if self.status == "offline":
             return BoardOffline(self.board, why=self.why)
@@ -97,12 +101,13 @@ class Result:
             "value": json_value,
             "error": None if self.error is None else (self.traceback or self.why or self.status),
             "elapsed": round(self.elapsed, 6),
+            **({"job": self.job, "why": self.why} if self.status == WAITING else {}),
         }
 
     def __repr__(self) -> str:
         """Return the outcome in one line."""
         if self.ok:
-            outcome = self.text
+            outcome = self.text or self.why
         else:
             last_error = _last_error(self.traceback)
             outcome = last_error[0] if last_error else self.why
@@ -136,7 +141,7 @@ class Results(Mapping[str, Result]):
 
     @property
     def ok(self) -> bool:
-        """Whether the job ended without an error on every board."""
+        """Whether the job ended without an error on every board, or waits for it."""
         return all(result.ok for result in self._results.values())
 
     @property
@@ -208,10 +213,20 @@ class Results(Mapping[str, Result]):
         return "\n".join(lines) if lines else "<no results>"
 
 
+def waiting_text(until: float) -> str:
+    """Return a few words about a job that waits for its board.
+
+    Args:
+        until: when it ends if it has not run, in seconds since 1970.
+    """
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+    return f"waits for the board until {when}"
+
+
 def _summarize_result(result: Result) -> str:
     """Return a result's value, output or error in one line."""
     if result.ok:
-        return _one_line(result.text or result.stdout.strip() or "ok")
+        return _one_line(result.text or result.stdout.strip() or result.why or "ok")
     last = _last_error(result.traceback)
     reason = ": ".join(part for part in last if part) if last else result.why
     return _one_line(f"{result.status} ({reason})" if reason else result.status)

@@ -21,6 +21,7 @@ from cloudmanager.server_options import ServerOptions
 from . import cleanup
 from .api.request_context import Services
 from .api.subscriptions import Subscriptions
+from .api.waiting_work import WaitingWorkReader
 from .auth.audit import AuditLog
 from .auth.caller_links import CallerLinks
 from .auth.enrolment import Enrolment, EnrolmentServices
@@ -202,6 +203,10 @@ class Server:
             limits=limits,
         )
 
+        self.waiting_work = WaitingWorkReader(self.installs)
+        self.dispatch.waiting.read_cell = self.waiting_work.read_cell
+        self.dispatch.waiting.permission_check = self.permission.refusal_reason
+
         # Other servers
         self.cluster = self._make_cluster(environment.pubsub)
         self.board_logs.listeners.append(self.subscriptions.on_log)
@@ -261,6 +266,7 @@ class Server:
             bad_login_rate=rate(limits.bad_logins_per_minute),
             work_shares=WorkShares(limits),
             unfinished=UnfinishedMessages(limits, self.loop_clock.call_later, self.loop_clock.time),
+            waiting_work=self.waiting_work,
             long_replies=asyncio.Semaphore(limits.undivided_replies),
             call_later=self.loop_clock.call_later,
         )

@@ -108,6 +108,20 @@ class Limits:
     tokens: int = 1000  # valid ones; of the others, only the newest ones are listed, as many
     token_seconds: float = 10 * 366 * 86400.0  # the longest life of a token that expires
 
+    # Work that waits for boards, in the store.
+    waiting_jobs: int = 100_000  # of all callers
+    waiting_jobs_per_token: int = 1000
+    reserved_waiting_jobs: int = 5000  # of these, for administrators
+    waiting_seconds: float = 30 * 86400.0  # the longest wait
+    waiting_default_seconds: float = 7 * 86400.0  # where a caller does not say how long
+    waiting_work_bytes: int = 32 * MIB  # of one cell, or of all files of one upload or install
+    waiting_token_bytes: int = 128 * MIB
+    waiting_page: int = 5000  # that are read from the store at once, for a list
+    upload_ops: int = 2000  # files and folders of one upload that waits
+    blob_bytes: int = 1024 * MIB  # of all, and of the files of generations
+    reserved_waiting_bytes: int = 64 * MIB  # of these, for administrators
+    output_chars: int = 64 * MIB  # of what jobs printed that have waited; the oldest go first
+
     # Files.
     content_bytes: int = 64 * MIB  # of one file for boards
     #: Of files on disk: those that are kept to be used again, unfinished uploads, and what jobs and

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.text import one_line
-from cm_server.installs import board_install, board_settings
+from cm_server.installs import board_install, board_settings, upload_job
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
 from cm_server.installs.mounts import MountOwner, MountSpec
+from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
 
@@ -26,6 +28,7 @@ class JobRequest(NamedTuple):
         verb: the verb in the audit log.
         detail: the details in the audit log.
         kind: as in ``Cell``.
+        contents: the contents of the files that are sent, besides those of a plan.
     """
 
     code: bytes
@@ -33,20 +36,45 @@ class JobRequest(NamedTuple):
     verb: str = "submit"
     detail: str = ""
     kind: str = "cell"
+    contents: Sequence[Content] = ()
 
 
 class Caller(MountOwner, Protocol):
     """The link of a caller."""
 
 
+class JobInputs(NamedTuple):
+    """Where a request's contents and plans are.
+
+    Attributes:
+        find_content: returns the content with a SHA-256; None if it is not there.
+        find_plan: returns the plan that a request names; raises ServerError if it is not there.
+        mount_owner: the caller, whose folder may be mounted; None for work that waits.
+    """
+
+    find_content: Callable[[str], Content | None]
+    find_plan: Callable[[object], PreparedPlan]
+    mount_owner: MountOwner | None = None
+
+
+def inputs_of(services: InstallServices, caller: Caller) -> JobInputs:
+    """Return the contents that a caller's token has uploaded, and the plans of its link."""
+    owner = caller.token.hash
+    return JobInputs(
+        lambda digest: services.content_store.get(digest, owner),
+        lambda number: services.plan_cache.get(caller, number),
+        caller,
+    )
+
+
 def read_job_request(
-    services: InstallServices, caller: Caller, head: dict[str, Any], code: bytes, boards: int
+    services: InstallServices, inputs: JobInputs, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Check a SUBMIT: a cell, a list of file operations, an install, settings, or a mount.
+    """Check a SUBMIT: a cell, file operations, files, an install, settings, or a mount.
 
     Args:
-        services: with the contents and plans that the request refers to.
-        caller: the caller's link; plans belong to a link, and uploaded contents to its token.
+        services: what transfers and installs need.
+        inputs: the contents and plans that the request refers to.
         head: the JSON head of the message.
         code: the rest of the message: a cell, or nothing.
         boards: the number of boards; the more, the smaller the windows of their transfers.
@@ -55,16 +83,25 @@ def read_job_request(
         ServerError: it is invalid, or refers to a content or plan that is not on the server.
     """
     if "acts" in head:
-        packed, files = read_file_ops(services, caller.token.hash, head["acts"], boards)
-        return JobRequest(packed, files, detail=describe_file_ops(head["acts"]), kind="files")
+        packed, files = read_file_ops(services, inputs.find_content, head["acts"], boards)
+        detail = describe_file_ops(head["acts"])
+        return JobRequest(packed, files, detail=detail, kind="files", contents=files.contents)
+    if "upload" in head:
+        upload, contents = upload_job.read_upload_job(
+            services, inputs.find_content, head["upload"], boards
+        )
+        detail = _describe_upload(head["upload"])
+        return JobRequest(upload.code, upload, detail=detail, kind="files", contents=contents)
     if "packages" in head:
         request = head["packages"]
-        spec = board_install.read_package_job(services, caller, request, boards)
-        plan = services.plan_cache.get(caller, request["plan"]) if "plan" in request else None
+        spec = board_install.read_package_job(services, inputs.find_plan, request, boards)
+        plan = inputs.find_plan(request["plan"]) if "plan" in request else None
         verb, detail = board_install.describe_for_audit(request, plan)
         return JobRequest(spec.code, spec, verb, detail, verb)
     if "mount" in head:
-        mount, detail = services.mounts.read_request(caller, head["mount"])
+        if inputs.mount_owner is None:
+            raise ServerError("a folder of the caller cannot be mounted by work that waits")
+        mount, detail = services.mounts.read_request(inputs.mount_owner, head["mount"])
         return JobRequest(mount.code, mount, "mount", detail, "mount")
     if "settings" in head:
         settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
@@ -74,13 +111,16 @@ def read_job_request(
 
 
 def read_file_ops(
-    services: InstallServices, owner: str, ops: object, boards: int
+    services: InstallServices,
+    find_content: Callable[[str], Content | None],
+    ops: object,
+    boards: int,
 ) -> tuple[bytes, FileTransferSpec]:
     """Check a list of file operations.
 
     Args:
-        services: with the uploaded contents.
-        owner: identifies the caller's token, which has to have uploaded the contents.
+        services: what transfers need.
+        find_content: returns an uploaded content by its SHA-256; None if there is none.
         ops: the operations in the caller's form, not checked yet.
         boards: the number of boards.
 
@@ -98,7 +138,7 @@ def read_file_ops(
     board_ops = []
     for op in checked:
         if op[0] == "put":
-            content = services.content_store.get(op[2], owner)
+            content = find_content(op[2])
             if content is None:
                 raise ServerError(f"the content for {op[1]} was not uploaded")
             contents.append(content)
@@ -114,6 +154,12 @@ def read_file_ops(
     if len(code) > max_bytes:
         raise ServerError(f"the file operations of one job may have at most {max_bytes} bytes")
     return code, FileTransferSpec(ack_bytes, tuple(contents), "get" in names, replaces_starter)
+
+
+def _describe_upload(request: dict[str, Any]) -> str:
+    if "client" in request:
+        return "a new client"
+    return describe_file_ops(request["acts"])
 
 
 def describe_file_ops(ops: list[list[Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
@@ -12,6 +13,7 @@ from cm_server.auth import access
 from cm_server.jobs.job_history import describe_row
 from cm_server.jobs.model import Job
 from cm_server.store.rows import MAX_JOB_ID, JobRow
+from cm_server.store.waiting_rows import WaitingRow
 
 from .request_context import RequestContext, resolve_boards
 from .request_limits import is_whole_number
@@ -28,20 +30,36 @@ def interrupt_jobs(context: RequestContext) -> Any:
     context.audit_entry.detail = fold_names(valid)
     jobs = services.dispatch.jobs
     found = [jobs[n] for n in numbers if n in jobs and _may_access_job(context, jobs[n])]
-    unknown = set(numbers) - jobs.keys()  # before those that were not sent end, and are forgotten
+    # Before those that were not sent end, and are forgotten.
+    unknown = {n for n in numbers if n not in jobs and 0 < n <= MAX_JOB_ID}
     boards = {job.board.id for job in found}
     for job in found:
         services.dispatch.interrupt(job)
     context.audit_entry.boards = len(boards)
-    if services.cluster.is_shared and unknown:
-        return functools.partial(_interrupt_remote_jobs, context, unknown, boards, len(found))
+    if unknown:
+        return functools.partial(_interrupt_unknown_jobs, context, unknown, boards, len(found))
     return len(found)
 
 
-async def _interrupt_remote_jobs(
+async def _interrupt_unknown_jobs(
     context: RequestContext, numbers: set[int], boards: set[str], count: int
 ) -> int:
-    """Interrupt jobs that this server does not know; return the number of all that were found."""
+    """Interrupt jobs that wait in the store, and those of other servers.
+
+    Returns:
+        The number of all that were found.
+    """
+    waiting = context.services.dispatch.waiting
+    rows = await waiting.find(sorted(numbers))
+    own = [row for row in rows if _may_access_board(context, row.board_id)]
+    board_ids = {row.job: row.board_id for row in own}
+    ended = await waiting.interrupt(list(board_ids)) if own else []
+    numbers = numbers - {row.job for row in rows}
+    boards = boards | {board_ids[number] for number in ended}
+    context.audit_entry.boards = len(boards)
+    count += len(ended)
+    if not context.services.cluster.is_shared or not numbers:
+        return count
     cluster = context.services.cluster
     remote = [
         (number, board_id, server_id)
@@ -70,7 +88,7 @@ def _may_access_board(context: RequestContext, board_id: str) -> bool:
 
 
 async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
-    """Return open jobs, then recently ended ones, newest first."""
+    """Return open jobs, then recently ended ones, newest first; or those that wait for boards."""
     boards = resolve_boards(context) if context.body.get("target") is not None else None
     selected = None if boards is None else {board.id for board in boards}
 
@@ -78,10 +96,27 @@ async def list_jobs(context: RequestContext) -> list[dict[str, Any]]:
     def is_visible(board_id: str) -> bool:
         return (selected is None or board_id in selected) and _may_access_board(context, board_id)
 
+    if context.body.get("waiting"):
+        return await _list_waiting_jobs(context, is_visible)
     jobs = await context.services.cluster.describe_jobs(is_visible)
     newest = itertools.islice(jobs, context.services.limits.reply_jobs)
     visible = [job for board_id, job in newest if _may_access_board(context, board_id)]
     return [_without_code(context, job) for job in visible]
+
+
+async def _list_waiting_jobs(
+    context: RequestContext, is_visible: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """Return jobs that wait for their boards, the oldest first."""
+    limits, waiting = context.services.limits, context.services.dispatch.waiting
+    found: list[WaitingRow] = []
+    after_id, complete = 0, False
+    while not complete and len(found) < limits.reply_jobs:
+        rows = await waiting.page(after_id, limits.waiting_page)
+        complete = len(rows) < limits.waiting_page
+        after_id = rows[-1].id if rows else 0
+        found += [row for row in rows if is_visible(row.board_id)]
+    return [waiting.describe(row) for row in found[: limits.reply_jobs]]
 
 
 async def show_job(context: RequestContext) -> dict[str, Any]:
@@ -101,8 +136,15 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
         raise _no_job_error(number)
     row = await services.store_queue.run(lambda store: store.job(number), refusable=True)
     stored = _describe_stored_job(context, number, row)  # before others are asked
+    waiting = await services.dispatch.waiting.find([number])
+    if waiting and row is not None and row.status is None:
+        return {**stored, **services.dispatch.waiting.describe(waiting[0])}
     shown = await services.cluster.describe_job(number)
+    output = None if shown else await services.dispatch.waiting.read_output(number)
     _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile
+    if output is not None:
+        texts = {"stdout": output.output, "value": output.value, "error": output.error}
+        return {**stored, **texts, "truncated": output.truncated}
     return _without_code(context, shown) if shown else stored
 
 

@@ -265,10 +265,16 @@ def _start_upload(context: RequestContext) -> int:
 
 def _plan_install(context: RequestContext) -> Any:
     """Return a coroutine that makes the plan of an install."""
-    boards = resolve_boards(context)
+    if context.body.get("when_online"):
+        names = parse_target(str(context.body.get("target") or "")).listed_names(context.boards)
+        boards = [context.boards[name] for name in names]
+        context.audit_entry.boards = len(boards)
+    else:
+        boards = resolve_boards(context)
     options = planning.read_plan_options(context.body, context.services.limits)
     max_chars = context.services.limits.audit_chars
     context.audit_entry.detail = " ".join(options["wanted"])[:max_chars]
+    options["waits"] = bool(context.body.get("when_online"))
     options["trusted"] = context.token.role == ROLES[-1] and access.reaches_all(context.token)
     options["owner"] = context.token.hash
     caller = planning.PlanCaller(context.connection, context.token)

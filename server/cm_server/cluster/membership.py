@@ -126,7 +126,9 @@ class Cluster:
             "links": self._on_count_links,
             "lines": self._on_describe_jobs,
             "show": self._on_describe_job,
+            "waiting": self._on_waiting_jobs,
         }
+        services.dispatch.waiting.on_added = self._publish_waiting_jobs
 
     def start(self, address: str) -> None:
         """Register this server under the address where it listens, and start its heartbeat."""
@@ -191,6 +193,15 @@ class Cluster:
         self._reloaded_at = self._loop.time()
         await self.board_directory.reload_all()
         await self.board_directory.request_boards()
+        waiting = await self._store_queue.run(lambda store: store.waiting_board_ids())
+        self._services.dispatch.waiting.on_rows_added(waiting)
+
+    def _publish_waiting_jobs(self, board_ids: list[str]) -> None:
+        """Tell other servers that jobs wait for boards: the one that has a board starts them."""
+        self.peer_messages.send(ALL, "waiting", {"boards": board_ids})
+
+    def _on_waiting_jobs(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        self._services.dispatch.waiting.on_rows_added(head["boards"])
 
     def _on_heartbeat_due(self) -> None:
         seconds = self._dead_after / HEARTBEATS_PER_TIMEOUT

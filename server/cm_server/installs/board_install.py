@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal
 _BLOCK_BYTES: Final = 4096  # a block of littlefs on the common ports
+SOURCES: Final = 0  # in place of a kind of bytecode: files for boards that report none
 _ANY_SIZE: Final = -1  # as the size of the operation `hash`: hash the file whatever its size is
 #: If one of these upper-cased names exists too, the file system ignores case: it is FAT. There are
 #: two, since a bridged board has no /cm.json, and /.cm only after its first install.
@@ -91,13 +92,16 @@ class BoardProbe(NamedTuple):
 
 
 def read_package_job(
-    services: InstallServices, connection: object, request: Any, boards: int
+    services: InstallServices,
+    find_plan: Callable[[object], PreparedPlan],
+    request: Any,
+    boards: int,
 ) -> SteppedJobSpec:
     """Return the job that a caller's ``packages`` request describes.
 
     Args:
-        services: provide the store, the contents and the plans.
-        connection: the caller's link, which owns its plans.
+        services: provide the store and the contents.
+        find_plan: returns the plan that a request names.
         request: the JSON of the request: docs/protocol.md.
         boards: the number of boards that get the job.
 
@@ -124,7 +128,7 @@ def read_package_job(
         return ServerSide(known_manifest, store_confirmed, services.content_store.add_bytes)
 
     if "plan" in request:
-        planned = services.plan_cache.get(connection, request["plan"])
+        planned = find_plan(request["plan"])
 
         def make_generator(board: Board, known_manifest: Manifest) -> OpGenerator:
             mpy, side = mpy_number(board), server_side(board, known_manifest)
@@ -199,6 +203,8 @@ def install(
     """
     plan = planned.plan
     probe = yield from _probe_board(dry_run)
+    if mpy not in plan.files:
+        mpy = SOURCES  # what waits for boards has files for those that it did not know, too
     if mpy not in plan.files:
         raise PackageError(
             "the board has another MicroPython than when the plan was made; install again"

@@ -53,9 +53,14 @@ class SteppedJobSpec:
         read_store: starts to read from the store what the generator needs.
         ack_bytes: bytes of a `put` after which a board acknowledges them.
         max_read_bytes: more of a file is not read from a board into memory.
+
+    Attributes:
+        reads_files: whether the board sends files to the caller: no, only to the server.
+        replaces_starter: whether the job replaces the file that starts the client on a board.
     """
 
-    reads_files = replaces_starter = is_local = False
+    reads_files = is_local = False
+    replaces_starter = False
     part = "files"
 
     def __init__(

@@ -10,7 +10,7 @@ from cm_server.limits import MIB, Limits
 from cm_server.packages import lock
 from cm_server.packages.http_fetcher import NoResponse, without_credentials
 
-from .board_install import mpy_number
+from .board_install import SOURCES, mpy_number
 from .content_store import Content
 from .plan_cache import PreparedPlan
 from .services import InstallServices
@@ -60,7 +60,8 @@ async def plan_install(
         services: provide the planner, the contents and the plans.
         caller: who will own the plan.
         boards: the boards that the plan is for; they determine the kinds of bytecode.
-        options: what `read_plan_options` returns, and `owner` and `trusted` of `PlanRequest`.
+        options: what `read_plan_options` returns, and `owner` and `trusted` of `PlanRequest`;
+            `waits`: whether some boards may not be known yet.
 
     Returns:
         The reply: the number of the plan, its description, and its lock file.
@@ -82,6 +83,8 @@ async def _make_plan(
     planner = services.package_planner
     sent = _read_sent_files(services, options["owner"], options.pop("sent"))
     mpys = {mpy_number(board) for board in boards}
+    if options.pop("waits", False):
+        mpys.add(SOURCES)
     try:
         plan = await planner.make_plan(mpys=mpys, sent=sent, **options)
     except NoResponse as error:

@@ -15,6 +15,7 @@ A job is never started twice. It ends once, for its caller and in the store, fro
 * ``BoardMessages``: output, values and results that boards report.
 * ``JobResults``: the jobs, how they ended, and the correction of what had to be assumed.
 * ``JobRecovery``: jobs whose board lost its link, or whose server restarted.
+* ``WaitingJobs``: jobs that wait in the store until their board connects; then they are running.
 
 No sockets, no SQL. Call from the thread of the event loop only.
 """
@@ -42,6 +43,7 @@ from .model import Board, Cell, Job, JobObserver, Requester
 from .open_jobs import OpenCell, OpenJobs
 from .scheduler import Scheduler
 from .sleepers import Sleepers
+from .waiting_jobs import WaitingJobs
 
 log = logging.getLogger("cm_server")
 
@@ -77,6 +79,7 @@ class Dispatch:
         open_jobs: how many jobs of each token have not ended.
         recovery: settles the jobs of boards that connect and of servers that start.
         sleepers: answers boards that want to sleep.
+        waiting: jobs that wait in the store for their boards.
         jobs: all jobs that have not ended, by number.
         recent_jobs: those that ended recently.
         counters: of jobs and links.
@@ -91,8 +94,13 @@ class Dispatch:
         self.board_messages = BoardMessages(
             self.job_results, self.scheduler, services.limits.program_chars
         )
+        self.waiting = WaitingJobs(services, self.job_results)
+        self.waiting.send = self.scheduler.send_taken
+        self.waiting.start_next = self.scheduler.start_next
+        self.scheduler.start_waiting = self.waiting.start
+        self.job_results.keep_output = self.waiting.keep_output
         self.recovery = JobRecovery(
-            self._store_queue, services.registry, self.job_results, self.scheduler
+            self._store_queue, services.registry, self.job_results, self.scheduler, self.waiting
         )
         self.sleepers = Sleepers(
             self._store_queue,
@@ -101,6 +109,7 @@ class Dispatch:
             self.recovery,
             services.call_later,
         )
+        self.sleepers.has_waiting_jobs = self.waiting.has_waiting
         self.board_messages.on_sleep = self.sleepers.on_sleep
         self.jobs = self.job_results.jobs
         self.recent_jobs = self.job_results.recent_jobs

@@ -19,6 +19,7 @@ from .job_results import JobResults
 from .model import Board, BoardLinkProtocol, Cell, Job, Requester
 from .registry import Registry
 from .scheduler import Scheduler
+from .waiting_jobs import WaitingJobs
 
 #: The cell of a job that another server, or an earlier run of this one, has sent: it is not stored.
 EMPTY_CELL = Cell(b"", kind="")
@@ -32,6 +33,7 @@ class JobRecovery:
         registry: the boards.
         job_results: ends jobs.
         scheduler: starts jobs, and gives them up after the grace period of their board.
+        waiting: jobs that wait for boards in the store.
 
     Attributes:
         has_mount: returns whether a folder is mounted on a board, as far as the server knows.
@@ -44,11 +46,13 @@ class JobRecovery:
         registry: Registry,
         job_results: JobResults,
         scheduler: Scheduler,
+        waiting: WaitingJobs,
     ) -> None:
         self._store_queue = store_queue
         self._registry = registry
         self._job_results = job_results
         self._scheduler = scheduler
+        self._waiting = waiting
         self.has_mount: Callable[[Board], bool] = lambda _board: False
         self.mount_again: Callable[[Board], None] = lambda _board: None
 
@@ -71,6 +75,7 @@ class JobRecovery:
                 self._scheduler.start_next(board)
             else:
                 self._scheduler.start_after_reset(job)
+            self._waiting.on_connected(board)
             return
         was_resent = self._end_resent_job(board, reported, same_boot=same_boot)
         if job is not None and job.state != "ended":
@@ -78,6 +83,7 @@ class JobRecovery:
         elif reported is not None and not was_resent:
             self._job_results.amend_result(board, reported)
         self.mount_again(board)
+        self._waiting.on_connected(board)
         self._scheduler.start_next(board)
 
     def _end_resent_job(
@@ -120,6 +126,7 @@ class JobRecovery:
         if board.link is not link:
             return
         board.disconnect()
+        self._waiting.on_disconnected(board)
         if board.current_job is not None and board.current_job.state == "running":
             board.current_job.state = "adrift"
         self._scheduler.start_grace_period(board)

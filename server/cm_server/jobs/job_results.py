@@ -46,6 +46,7 @@ class JobResults:
     Attributes:
         jobs: all jobs that have not ended, by number.
         recent_jobs: those that ended recently.
+        keep_output: keeps what a job printed that has waited for its board.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class JobResults:
         self.jobs: dict[int, Job] = {}
         self.recent_jobs = RecentJobs(limits)
         self.counters = Counters()
+        self.keep_output: Callable[[Job], None] = lambda _job: None
 
     def new_job(self, number: int, board: Board, cell: Cell, requester: Requester) -> Job:
         """Return a job that is not started; the arguments are those of ``Job``."""
@@ -96,6 +98,8 @@ class JobResults:
         self.counters.on_ended(job)
         self.recent_jobs.add(job)
         job.board.notify_changed()
+        if job.has_waited:
+            self.keep_output(job)
         job.board.last_result = self._store_queue.store.end_job(job.id, status, _last_line(error))
         if not self.jobs and self._store_queue.store.database.answers_at_once:
             self._store_queue.flush()  # no job is open: the commit delays nothing

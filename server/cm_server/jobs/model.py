@@ -256,6 +256,7 @@ class Job:
         timer: its timeout, or the time that its caller waits for the board.
         transfer: its file transfer while it runs.
         open_cell: counts the jobs of its cell that have not ended.
+        has_waited: whether it waited for its board in the store, so that what it prints is kept.
     """
 
     __slots__ = (
@@ -267,6 +268,7 @@ class Job:
         "created",
         "ended",
         "error",
+        "has_waited",
         "id",
         "name",
         "observer",
@@ -313,6 +315,7 @@ class Job:
         self.owner = ""
         self.transfer: Transfer | None = None
         self.open_cell: OpenCell | None = None
+        self.has_waited = False
 
     @property
     def started(self) -> float | None:

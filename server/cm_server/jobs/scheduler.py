@@ -41,6 +41,8 @@ class Scheduler:
     Attributes:
         permission_check: returns why a job may not start, "" if it may.
         remote: other servers, which run jobs on their boards.
+        start_waiting: takes a job out of the store that waited for a board, if the board can run
+            it now; returns whether nothing else may be sent meanwhile.
     """
 
     def __init__(self, services: JobServices, job_results: JobResults) -> None:
@@ -53,6 +55,7 @@ class Scheduler:
         self._marking: dict[Board, Job] = {}  # jobs that wait for the store to know them as sent
         self.permission_check: Callable[[Job], str] = lambda _job: ""
         self.remote: Remote = NoRemote()
+        self.start_waiting: Callable[[Board], bool] = lambda _board: False
 
     # The queues of boards
 
@@ -154,13 +157,16 @@ class Scheduler:
         """Start the next job of a board's queue if the board is free.
 
         Jobs that cannot start end, and the next one is tried. A job waits in the queue until the
-        store has the results of earlier ones, and knows that this one is sent.
+        store has the results of earlier ones, and knows that this one is sent. Those that wait in
+        the store for their board were submitted before, and start first.
 
         Args:
             board: free or busy, connected or not.
             submitted: a job that its caller has just submitted. It needs no STARTED, because
                 ACCEPTED reports that it starts.
         """
+        if board not in self._marking and self.start_waiting(board):
+            return
         while board not in self._marking and (job := _startable(board)) is not None:
             if why := self._refusal_reason(job):
                 board.queue.remove(job)
@@ -213,6 +219,14 @@ class Scheduler:
                 self.remote.follow_in_store(job)
         elif _startable(board) is job and not self._refusal_reason(job):
             self._dequeue(job, submitted)
+            self._send(job)
+
+    def send_taken(self, job: Job) -> None:
+        """Send a job that has waited in the store, which counts it as sent already."""
+        if why := _unsupported_reason(job):
+            self._job_results.end_job(job, "error", why)
+            self._call_later(0, lambda: self.start_next(job.board))
+        else:
             self._send(job)
 
     def start_after_reset(self, job: Job) -> None:

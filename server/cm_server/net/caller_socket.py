@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from cm_server import cleanup
 from cm_server.api import job_requests, replies, verbs
 from cm_server.api.request_limits import check_fields, check_size
 from cm_server.api.subscriptions import Subscription, WatchRequest
+from cm_server.api.waiting_work import WaitingRequest, WaitingWorkReader
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.installs.mounts import MountSpec
 from cm_server.jobs.dispatch import Submission
 from cm_server.jobs.model import Cell, Requester, TimerHandle
+from cm_server.jobs.waiting_jobs import WaitingSubmission
 from cm_server.quotas import Quota
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import CellAudit, TokenRow
@@ -71,6 +74,7 @@ class CallerLinkServices:
         bad_login_rate: how many wrong tokens of one address are answered as such.
         work_shares: the time in which the event loop works for each token.
         unfinished: the messages that have begun to arrive.
+        waiting_work: packs work that waits for its boards.
         long_replies: lets few long replies be sent as one message at the same time.
         call_later: calls a function after the event loop has run for a number of seconds.
     """
@@ -83,6 +87,7 @@ class CallerLinkServices:
     bad_login_rate: RateLimiter
     work_shares: WorkShares
     unfinished: UnfinishedMessages
+    waiting_work: WaitingWorkReader
     long_replies: asyncio.Semaphore
     call_later: Callable[[float, Callable[[], None]], TimerHandle]
 
@@ -95,12 +100,15 @@ class _SubmittedCell(NamedTuple):
         submission: the cell and its boards.
         left_out: names of boards of its target that do not run it.
         operation: the commit, which returns the numbers of the jobs.
+        expires: until when the jobs wait for their boards in the store, in seconds since 1970;
+            None if they start now.
     """
 
     ref: int
     submission: Submission
     left_out: tuple[str, ...]
     operation: Operation[range]
+    expires: float | None = None
 
 
 class CallerSocket(BaseHandler):
@@ -519,7 +527,10 @@ class CallerConnection:
         head, code = wire.read_submit(message)
         target = str(head.get("target", ""))
         try:
-            submission, left_out = self._read_submission(head, target, code)
+            options = self._read_options(head)
+            if options.when_online:
+                return self._submit_waiting(message.job, head, target, code, options)
+            submission, left_out = self._read_submission(head, target, code, options)
         except CloudmanagerError as error:
             self._log_refused_cell(target, error)
             raise
@@ -546,6 +557,9 @@ class CallerConnection:
         If the caller has disconnected meanwhile, they run without it.
         """
         dispatch = self._services.dispatch
+        if cell.expires is not None:
+            self._accept_waiting(cell, cell.expires)
+            return
         try:
             jobs = dispatch.create_jobs(cell.submission, cell.operation.result())
         except ServerError as error:
@@ -570,27 +584,78 @@ class CallerConnection:
     def _was_submitted_before(self, ref: int) -> bool:
         return ref in self._recent_refs
 
+    def _read_options(self, head: dict[str, Any]) -> RunOptions:
+        """Return how a cell is run, if the token may run cells."""
+        verbs.check_role(self.token, "submit")
+        limits = self._services.limits
+        check_fields(head, limits)
+        return RunOptions.from_wire(head, limits.cell_seconds, limits.waiting_seconds)
+
+    def _submit_waiting(
+        self, ref: int, head: dict[str, Any], target: str, code: bytes, options: RunOptions
+    ) -> _SubmittedCell:
+        """Commit work that waits for the boards of its target, connected or not."""
+        services, limits = self._services, self._services.limits
+        reachable = access.reachable_boards(self.token, services.registry.by_name)
+        names = parse_target(target).listed_names(reachable)
+        boards = [reachable[name] for name in names]
+        expires = time.time() + (options.expires or limits.waiting_default_seconds)
+        submitted = WaitingRequest(head, code, options, expires, len(boards))
+        work, request = self._link_services.waiting_work.pack(self, submitted)
+        audit = self._cell_audit(target, request)
+        waiting = WaitingSubmission(boards, self.token, work, audit)
+        operation = services.dispatch.waiting.submit(waiting)
+        requester = Requester(self.token.name, self, self.token.hash)
+        submission = Submission(boards, Cell(b"", options), requester, audit)
+        return _SubmittedCell(ref, submission, (), operation, expires)
+
+    def _accept_waiting(self, cell: _SubmittedCell, expires: float) -> None:
+        """Reply with the numbers of jobs that wait; no other message about them follows."""
+        try:
+            numbers = cell.operation.result()
+        except ServerError as error:
+            self._log_refused_cell(cell.submission.audit.target, error)
+            raise
+        boards = cell.submission.boards
+        accepted = {
+            "jobs": [[n, board.name] for n, board in zip(numbers, boards, strict=True)],
+            "left_out": cell.left_out,
+            "queued": [],
+            "waiting": expires,
+        }
+        place = self._outbox.announce(0)
+        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=cell.ref))
+        self._flush()
+
+    def _cell_audit(self, target: str, request: job_requests.JobRequest) -> CellAudit:
+        """Return what the audit log records about a cell."""
+        max_chars = self._services.limits.audit_chars
+        return CellAudit(
+            address=self._link.peer,
+            target=target[:max_chars],
+            detail=shorten(request.detail, max_chars),
+            verb=request.verb,
+        )
+
     def _read_submission(
-        self, head: dict[str, Any], target: str, code: bytes
+        self, head: dict[str, Any], target: str, code: bytes, options: RunOptions
     ) -> tuple[Submission, tuple[str, ...]]:
         """Return a cell for those boards of its target that the token reaches.
 
         Returns:
             The cell, and the names of boards of the target that were left out.
         """
-        verbs.check_role(self.token, "submit")
-        check_fields(head, self._services.limits)
         reachable = access.reachable_boards(self.token, self._services.registry.by_name)
         resolution = parse_target(target).resolve(reachable)
         boards = [reachable[name] for name in resolution.names]
         left_out = resolution.left_out
-        options = RunOptions.from_wire(head, self._services.limits.cell_seconds)
         if options.idle:
             free = [board for board in boards if board.is_free_for(self.token.name)]
             left_out += tuple(board.name for board in boards if board not in free)
             boards = free
         installs = self._services.installs
-        request = job_requests.read_job_request(installs, self, head, code, len(boards))
+        inputs = job_requests.inputs_of(installs, self)
+        request = job_requests.read_job_request(installs, inputs, head, code, len(boards))
         if isinstance(request.files, MountSpec):
             request.files.check_boards(boards)
         if why := self._services.dispatch.open_jobs.refusal_reason(
@@ -607,12 +672,7 @@ class CallerConnection:
             title and shorten(title, self._services.limits.title_chars),
         )
         requester = Requester(self.token.name, self, self.token.hash)
-        audit = CellAudit(
-            address=self._link.peer,
-            target=target[: self._services.limits.audit_chars],
-            detail=shorten(request.detail, self._services.limits.audit_chars),
-            verb=request.verb,
-        )
+        audit = self._cell_audit(target, request)
         return Submission(boards, cell, requester, audit), left_out
 
     # To the caller

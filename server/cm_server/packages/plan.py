@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -99,6 +100,26 @@ class InstallPlan:
             },
             "notes": list(self.notes),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole plan as JSON, for ``from_json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> InstallPlan:
+        """Return a plan that ``to_json`` made, and that was JSON meanwhile."""
+        files = {
+            int(mpy): tuple(PlannedFile(**file) for file in each)
+            for mpy, each in body["files"].items()
+        }
+        return cls(
+            tuple(body["wanted"]),
+            body["target_dir"],
+            tuple(map(Release.from_json, body["packages"])),
+            files,
+            tuple(body["notes"]),
+            body["origins"],
+        )
 
 
 def check_sizes(releases: Iterable[Release], limits: Limits) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .requirement import Requirement
 
@@ -55,6 +57,18 @@ class Release:
     def key(self) -> str:
         """Return the key of the package, which is the same for all of its versions."""
         return self.requirement.key
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Release:
+        """Return a release that ``dataclasses.asdict`` made JSON of."""
+        fields = {
+            **body,
+            "requirement": Requirement(**body["requirement"]),
+            "parts": tuple(ReleaseFile(**part) for part in body["parts"]),
+            "dependencies": tuple(Requirement(**each) for each in body["dependencies"]),
+            "notes": tuple(body["notes"]),
+        }
+        return cls(**fields)
 
     def __str__(self) -> str:
         if not self.version:

@@ -19,9 +19,10 @@ from cloudmanager.client.keywords import show_keywords
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.option_info import option_infos
-from cloudmanager.protocol.run_options import RunKeywords, RunOptions
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions, WaitKeywords
 
-WEEK = 7 * 86400.0
+DAY = 86400.0
+WEEK = 7 * DAY
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def test_only_other_values_than_the_defaults_are_sent(options, sent):
 @pytest.mark.parametrize("options", [{}, {"timeout": 2.5, "fresh": True}, {"wait": 3.0}])
 def test_server_reads_what_was_sent(options):
     head = {"target": "all", "awaits": True, **RunOptions(**options).to_wire()}
-    assert RunOptions.from_wire(head, WEEK) == RunOptions(**options)
+    assert RunOptions.from_wire(head, WEEK, 30 * DAY) == RunOptions(**options)
 
 
 @pytest.mark.parametrize("name", ["timeout", "wait"])
 @pytest.mark.parametrize("value", [0, -1, WEEK + 1, "5", float("nan"), float("inf"), [1]])
 def test_number_of_seconds_is_checked(name, value):
     with pytest.raises(ServerError, match=f"{name} is a number of seconds above 0, at most 7 days"):
-        RunOptions.from_wire({name: value}, WEEK)
+        RunOptions.from_wire({name: value}, WEEK, 30 * DAY)
 
 
 def test_servers_exchange_all_options():
@@ -64,9 +65,34 @@ def test_every_keyword_is_an_option_with_a_flag():
 def test_parsed_options_are_keywords():
     parser = argparse.ArgumentParser()
     add_run_options(parser)
-    assert run_keywords(parser.parse_args([])) == {"timeout": None, "fresh": False, "wait": 0.0}
+    here = {"when_online": False, "expires": None}
+    none = {"timeout": None, "fresh": False, "wait": 0.0}
+    assert run_keywords(parser.parse_args([])) == {**none, **here}
     parsed = parser.parse_args(["--timeout", "5", "--fresh", "--wait", "0.5"])
-    assert run_keywords(parsed) == {"timeout": 5.0, "fresh": True, "wait": 0.5}
+    assert run_keywords(parsed) == {"timeout": 5.0, "fresh": True, "wait": 0.5, **here}
+    parsed = parser.parse_args(["--when-online", "--expires", "2h"])
+    assert run_keywords(parsed) == {**none, "when_online": True, "expires": 7200.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"expires": 60.0}, "expires is for work that waits"),
+        ({"when_online": True, "wait": 1.0}, "wait keeps the caller waiting"),
+        ({"when_online": True, "idle": True}, "idle for those that are free"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options, why):
+    with pytest.raises(ServerError, match=why):
+        RunOptions.from_wire(options, WEEK, 30 * DAY)
+
+
+@pytest.mark.parametrize("value", [0, -1, 31 * DAY, "7d", True, float("nan")])
+def test_time_to_wait_is_checked(value):
+    with pytest.raises(
+        ServerError, match="expires is a number of seconds above 0, at most 30 days"
+    ):
+        RunOptions.from_wire({"when_online": True, "expires": value}, WEEK, 30 * DAY)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +102,9 @@ def test_parsed_options_are_keywords():
         (Boards.submit, RunKeywords, RunOptions),
         (AsyncBoards.run, RunKeywords, RunOptions),
         (AsyncBoards.submit, RunKeywords, RunOptions),
+        (Boards.put, WaitKeywords, RunOptions),
+        (AsyncBoards.sync, WaitKeywords, RunOptions),
+        (Boards.reset, WaitKeywords, RunOptions),
         (Boards.install, InstallKeywords, InstallOptions),
         (AsyncBoards.install, InstallKeywords, InstallOptions),
     ],
