@@ -274,6 +274,33 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "test_reservation_holds_at_all_servers[sqlite, one process]",
     ),
     defence(
+        "rights are looked at when a job starts that has waited",
+        SERVER + "jobs/waiting_jobs.py",
+        "WaitingJobs._not_permitted_reason = lambda self, job: ''",
+        "cm_server/jobs/test_waiting_jobs.py::test_rights_are_looked_at_when_it_starts",
+    ),
+    defence(
+        "a job that has waited too long does not run",
+        SERVER + "jobs/waiting_jobs.py",
+        "_is_expired = lambda row: False",
+        "cm_server/jobs/test_waiting_jobs.py::"
+        "test_expired_job_does_not_run_if_the_board_is_faster_than_the_look",
+    ),
+    defence(
+        "a job that waited is sent once, whenever the server is killed",
+        SERVER + "store/waiting_rows.py",
+        "WaitingRows._remove_taken = lambda self, job: True",
+        "cm_server/jobs/test_waiting_jobs.py::test_job_is_taken_once",
+        "cm_server/jobs/test_waiting_jobs.py::"
+        "test_job_that_was_taken_and_not_sent_is_lost_and_never_sent",
+    ),
+    defence(
+        "a job that waited when a backup was made does not run after its restore",
+        SERVER + "store/backup.py",
+        "_end_waiting_jobs = lambda store: None",
+        "cm_server/store/test_backup.py::test_jobs_that_waited_are_lost_after_a_restore",
+    ),
+    defence(
         "only administrators release what others have reserved",
         SERVER + "api/reservation_verbs.py",
         "_is_reserved_by = lambda board, caller: True",

@@ -23,6 +23,29 @@ BOUNDS: Final = [
         "cm_server/net/test_caller_socket.py::test_cell_sent_twice_runs_once",
     ),
     defence(
+        "one token cannot let more work wait than its share, nor all of them more than there is",
+        SERVER + "jobs/waiting_jobs.py",
+        "WaitingJobs._refusal_reason = lambda self, token, jobs, size, use: ''",
+        "cm_server/jobs/test_waiting_jobs.py::test_one_token_cannot_let_more_than_its_share_wait",
+        "cm_server/jobs/test_waiting_jobs.py::"
+        "test_all_tokens_together_cannot_let_more_wait_than_there_is_room_for",
+        "cm_server/jobs/test_waiting_jobs.py::"
+        "test_bytes_of_one_token_are_bounded_and_a_submission_counts_once",
+        "cm_server/jobs/test_waiting_jobs.py::test_bytes_of_all_tokens_are_bounded",
+    ),
+    defence(
+        "work that waits has a bounded size",
+        SERVER + "api/waiting_work.py",
+        "_check_size = lambda size, limits: None",
+        "cm_server/api/test_waiting_work.py::test_work_that_is_too_large_is_refused",
+    ),
+    defence(
+        "what jobs printed that have waited is bounded in all",
+        SERVER + "store/waiting_rows.py",
+        "WaitingRows._trim_outputs = lambda self, max_chars: None",
+        "cm_server/jobs/test_waiting_jobs.py::test_outputs_are_bounded_in_all",
+    ),
+    defence(
         "a reset ends the board's own program",
         BOARD + "run.py",
         """

@@ -53,6 +53,13 @@ SERVER_ATTACKS: Final = [
 SERVERS: Final = [
     # The bus
     defence(
+        "a server takes a waiting job only for a board that it has",
+        SERVER + "store/shared_store.py",
+        "SharedStore._own_taken_job = lambda self, taken: True",
+        "cm_server/cluster/test_waiting_jobs.py::"
+        "test_server_that_does_not_have_the_board_cannot_take_its_job[sqlite, one process]",
+    ),
+    defence(
         "bus: a message's MAC is verified",
         SERVER + "cluster/peer_messages.py",
         "PeerMessages._is_authentic = lambda self, mac, expected: True",

@@ -18,7 +18,7 @@ from cm_server.installs.content_store import Content
 from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
 from cm_server.jobs.model import Cell
-from cm_server.limits import MIB
+from cm_server.limits import MIB, Limits
 from cm_server.packages.plan import InstallPlan
 from cm_server.store.waiting_rows import TakenJob, WaitingWork
 
@@ -83,11 +83,7 @@ class WaitingWorkReader:
         kept |= {"options": options.to_fields(), "boards": boards}
         packed = json.dumps(kept).encode() + b"\n" + code
         size = len(packed) + sum(content.size for content in contents.values())
-        max_bytes = self._services.limits.waiting_work_bytes
-        if size > max_bytes:
-            raise ServerError(
-                f"what waits for boards may have at most {max_bytes // MIB} MiB; nothing waits"
-            )
+        _check_size(size, self._services.limits)
         work = WaitingWork(
             token=caller.token.hash,
             request=packed,
@@ -130,6 +126,17 @@ class WaitingWorkReader:
             content = self._services.content_store.make_unshared(data)
             self._contents[digest] = content
         return content
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    """Refuse work that is too large for the store.
+
+    Raises:
+        ServerError: it is.
+    """
+    if size > limits.waiting_work_bytes:
+        mib = limits.waiting_work_bytes // MIB
+        raise ServerError(f"what waits for boards may have at most {mib} MiB; nothing waits")
 
 
 def _reader(content: Content) -> Callable[[], bytes]:

@@ -303,7 +303,7 @@ class WaitingJobs:
 
     def _not_startable_reason(self, job: Job, row: WaitingRow) -> str:
         """Return why a job may not start any more; "" if it may."""
-        if row.expires <= time.time():
+        if _is_expired(row):
             return EXPIRED
         return self._not_permitted_reason(job)
 
@@ -448,6 +448,11 @@ class WaitingJobs:
         )
         number, max_chars = job.id, self._output_chars
         self._store_queue.run_later(lambda store: _write_output(store, number, output, max_chars))
+
+
+def _is_expired(row: WaitingRow) -> bool:
+    """Return whether a job's time to wait has ended."""
+    return row.expires <= time.time()
 
 
 def _next_row(board: Board, state: _BoardState) -> WaitingRow | None:

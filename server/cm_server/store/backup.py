@@ -163,7 +163,7 @@ def _prepare_database(path: Path) -> None:
     """
     now = time.time()
     store = Store(path)
-    store.end_waiting_jobs(store.waiting_rows.all_jobs(), "lost", RESTORED_ERROR)
+    _end_waiting_jobs(store)
     detail = "a backup was loaded"
     row = AuditRow(now, "local", "this machine", "load", "", detail, None, None, None, "done")
     store.add_audit_row(row, durable=True)
@@ -173,6 +173,11 @@ def _prepare_database(path: Path) -> None:
         job = (newest + JOB_ID_GAP, "", "local", now, now, "lost", detail)
         names = "id, board, caller, created, ended, status, error"
         db.execute(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", job)
+
+
+def _end_waiting_jobs(store: Store) -> None:
+    """End the jobs that waited when the backup was made: they must not run a second time."""
+    store.end_waiting_jobs(store.waiting_rows.all_jobs(), "lost", RESTORED_ERROR)
 
 
 def _run_command(command: str, home: Path, path: Path) -> dict[str, object]:

@@ -264,10 +264,14 @@ class WaitingRows:
             return None
         (row,) = rows
         blobs = self._blob_rows.read_of(_user(row.submission))
-        if self.remove([job]) != [job]:
+        if not self._remove_taken(job):
             return None
         request = blobs.pop(row.request)
         return TakenJob(row, request, blobs)
+
+    def _remove_taken(self, job: int) -> bool:
+        """Remove the row of a job, so that nobody takes it again; return whether it waited."""
+        return self.remove([job]) == [job]
 
     def put_back(self, taken: TakenJob) -> None:
         """Let a job wait again that was taken and not sent: it has its old place."""

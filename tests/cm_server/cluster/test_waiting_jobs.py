@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cloudmanager.protocol import wire
 from cm_server.store.rows import JobRow
-from tests.cm_server.pairs import Two, run
+from tests.cm_server.pairs import Two, run, two_servers
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+
+
+@pytest.fixture(params=["sqlite, one process", "postgresql, nats"])
+async def two(request: pytest.FixtureRequest, soon: None, tmp_path: Path) -> AsyncIterator[Two]:
+    """Two servers that do not take each other for dead on a busy machine."""
+    store: Path | str = tmp_path / "shared.db"
+    url = ""
+    if request.param.startswith("postgresql"):
+        store = request.getfixturevalue("postgres").new()
+        url = request.getfixturevalue("nats").url
+    async with two_servers(tmp_path, store, url, dead_after=30) as two:
+        yield two
 
 
 async def leave(service: Service, code: bytes = b"1", target: str = "lab-1", **head: Any) -> int:
@@ -103,14 +118,14 @@ async def test_job_of_a_board_that_moves_runs_once(two: Two):
     assert (await ended(two.a, first)).status == "lost"
 
 
-async def test_lost_notice_is_made_up_for(pair: Two):
+async def test_lost_notice_is_made_up_for(two: Two):
     """The bus loses the message that a job waits: the next reload finds it."""
-    _, board = await pair.board_at_b()
+    _, board = await two.board_at_b()
     async with board:
-        pair.a.server.dispatch.waiting.on_added = lambda _ids: None
-        number = await leave(pair.a)
+        two.a.server.dispatch.waiting.on_added = lambda _ids: None
+        number = await leave(two.a)
         await asyncio.sleep(0.1)
-        await pair.b.server.cluster._reload()  # type: ignore[union-attr]
+        await two.b.server.cluster._reload()  # type: ignore[union-attr]
         assert (await run(board)).job == number
 
 
@@ -123,5 +138,5 @@ async def test_server_that_does_not_have_the_board_cannot_take_its_job(two: Two)
         store = two.a.store
         assert store.take_waiting_job(number) is None
         assert [row.job for row in store.waiting_rows.page(0, 10)] == [number]
-        await board.send(wire.PROGRAM, json.dumps("").encode())
+        await board.send(wire.PROGRAM, b"")
         assert (await run(board)).job == number

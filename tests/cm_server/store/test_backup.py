@@ -19,6 +19,7 @@ from cm_server.store.backup import JOB_ID_GAP, load, save
 from cm_server.store.lockfile import hold_lock
 from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
+from cm_server.store.waiting_rows import WaitingWork
 
 from .test_schema import old_database
 
@@ -65,6 +66,22 @@ def test_backup_of_running_server_is_restored(home: Path, tmp_path: Path):
         None,
         "done",
     )
+    store.close()
+
+
+def test_jobs_that_waited_are_lost_after_a_restore(home: Path, tmp_path: Path):
+    """They may have run since the backup was made, so they must not run a second time."""
+    store = Store(home / "server.db")
+    work = WaitingWork("abc", b"led.on()", {}, 8, 2e9, fresh=False)
+    (number,) = store.insert_waiting_jobs(["id1"], "ann", work, lambda _: "")
+    store.close()
+    save(home, tmp_path / "backup.tar")
+    load(home, tmp_path / "backup.tar")
+    store = Store(home / "server.db")
+    row = store.job(number)
+    assert row is not None
+    assert (row.status, row.error) == ("lost", backup.RESTORED_ERROR)
+    assert (store.waiting_rows.all_jobs(), store.blob_rows.total_bytes()) == ([], 0)
     store.close()
 
 

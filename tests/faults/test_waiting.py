@@ -1,0 +1,20 @@
+"""A short run of work that waits while servers are killed (`make soak` runs a long one)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .waiting import WaitingSoak, one_server
+
+
+@pytest.mark.timeout(300)  # on a busy machine; usually about 10
+def test_each_waiting_job_has_one_outcome_and_none_runs_twice_or_out_of_turn(tmp_path: Path):
+    soak = WaitingSoak(tmp_path, 150, 30, 20261130, sleep=(0.1, 1.0), pause=(0.3, 1.0))
+    with one_server(tmp_path) as servers:
+        figures = soak.run(servers)
+    print(figures)
+    assert figures["jobs"] >= 150
+    assert figures["outcomes"]["ok"] > 60
+    assert figures["faults"]["kill -9"] > 1

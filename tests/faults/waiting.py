@@ -1,0 +1,317 @@
+"""Leave work for boards that come and go while servers are killed: each job one outcome.
+
+    python -m tests.faults.waiting --jobs 3000 --boards 300 --seed 1 [--servers 3]
+
+The boards are peers in this process that sleep most of the time: they connect, run what they are
+sent, and leave, sometimes in the middle of a job, sometimes with a broken link that they mend. The
+servers are real ones, killed with SIGKILL at random times. Then each job has exactly one outcome,
+none ran twice, none before its turn, and the store has nothing left of what waited. Random numbers
+are seeded; the order of simultaneous events depends on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import random
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import psycopg
+from websockets.exceptions import WebSocketException
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol import wire
+from cloudmanager.testing.plugin import RunningServer
+from tests.cm_server.peers import FakeBoard, FakeCaller, Identity
+from tests.engines import running_nats, running_postgres
+
+from .servers import Servers
+from .several import Cluster
+
+HANG: Final = 60.0  # seconds in which all jobs have ended after the last one was submitted
+#: What breaks a link of these peers: the server was killed, or refuses them while it starts.
+_BROKEN: Final = (OSError, WebSocketException, TimeoutError, AssertionError)
+_COLUMNS: Final = "id, board, status, error"
+
+
+class SleepingBoard:
+    """A board that sleeps, wakes, runs what it is sent, and sleeps again.
+
+    Args:
+        identity: its name and key.
+        dice: for its random behaviour.
+        sleep: how long it sleeps: the least and the most, in seconds.
+
+    Attributes:
+        runs: the texts of all cells that it has received, in their order.
+    """
+
+    def __init__(self, identity: Identity, dice: random.Random, sleep: tuple[float, float]) -> None:
+        self.identity, self._dice, self._sleep = identity, dice, sleep
+        self.runs: list[int] = []
+        self._boots = 0
+        self._last: dict[str, Any] | None = None
+
+    async def live(self, ports: Callable[[], list[int]]) -> None:
+        """Wake and sleep until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._dice.uniform(*self._sleep))
+            with contextlib.suppress(*_BROKEN):
+                await self._wake(self._dice.choice(ports()))
+
+    async def _wake(self, tcp_port: int) -> None:
+        """Connect, run what waits, and leave."""
+        service: Any = SimpleNamespace(tcp_port=tcp_port)
+        boot = f"boot {self._boots}"
+        async with asyncio.timeout(10):
+            board = await FakeBoard.join(service, self.identity, boot=boot, last=self._last)
+        async with board:
+            restarts = True
+            while (message := await self._next(board)) is not None:
+                if message.op != wire.EXEC:
+                    continue
+                self.runs.append(int(message.payload[8:]))
+                self._last = {"job": f"{message.job:08x}", "status": 0, "error": "", "dropped": 0}
+                end = self._dice.random()
+                if end < 0.1:  # it falls asleep in mid-job
+                    break
+                if end < 0.2:  # its link breaks; it goes on and reports the job on the next one
+                    restarts = False
+                    break
+                await board.end(message.job, output=b"done", rest=b"1")
+            if restarts:
+                self._boots, self._last = self._boots + 1, None
+
+    async def _next(self, board: FakeBoard) -> wire.Message | None:
+        """Return the next message; None if nothing comes for a moment."""
+        try:
+            async with asyncio.timeout(self._dice.uniform(0.2, 0.6)):
+                return wire.unpack(await board.socket.recv())  # type: ignore[arg-type]
+        except TimeoutError:
+            return None
+
+
+class WaitingSoak:
+    """One run of the test.
+
+    Args:
+        home: the folder for files of the servers.
+        jobs: how many jobs are submitted.
+        boards: how many boards there are.
+        seed: of all random numbers.
+        sleep: how long boards sleep: the least and the most, in seconds.
+        pause: the same between two deaths of servers.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        jobs: int,
+        boards: int,
+        seed: int,
+        *,
+        sleep: tuple[float, float] = (2.0, 20.0),
+        pause: tuple[float, float] = (2.0, 6.0),
+    ) -> None:
+        self.home, self.jobs, self.seed = home, jobs, seed
+        self.names = [f"sleeper-{number}" for number in range(1, boards + 1)]
+        self._sleep, self._pause = sleep, pause
+        self.faults: collections.Counter[str] = collections.Counter()
+        #: Number of each cell -> its job; None if it is not known whether the server has it.
+        self.submitted: dict[int, int | None] = {}
+        self.interrupted: set[int] = set()  # jobs that an interrupt has ended, as the server said
+        self._boards: dict[str, SleepingBoard] = {}
+
+    def run(self, servers: Servers | Cluster) -> dict[str, Any]:
+        """Run the test; return its figures."""
+        began = time.monotonic()
+        token = (self._first(servers).home / "token").read_text().strip()
+        with Fleet(self._first(servers).url, token) as fleet:
+            for row in fleet.enrol(self.names):
+                dice = random.Random(f"{self.seed} {row['name']}")
+                self._boards[row["id"]] = SleepingBoard(Identity(row), dice, self._sleep)
+        asyncio.run(self._all(servers, token))
+        return self._judge(servers) | {"seconds": round(time.monotonic() - began, 1)}
+
+    @staticmethod
+    def _first(servers: Servers | Cluster) -> RunningServer:
+        return servers.server
+
+    @staticmethod
+    def _ports(servers: Servers | Cluster) -> list[int]:
+        return servers.ports if isinstance(servers, Cluster) else [servers.server.tcp_port]
+
+    async def _all(self, servers: Servers | Cluster, token: str) -> None:
+        ports = lambda: self._ports(servers)  # noqa: E731
+        others = [asyncio.create_task(board.live(ports)) for board in self._boards.values()]
+        killing = asyncio.create_task(self._kill(servers))
+        submitting = asyncio.create_task(self._submit_all(ports, token))
+        try:
+            await asyncio.wait({submitting, killing}, return_when=asyncio.FIRST_COMPLETED)
+            if killing.done():
+                killing.result()  # raises: a server did not start again
+            await submitting
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+            await self._until_ended(servers)
+        finally:
+            for task in (submitting, killing, *others):
+                task.cancel()
+            await asyncio.gather(submitting, killing, *others, return_exceptions=True)
+
+    async def _submit_all(self, ports: Callable[[], list[int]], token: str) -> None:
+        """Leave one job after the other, so that their order is known; interrupt a few."""
+        dice = random.Random(f"{self.seed} caller")
+        names = list(self.names)
+        tag = 0
+        deadline = time.monotonic() + HANG + self.jobs / 5
+        while len([job for job in self.submitted.values() if job is not None]) < self.jobs:
+            service: Any = SimpleNamespace(tcp_port=dice.choice(ports()), token=token)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the servers accepted too few jobs: {self.faults}")
+            with self._counting_broken("caller"):
+                async with await FakeCaller.join(service) as caller:
+                    for _ in range(dice.randrange(5, 30)):
+                        tag += 1
+                        self.submitted[tag] = None
+                        (job,) = await caller.submit(
+                            dice.choice(names), b"%d" % tag, when_online=True
+                        )
+                        self.submitted[tag] = job
+                        if dice.random() < 0.05:
+                            await self._interrupt(caller, job)
+            await asyncio.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _counting_broken(self, who: str) -> Iterator[None]:
+        """Count links that break, and go on."""
+        try:
+            yield
+        except _BROKEN as error:
+            self.faults[f"{who}: {type(error).__name__}"] += 1
+
+    async def _interrupt(self, caller: FakeCaller, job: int) -> None:
+        await caller.ask("interrupt", jobs=[job])
+
+    async def _kill(self, servers: Servers | Cluster) -> None:
+        """Kill a server at random times, and start the next one."""
+        dice = random.Random(f"{self.seed} servers")
+        while True:
+            await asyncio.sleep(dice.uniform(*self._pause))
+            if isinstance(servers, Cluster):
+                number = dice.randrange(len(servers.servers))
+                await _in_thread(lambda n=number: servers.end(n, signal.SIGKILL))  # type: ignore[misc]
+            else:
+                await _in_thread(servers.die)
+            self.faults["kill -9"] += 1
+
+    async def _until_ended(self, servers: Servers | Cluster) -> None:
+        deadline = time.monotonic() + HANG + self._sleep[1]
+        while open_jobs := [row for row in self._rows(servers) if row[2] is None]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(open_jobs)} jobs have not ended: {open_jobs[:3]}")
+            await asyncio.sleep(0.2)
+
+    def _query(self, servers: Servers | Cluster, text: str) -> list[tuple[Any, ...]]:
+        if isinstance(servers, Cluster):
+            with psycopg.connect(servers.store) as connection:
+                return connection.execute(text).fetchall()  # type: ignore[arg-type]
+        path = self._first(servers).home / "server.db"
+        with contextlib.closing(sqlite3.connect(path, timeout=10)) as file:
+            return list(file.execute(text))
+
+    def _rows(self, servers: Servers | Cluster) -> list[tuple[Any, ...]]:
+        return self._query(servers, f"SELECT {_COLUMNS} FROM jobs WHERE caller <> ''")
+
+    def _judge(self, servers: Servers | Cluster) -> dict[str, Any]:
+        """Check what the boards have run against what the store says."""
+        rows = {row[0]: row for row in self._rows(servers)}
+        by_job = {job: tag for tag, job in self.submitted.items() if job is not None}
+        ran: collections.Counter[int] = collections.Counter()
+        for board in self._boards.values():
+            ran.update(board.runs)
+            assert board.runs == sorted(board.runs), f"out of turn: {board.runs}"
+        twice = [tag for tag, count in ran.items() if count > 1]
+        assert not twice, f"ran twice: {twice}"
+        outcomes: collections.Counter[str] = collections.Counter()
+        for job, tag in by_job.items():
+            status, error = rows[job][2:]
+            outcomes[status] += 1
+            if status == "ok":
+                assert ran[tag], f"job {job} is ok and never ran"
+            elif status in ("interrupted", "offline", "error"):
+                assert not ran[tag] or status == "interrupted", (rows[job], "ran")
+            else:
+                assert status == "lost", rows[job]
+                if "did not run" in (error or ""):
+                    assert not ran[tag], (rows[job], "ran")
+        left = {
+            table: self._query(servers, f"SELECT count(*) FROM {table}")[0][0]
+            for table in ("waiting", "blobs", "blob_uses")
+        }
+        assert not any(left.values()), left
+        return {
+            "jobs": len(by_job),
+            "ran": len(ran),
+            "outcomes": dict(outcomes),
+            "faults": dict(self.faults),
+        }
+
+
+async def _in_thread(act: Callable[[], object]) -> None:
+    """Call a function that blocks; it is completed even if this is cancelled."""
+    work: Awaitable[object] = asyncio.get_running_loop().run_in_executor(None, act)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await work
+        raise
+
+
+@contextlib.contextmanager
+def one_server(home: Path) -> Iterator[Servers]:
+    """Run a server that can be killed."""
+    servers = Servers(home, public=False)
+    try:
+        yield servers
+    finally:
+        servers.end()
+
+
+def main() -> None:
+    """Run the test from the command line; print its figures."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.waiting")
+    parser.add_argument("--jobs", type=int, default=3000)
+    parser.add_argument("--boards", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--servers", type=int, default=1)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        soak = WaitingSoak(Path(folder), given.jobs, given.boards, given.seed)
+        if given.servers == 1:
+            figures = soak.run(stack.enter_context(one_server(Path(folder))))
+        else:
+            engines = (
+                stack.enter_context(running_postgres()),
+                stack.enter_context(running_nats(Path(folder) / "nats")),
+            )
+            cluster = Cluster(Path(folder), given.servers, 4.0, *engines)
+            stack.callback(cluster.close)
+            figures = soak.run(cluster)
+        json.dump(figures, sys.stdout, indent=1)
+        print()
+
+
+if __name__ == "__main__":
+    main()
