@@ -43,14 +43,18 @@ def _facts_content(_: Fleet, board: BoardInfo) -> dict[str, Any]:
 
 
 def _jobs_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
+    """Return the jobs that wait for the board, then those that run or ended recently."""
+    waiting = fleet.jobs(board["name"], waiting=True)[:_MAX_JOBS]
     jobs = [
         {"number": job["job"], "line": sanitize_text(_job_line(job))}
-        for job in fleet.jobs(board["name"])[:_MAX_JOBS]
+        for job in [*waiting, *fleet.jobs(board["name"])[:_MAX_JOBS]]
     ]
     return {"jobs": jobs} if jobs else {"text": "none yet"}
 
 
 def _job_line(job: BoardInfo) -> str:
+    if job["state"] == "waiting":
+        return f"{job['job']} · waits until {format_time(job['expires'])} · for {job['caller']}"
     duration = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
     return f"{job['job']} · {job['status'] or job['state']}{duration} · for {job['caller']}"
 

@@ -111,7 +111,8 @@ class WaitingSoak:
         boards: how many boards there are.
         seed: of all random numbers.
         sleep: how long boards sleep: the least and the most, in seconds.
-        pause: the same between two deaths of servers.
+        pause: how many jobs are submitted or run between two deaths of servers: the least and the
+            most. No time: a busy machine is slow to start a server.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class WaitingSoak:
         seed: int,
         *,
         sleep: tuple[float, float] = (2.0, 20.0),
-        pause: tuple[float, float] = (2.0, 6.0),
+        pause: tuple[int, int] = (100, 300),
     ) -> None:
         self.home, self.jobs, self.seed = home, jobs, seed
         self.names = [f"sleeper-{number}" for number in range(1, boards + 1)]
@@ -162,8 +163,6 @@ class WaitingSoak:
             if killing.done():
                 killing.result()  # raises: a server did not start again
             await submitting
-            killing.cancel()
-            await asyncio.gather(killing, return_exceptions=True)
             await self._until_ended(servers)
         finally:
             for task in (submitting, killing, *others):
@@ -175,7 +174,7 @@ class WaitingSoak:
         dice = random.Random(f"{self.seed} caller")
         names = list(self.names)
         tag = 0
-        deadline = time.monotonic() + HANG + self.jobs / 5
+        deadline = time.monotonic() + HANG + self.jobs
         while len([job for job in self.submitted.values() if job is not None]) < self.jobs:
             service: Any = SimpleNamespace(tcp_port=dice.choice(ports()), token=token)
             if time.monotonic() > deadline:
@@ -207,14 +206,21 @@ class WaitingSoak:
     async def _kill(self, servers: Servers | Cluster) -> None:
         """Kill a server at random times, and start the next one."""
         dice = random.Random(f"{self.seed} servers")
+        next_at = 0
         while True:
-            await asyncio.sleep(dice.uniform(*self._pause))
+            next_at += dice.randint(*self._pause)
+            while self._progress() < next_at:  # noqa: ASYNC110 - nothing says so
+                await asyncio.sleep(0.005)
             if isinstance(servers, Cluster):
                 number = dice.randrange(len(servers.servers))
                 await _in_thread(lambda n=number: servers.end(n, signal.SIGKILL))  # type: ignore[misc]
             else:
                 await _in_thread(servers.die)
             self.faults["kill -9"] += 1
+
+    def _progress(self) -> int:
+        """Return how many jobs were submitted, and how many were run."""
+        return len(self.submitted) + sum(len(board.runs) for board in self._boards.values())
 
     async def _until_ended(self, servers: Servers | Cluster) -> None:
         deadline = time.monotonic() + HANG + self._sleep[1]
