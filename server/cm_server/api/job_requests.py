@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import one_line
+from cm_server.auth.audit import shorten
 from cm_server.installs import board_install, board_settings, upload_job
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
@@ -15,6 +17,7 @@ from cm_server.installs.mounts import MountOwner, MountSpec
 from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
+from cm_server.jobs.model import Cell
 
 _AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
@@ -108,6 +111,28 @@ def read_job_request(
         return JobRequest(settings.code, settings, "settings", detail, "settings")
     is_reset = bool(head.get("fresh")) and not code
     return JobRequest(code, kind="reset" if is_reset else "cell")
+
+
+def make_cell(
+    request: JobRequest, head: Mapping[str, Any], options: RunOptions, title_chars: int
+) -> Cell:
+    """Return what a request runs on each of its boards.
+
+    Args:
+        request: the checked request.
+        head: the JSON head of the SUBMIT.
+        options: how it is run.
+        title_chars: more of its title is not kept.
+    """
+    title = request.detail if request.files else str(head.get("title", ""))
+    return Cell(
+        request.code,
+        options,
+        bool(head.get("awaits")),
+        request.files,
+        request.kind,
+        title and shorten(title, title_chars),
+    )
 
 
 def read_file_ops(

@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.run_options import RunOptions
-from cm_server.auth.audit import shorten
 from cm_server.installs.content_store import Content
 from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
@@ -22,7 +21,7 @@ from cm_server.limits import MIB, Limits
 from cm_server.packages.plan import InstallPlan
 from cm_server.store.waiting_rows import TakenJob, WaitingWork
 
-from .job_requests import Caller, JobInputs, JobRequest, inputs_of, read_job_request
+from .job_requests import Caller, JobInputs, JobRequest, inputs_of, make_cell, read_job_request
 
 #: Entries of the head of a SUBMIT that say what runs.
 _KEPT: Final = ("awaits", "acts", "upload", "packages", "settings", "title")
@@ -110,15 +109,7 @@ class WaitingWorkReader:
         inputs = JobInputs(contents.get, find_plan)
         request = read_job_request(self._services, inputs, head, code, head["boards"])
         options = RunOptions.from_fields(head["options"])
-        title = request.detail if request.files else str(head.get("title", ""))
-        return Cell(
-            request.code,
-            options,
-            bool(head.get("awaits")),
-            request.files,
-            request.kind,
-            title and shorten(title, self._services.limits.title_chars),
-        )
+        return make_cell(request, head, options, self._services.limits.title_chars)
 
     def _content(self, digest: str, data: bytes) -> Content:
         content = self._contents.get(digest)

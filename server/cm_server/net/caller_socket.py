@@ -662,15 +662,7 @@ class CallerConnection:
             self.token, len(boards), len(request.code)
         ):
             raise ServerError(f"{why}; try again when some of them have ended")
-        title = request.detail if request.files else str(head.get("title", ""))
-        cell = Cell(
-            request.code,
-            options,
-            bool(head.get("awaits")),
-            request.files,
-            request.kind,
-            title and shorten(title, self._services.limits.title_chars),
-        )
+        cell = job_requests.make_cell(request, head, options, self._services.limits.title_chars)
         requester = Requester(self.token.name, self, self.token.hash)
         audit = self._cell_audit(target, request)
         return Submission(boards, cell, requester, audit), left_out
