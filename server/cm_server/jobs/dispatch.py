@@ -110,6 +110,7 @@ class Dispatch:
             services.call_later,
         )
         self.sleepers.has_waiting_jobs = self.waiting.has_waiting
+        self.sleepers.when_known = self.waiting.when_read
         self.board_messages.on_sleep = self.sleepers.on_sleep
         self.jobs = self.job_results.jobs
         self.recent_jobs = self.job_results.recent_jobs

@@ -14,7 +14,7 @@ from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 
 from .job_recovery import JobRecovery
-from .model import Board, Stay, TimerHandle
+from .model import Board, BoardLinkProtocol, Stay, TimerHandle
 from .registry import Registry
 from .scheduler import Scheduler
 from .sleep_facts import facts_asleep
@@ -41,6 +41,7 @@ class Sleepers:
         spread: returns the seconds over which boards spread their connections: so much later they
             may be.
         has_waiting_jobs: returns whether something waits for a board besides its queue.
+        when_known: calls a function when that is known, at once if possible.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Sleepers:
         self._asked_for_key: dict[Board, int] = {}  # the link on which REKEY was sent for it
         self.spread: Callable[[], float] = lambda: 0.0
         self.has_waiting_jobs: Callable[[Board], bool] = lambda _board: False
+        self.when_known: Callable[[Board, Callable[[], None]], None] = lambda _board, call: call()
 
     def on_sleep(self, board: Board, message: wire.Message) -> None:
         """Answer a board that wants to sleep: it may, or something must be done before.
@@ -73,6 +75,11 @@ class Sleepers:
         link = board.link
         if link is None:
             raise PeerWireError("SLEEP came from a board that is asleep")
+        self.when_known(board, lambda: self._answer(board, link, request))
+
+    def _answer(self, board: Board, link: BoardLinkProtocol, request: wire.SleepRequest) -> None:
+        if board.link is not link:
+            return
         board.blocked = False
         wait = self._seconds_awake(board)
         link.send(wire.pack_sleep_reply(wait))

@@ -65,14 +65,16 @@ class _BoardState:
         rows: the jobs, in their order.
         is_reading: whether they are read from the store; none is taken meanwhile.
         is_stale: whether they have to be read, or read again.
+        when_read: is called when they have been read; None if nobody waits for it.
     """
 
-    __slots__ = ("is_reading", "is_stale", "rows")
+    __slots__ = ("is_reading", "is_stale", "rows", "when_read")
 
     def __init__(self) -> None:
         self.rows: deque[WaitingRow] = deque()
         self.is_reading = False
         self.is_stale = False
+        self.when_read: Callable[[], None] | None = None
 
 
 class WaitingJobs:
@@ -217,12 +219,27 @@ class WaitingJobs:
             if self._known_ids is not None:
                 self._known_ids.discard(board.id)
         self.start_next(board)
+        if state.when_read is not None:
+            function, state.when_read = state.when_read, None
+            function()
 
     def _retry(self, board: Board, state: _BoardState) -> None:
         if self._boards.get(board) is state:
             self._read_rows(board)
 
     # The next job of a board
+
+    def when_read(self, board: Board, function: Callable[[], None]) -> None:
+        """Call a function when it is known whether jobs wait for a connected board.
+
+        That is at once, unless they are being read from the store. If the board goes meanwhile, or
+        this is called again, the function is not called.
+        """
+        state = self._boards.get(board)
+        if state is not None and state.is_reading:
+            state.when_read = function
+        else:
+            function()
 
     def has_waiting(self, board: Board) -> bool:
         """Return whether a connected board has a job to run, or may have: pure, from memory.
