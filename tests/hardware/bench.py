@@ -26,6 +26,10 @@ PROMPT_SECONDS = 10.0
 PORT_SECONDS = 10.0  # until the port of a board with native USB exists again
 _PROBE_SECONDS = 15.0  # for the cell that shows that the board is in the fleet
 
+_TICKS_CODE = "import time\ntime.ticks_ms()"
+_TICKS_PERIOD = 1 << 30  # ms after which MicroPython's ticks begin again
+_EMPTY_CELLS = 3  # of which the fastest counts
+
 _BARE_HEAP_CODE = "import gc\ngc.collect()\nprint((gc.mem_free(),))"
 
 
@@ -154,6 +158,23 @@ class Bench:
     def value(self, code: str, timeout: float = CELL_SECONDS) -> object:
         """Run a cell and return its value; raise what the cell raised."""
         return self.run(code, timeout).value
+
+    def time_cell(self, code: str) -> tuple[Result, float]:
+        """Run a cell; return how it ended, and the seconds that it took by the board's own clock.
+
+        That is from its arrival to that of the next cell, less the time of an empty cell. In an
+        emulator that is slower than its chip, this clock is as slow.
+        """
+        empty = min(self._between_ticks("None")[1] for _ in range(_EMPTY_CELLS))
+        result, seconds = self._between_ticks(code)
+        return result, seconds - empty
+
+    def _between_ticks(self, code: str) -> tuple[Result, float]:
+        cells = (_TICKS_CODE, code, _TICKS_CODE)  # the second and third wait at the server
+        groups = [self.board.submit(each, timeout=CELL_SECONDS) for each in cells]
+        assert all(group.wait(3 * CELL_SECONDS) for group in groups), "a cell did not end"
+        first, result, last = (group.results()[NAME] for group in groups)
+        return result, (int(str(last.value)) - int(str(first.value))) % _TICKS_PERIOD / 1000
 
     def fact(self, name: str) -> object:
         """Return a fact that the board reported."""

@@ -17,6 +17,7 @@ START = Checks()
 CHECKS = Checks()
 GOOD_SECONDS = 60  # after which a program that runs counts as well started
 WATCHDOG_SECONDS = 60
+MAX_LOG_MS = 0.15  # that the log adds to a printed line
 
 #: Programs that hold the board; each must be ended by `mbm board TARGET reset`.
 _STUBBORN_PROGRAM = b"""
@@ -40,6 +41,32 @@ async def main():
     while True:
         count += 1
         await asyncio.sleep_ms(100)
+"""
+#: Measures microseconds a line: without a stream on dupterm, with one that does nothing, into the
+#: log. Few lines at a time: the client attaches its stream again every 50 ms, and the log's buffer
+#: has 1 KB.
+_PRINT_PROGRAM = b"""
+import io, os, time
+class Idle(io.IOBase):
+    def write(self, b):
+        return len(b)
+    def readinto(self, b):
+        return None
+def measure(stream):
+    times = []
+    for _ in range(9):
+        time.sleep_ms(250)
+        if stream is not ours:
+            os.dupterm(stream)
+        since = time.ticks_us()
+        for n in range(20):
+            print('line', n, 'of a program')
+        times.append(time.ticks_diff(time.ticks_us(), since) // 20)
+        os.dupterm(ours)
+    return sorted(times)[4]
+ours = os.dupterm(None)
+os.dupterm(ours)
+figures = [measure(stream) for stream in (None, Idle(), ours)]
 """
 _IRQS_OFF_CODE = "import machine\nmachine.disable_irq()\nwhile True: pass"
 _NATIVE_CODE = "sum(range(1 << 29))"  # minutes, on a chip
@@ -174,6 +201,17 @@ def bare_except(bench: Bench) -> str:
     restarted = bench.connected_since() != before
     how = "the board restarted" if restarted else "it was interrupted"
     return f"{result.status}; {how}, {time.monotonic() - since:.1f} s"
+
+
+@CHECKS.add("a printed line, by the board's own clock")
+def printed_line(bench: Bench) -> str:
+    start_program(bench, _PRINT_PROGRAM)
+    figures = bench.value("import app\napp.figures", timeout=60)
+    assert isinstance(figures, list)
+    bare, idle, logged = (microseconds / 1000 for microseconds in figures)
+    figure = f"{bare:.2f} ms, with an idle stream {idle:.2f} ms, into the log {logged:.2f} ms"
+    assert logged - idle <= MAX_LOG_MS, figure
+    return figure
 
 
 @CHECKS.add("app.py: `async def main()` beside cells")
