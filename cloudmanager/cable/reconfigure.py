@@ -16,7 +16,7 @@ from .serial_ports import BoardRepl
 
 PROMPT_SECONDS: Final = 10.0  # until a board must show its REPL
 CELL_SECONDS: Final = 10.0
-#: Runs on a board, with `new`: the changes. dial.py renames /cm.new once it has worked.
+#: Runs on a board, with `new`: the changes. cm/boot.py tries /cm.new for one start.
 _CONFIGURE_CODE: Final = """
 import json
 with open('/cm.json') as f:

@@ -1,10 +1,8 @@
 # Start-up of a board: reads settings, finishes an install, arms the watchdog, prepares the program.
 # Boards: all; dropped afterwards.
-# Cost: 978 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 950 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import firmware, link, run, state
 from cm.firmware import json, os, sys, time
-
-_TRIAL_MS = const(60000)
 
 
 def _last(_):
@@ -23,13 +21,6 @@ def _watchdog(config):
     from cm import watchdog
 
     watchdog.start(config.get("watchdog"))
-
-
-# New settings (mbm board-config) have a minute to work.
-def _settings(_):
-    link.heard = time.ticks_ms()
-    os.stat("/cm.new")
-    state.trial = time.ticks_add(link.heard, _TRIAL_MS) | 1
 
 
 def _program(_):
@@ -56,7 +47,7 @@ def _user_path():
 # Nothing here may keep the board from connecting: then it can be repaired. An exception in a step
 # means that there is nothing to do; without valid settings, dial.py prints the reason.
 def start(console):
-    steps = [_last, _install, _settings, _program]
+    steps = [_last, _install, _program]
     if not console:
         from cm import console
 
@@ -65,9 +56,15 @@ def start(console):
     console.start()
     del console.start  # it is not needed again
     firmware.path = firmware.path or _user_path() or ["", ".frozen", "/lib"]
+    link.heard = time.ticks_ms()
     config = {}
+    path = "/cm.json"
     try:
-        with open("/cm.json") as file:
+        if "m.new" in str(os.listdir("/")):  # cm.new, cm.new.trial
+            from cm import outage
+
+            path = outage.start()
+        with open(path) as file:
             config = json.load(file)
         for name in ("link_timeout", "stop_timeout", "task_timeout"):
             if name in config:

@@ -115,7 +115,7 @@ def _start_tls(config):
 
 
 def connect():
-    name = "/cm.new" if state.trial else "/cm.json"
+    name = "/cm.new.trial" if state.trial else "/cm.json"
     with open(name) as file:
         config = json.load(file)
     if config.get("wifi") or config.get("lan"):
@@ -159,9 +159,9 @@ def connect():
     state.spread = int(welcome["spread"] * 1000)
     state.tries = 1
     if state.trial:  # new settings (mbm board-config) replace the old ones once they have worked
-        state.trial = 0
-        if name == "/cm.new":
+        if name == "/cm.new.trial":
             os.rename(name, "/cm.json")
+        state.trial = 0
     link.drop("outage")
     try:
         os.remove("/cm.away")
@@ -189,7 +189,7 @@ def dial():
                 import cm.log  # noqa: F401 - it keeps what is printed
 
                 print("No link to the server:", e)
-            if state.trial or state.nic:
+            if state.nic:
                 from cm.outage import check
 
                 check()

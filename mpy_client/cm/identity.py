@@ -1,6 +1,6 @@
 # The board's identity in /cm.json: enrols with a token, and replaces its key.
 # Boards: all; loaded for that, then dropped.
-# Cost: 898 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 909 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link
 from cm.firmware import binascii, json, machine, os, struct, sys
 from cm.mac import hmac
@@ -27,8 +27,9 @@ def save(config):
     with open("/cm.tmp", "w") as file:
         json.dump(config, file)
     os.rename("/cm.tmp", "/cm.json")
-    if "cm.new" in os.listdir("/"):  # new settings that have worked; config includes them
-        os.remove("/cm.new")
+    for name in ("cm.new", "cm.new.trial"):  # new settings: config includes them, or has a newer key
+        if name in os.listdir("/"):
+            os.remove(name)
 
 
 # Enrols. The board generates its own key and saves it before it sends it: if it asks

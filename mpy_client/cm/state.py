@@ -8,7 +8,7 @@ console = None  # the module for the console: console.py or unix.py
 deepest = 1 << 29
 
 nic = None  # the network that net.py has connected
-trial = 0  # ticks at which new settings (/cm.new) have failed; 0: there are none
+trial = 0  # ticks at which new settings (/cm.new.trial) have failed; 0: there are none
 
 # The link. dial.py opens it, link.close() closes it.
 socket = None  # for poll

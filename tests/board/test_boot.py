@@ -119,44 +119,75 @@ def test_clock_is_not_set_back_while_the_program_runs(lab):
     assert again.run("import machine\n__cm__((machine.clock))").value == b"[]"
 
 
-def test_new_settings_that_work_are_kept(lab):
-    link = lab.boot().link()
-    config = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
-    new = json.dumps({**config, "name": "new"})
+def try_settings(lab, link, changes):
+    """Restart a board with other settings, as `mbm board-config` does."""
+    code = "with open('/cm.json') as f: text = f.read()\n__cm__((text))"
+    new = json.dumps({**json.loads(link.run(code).value.decode()[1:-1]), **changes})
     link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
     lab.chip.press_reset()
+
+
+def test_new_settings_that_work_are_kept(lab):
+    link = lab.boot().link()
+    try_settings(lab, link, {"name": "new"})
     assert lab.link(after=link).run("__cm__((1))").value == b"1"
     lab.chip.power_off()
     assert json.loads(lab.flash.read("/cm.json"))["name"] == "new"
-    assert lab.flash.read("/cm.new") == ""
+    assert lab.flash.read("/cm.new.trial") == ""
+
+
+def test_new_settings_arm_their_watchdog_while_they_are_on_trial(lab):
+    link = lab.boot(chip_options={"port": "rp2-1.28"}).link()
+    assert link.proof_fields["facts"]["watchdog"] == "timer, 60 s"
+    try_settings(lab, link, {"watchdog": 20})
+    assert lab.link(after=link).proof_fields["facts"]["watchdog"] == "timer, 20 s"
 
 
 #: A network, and no interrupt of a task for which time passes at once.
 HOME = {"air": {"home": "x"}, "wifi": [["home", "x"]], "link_timeout": 100_000}
-#: A program that lets 61 s pass while the board tries new settings.
+#: Programs that let 61 s pass while the board tries new settings. One starts after four failed
+#: attempts to connect.
 LATER = """
 import machine, os
 async def main():
-    if "cm.new" in os.listdir("/"):
+    if "cm.new.trial" in os.listdir("/"):
         machine.skip(61000)
+"""
+STUBBORN = """
+import machine, os
+if "cm.new.trial" in os.listdir("/"):
+    machine.skip(61000)
+    while True:
+        try:
+            while True: pass
+        except: pass
+"""
+#: A program that ends the trial.
+RESETS = """
+import machine, os
+if "cm.new.trial" in os.listdir("/"):
+    machine.reset()
 """
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tcp_port": 1}, {"wifi": [["gone", "x"]]}], ids=["port", "wifi"]
+    ("wrong", "program"),
+    [
+        ({"tcp_port": 1}, LATER),
+        ({"wifi": [["gone", "x"]]}, LATER),
+        ({"tcp_port": 1}, STUBBORN),
+        ({"tcp_port": 1}, RESETS),
+    ],
+    ids=["port", "wifi", "stubborn", "resets"],
 )
-def test_new_settings_that_do_not_work_are_discarded_after_a_minute(lab, wrong):
-    link = lab.boot(LATER, **HOME).link()
+def test_new_settings_that_do_not_work_are_discarded(lab, wrong, program):
+    link = lab.boot(program, **HOME).link()
     link.program(0, "app.py ended")
-    code = "with open('/cm.json') as f: text = f.read()\n__cm__((text))"
-    config = json.loads(link.run(code).value.decode()[1:-1])
-    new = json.dumps({**config, **wrong})
-    link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
-    lab.chip.press_reset()
+    try_settings(lab, link, wrong)
     again = lab.link(after=link, timeout=25)
     lab.chip.hear(b"The new settings do not work: the old ones are back.")
     assert again.run("__cm__((1))").value == b"1"
-    assert lab.flash.read("/cm.new") == ""
+    assert lab.flash.read("/cm.new.trial") == ""
 
 
 def pass_time(lab, link, seconds):

@@ -91,7 +91,7 @@ FILL = (
 SKIP_A_MINUTE = b"""
 import machine, os
 async def main():
-    if "cm.new" in os.listdir("/"):
+    if "cm.new.trial" in os.listdir("/"):
         machine.skip(61000)
 """
 NEVER_RETURNS = (
@@ -351,7 +351,7 @@ def await_settings(fleet: Fleet, name: str, seconds: float) -> str:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         code = "import json, os\nwith open('/cm.json') as f: old = json.load(f)\n"
-        code += "('ip' in old, 'cm.new' in os.listdir('/'))"
+        code += "('ip' in old, 'cm.new.trial' in os.listdir('/'))"
         result = fleet[name].run(code, timeout=5, wait=ends - time.monotonic())[name]
         if result.ok and result.value == (False, False):
             return ""
