@@ -153,7 +153,7 @@ async def _main(coro):
 def leave():
     link.restore()
     state.console.detach()
-    log.beside = beside
+    log.end(beside)
     link.job[:] = last  # for the check for cells that are sent twice
 
 
@@ -179,7 +179,7 @@ def launch():
     sys.modules.pop("app", None)
     sys.path[:] = firmware.path
     beside = log.beside
-    log.beside = log.always
+    log.begin()
     console.attach()
     try:
         console.set_user_code(True)

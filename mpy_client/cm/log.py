@@ -1,6 +1,6 @@
-# The board's log: what is printed outside of cells. A ring keeps it while there is no link.
+# The board's log: what is printed outside of cells. It is kept here while there is no link.
 # Boards: all; loaded with the first program, task beside cells, or message of the client.
-# Cost: 1,037 bytes of .mpy, 2,272 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,291 bytes of .mpy, 2,272 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import sys, time
 
@@ -11,17 +11,16 @@ ticks_ms = time.ticks_ms
 _OUT_END = const(880)
 _LOG = const(0x29)
 
-_RING = const(1024)  # bytes that are kept; of more, the oldest are lost
+_KEPT = const(1024)  # bytes that are kept; of more, the oldest are lost
 _HEAD_BYTES = const(20)  # before the text: frame header, message header, number of lost bytes
 _FLUSH_MS = const(200)  # ms until what is printed is sent
 _WAIT_MS = const(1000)  # ms until what a callback prints is sent
 
-ring = bytearray(_RING)
-view = memoryview(ring)
-start = size = 0  # of what is in the ring
+text = None  # a bytearray: what was printed and is not sent yet
 lost = 0  # bytes that were lost before it
 sent = 0  # ticks when something was last sent
-writing = False
+sending = False
+stream = None  # console.py's stream, while it extends `text` by itself
 # Returns whether the user's code that runs is not that of a cell, so that its output is the log's.
 beside = None
 take_output = None  # unix.py sets it
@@ -30,6 +29,42 @@ take_output = None  # unix.py sets it
 # What `beside` is while tasks run between cells, or the user's program.
 def always():
     return True
+
+
+# Makes an empty text that has the memory for what is kept.
+def clear():
+    global text
+    text = bytearray(_KEPT)
+    text[:] = b""
+    if stream:
+        stream.write = text.extend
+
+
+# Called before a program or tasks run, all of whose output is the log's. A print() has several
+# pieces, for each of which Stream.write takes 0.35 ms on RP2, a method of bytearray 0.01 ms: so
+# that extends the text, until call() sends it. Threads of RP2 must not do so at the same time.
+def begin():
+    global beside, stream
+    beside = always
+    modules = sys.modules
+    if not take_output and modules.get("_thread") is modules.get("cm.threads"):
+        stream = state.console.stream
+        stream.write = text.extend
+        if call not in state.calls:
+            state.calls.append(call)
+
+
+# Called afterwards, and when a thread of RP2 starts; `before` is what `beside` will be.
+def end(before):
+    global beside, stream
+    beside = before
+    if stream:
+        del stream.write
+        stream = None
+        if state.console.removed:
+            text.extend(b"\r\n[output was lost]\r\n")
+        if not state.socket:
+            trim()
 
 
 # Called by console.py when something is printed. Returns whether it belongs to the log.
@@ -46,34 +81,26 @@ def take(b, nested):
     return True
 
 
-# Puts b into the ring; `may_send` says whether a full ring may be sent. What a callback prints
-# while this function runs is lost.
+# Adds b to the text; `may_send` says whether a long text may be sent.
 def write(b, may_send):
-    global lost, size, start, writing
-    n = len(b)
-    if writing:
-        lost += n
-        return
-    writing = True
-    i = 0
+    global lost
     try:
-        while i < n:
-            at = (start + size) % _RING
-            k = min(n - i, _RING - at)
-            if may_send and k > _RING - size:
-                send()
-            over = k - (_RING - size)
-            if over > 0:
-                start = (start + over) % _RING
-                size -= over
-                lost += over
-            view[at : at + k] = memoryview(b)[i : i + k]
-            size += k
-            i += k
+        text.extend(b)
     except Exception:  # no memory
-        lost += n - i
-    finally:
-        writing = False
+        lost += len(b)
+    if len(text) > _KEPT:
+        if may_send:
+            send()
+        trim()
+
+
+# Discards the oldest bytes of a long text, unless it is being sent.
+def trim():
+    global lost
+    n = len(text) - _KEPT
+    if n > 0 and not sending:
+        lost += n
+        text[:n] = b""
 
 
 # Sends what was printed. Called before the client waits; returns for how many ms it may: callbacks
@@ -87,38 +114,53 @@ def flush(ms):
     return ms
 
 
-# Sends what is in the ring, behind the output and the text of the job.
+# Sends the text, behind the output and the text of the job. A callback may print meanwhile.
 def send():
-    global lost, sent, size, start
+    global lost, sending, sent
     sent = ticks_ms()
-    while size and state.socket and not state.ahead:
-        run.flush()
-        at = run.end + _HEAD_BYTES
-        k = min(size, _RING - start, _OUT_END - at)
-        if k <= 0:
-            return
-        gone = lost
-        link.pack_into(">I", link.buf, at - 4, gone)
-        link.mv[at : at + k] = view[start : start + k]
-        start = (start + k) % _RING
-        size -= k
-        lost -= gone
-        link.send(_LOG, 0, at - 4, at + k)
-        if not state.socket:
-            lost += gone + k
+    if sending:
+        return
+    sending = True
+    i = 0
+    try:
+        while i < len(text) and state.socket and not state.ahead:
+            run.flush()
+            at = run.end + _HEAD_BYTES
+            k = min(len(text) - i, _OUT_END - at)
+            if k <= 0:
+                break
+            gone = lost
+            link.pack_into(">I", link.buf, at - 4, gone)
+            link.mv[at : at + k] = memoryview(text)[i : i + k]
+            i += k
+            lost -= gone
+            link.send(_LOG, 0, at - 4, at + k)
+            if not state.socket:
+                lost += gone + k
+    finally:
+        text[:i] = b""
+        sending = False
+    if i > _KEPT and not text:  # its memory has grown
+        try:
+            clear()
+        except MemoryError:
+            pass
 
 
 # Called by link.run_calls() until all is sent: while user code runs, unless it is in client code,
 # which may be sending something.
 def call():
     console = state.console
-    if size and console.in_user and not console.busy:
+    if text and console.in_user and not console.busy:
         console.set_guard(True)
-        send()
+        if len(text) > _KEPT or ticks_diff(ticks_ms(), sent) >= _FLUSH_MS:
+            send()
+            trim()
         console.set_guard(False)
-    return not size
+    return not (text or stream)
 
 
+clear()
 if "cm.loop" in sys.modules:
     beside = sys.modules["cm.loop"].is_beside
 state.log = sys.modules["cm.log"]

@@ -1,6 +1,6 @@
 # Repairs: before and after a restart, after a failure of the client, before it connects.
 # Boards: all; loaded when it is needed, then dropped.
-# Cost: 1,201 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,198 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import binascii, builtins, gc, os, sys
 
@@ -57,7 +57,7 @@ def fail(error):
     state.console.detach()
     state.tasks = None
     if state.log:
-        state.log.beside = None
+        state.log.end(None)
     state.stop = state.ahead = 0
     link.restore()
     run.clear()

@@ -47,7 +47,7 @@ def wait(ms):
     except Exception:  # no memory for it
         pass
     if log:
-        log.beside = log.always
+        log.begin()
     back_at = time.ticks_add(time.ticks_ms(), ms)
     state.tasks = me
     console.attach()
@@ -65,7 +65,7 @@ def wait(ms):
     console.detach()
     state.tasks = None
     if log:
-        log.beside = loop.is_beside
+        log.end(loop.is_beside)
     link.restore()
     core.cur_task = None
     if error:

@@ -81,7 +81,7 @@ def end_guard(may_raise):
     if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
     mailbox[_OUTPUT_PENDING] = run.mark > _OUT or state.ahead > 0
-    mailbox[_LOG_PENDING] = log.size > 0 and state.socket is not None
+    mailbox[_LOG_PENDING] = len(log.text) > 0 and state.socket is not None
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
     if interrupt:
         mailbox[_INTERRUPT_STATE] = 3
@@ -106,7 +106,7 @@ def poll():
     run_calls()
     if mailbox[_OUTPUT_FULL] or ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
         take_output()
-    if log.size and ticks_diff(ticks_ms(), log.sent) >= _LOG_MS:
+    if log.text and ticks_diff(ticks_ms(), log.sent) >= _LOG_MS:
         log.send()
     if run.check() and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1

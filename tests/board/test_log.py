@@ -2,6 +2,7 @@
 
 import pytest
 
+from .bootlab import Lab as BootLab
 from .peer import INTERRUPTED, OK
 
 TICKER = """
@@ -172,13 +173,60 @@ def test_lost_bytes_are_counted(board):
     """All that was printed has arrived, or is counted: also with a ring that overflows."""
     code = (
         "from cm import log, state\nbefore = log.lost\n"
-        "log.write(b'a' * 3000, False)\n__cm__((log.size, log.lost - before))"
+        "log.write(b'a' * 3000, False)\n__cm__((len(log.text), log.lost - before))"
     )
     assert board.run("import cm.log").status == OK
     size, lost = eval(board.run(code).value)
     assert (size, lost) == (1024, 3000 - 1024)
     board.logged(b"a" * 1024)
     board.peer.until(lambda _: board.log_lost >= lost)
+
+
+TASK_THAT_PRINTS = """
+import asyncio, cm.state
+async def work():
+    console = cm.state.console
+    real = console.Stream.write
+    calls = []
+    console.Stream.write = lambda stream, b: calls.append(len(b)) or real(stream, b)
+    {before}
+    for n in range(9): print('by', n)
+    console.Stream.write = real
+    print(len(calls), 'calls')
+t = asyncio.create_task(work())
+"""
+
+
+@pytest.mark.parametrize("port", ["esp8266-1.28", "rp2-1.28"])
+def test_task_prints_to_the_log_without_code_of_the_client(client, port, tmp_path):
+    """On RP2, such code took 2 ms a line."""
+    lab = BootLab(tmp_path, client)
+    link = lab.boot(chip_options={"port": port}).link()
+    try:
+        link.run(TASK_THAT_PRINTS.format(before="pass"))
+        link.logged(b"by 8\r\n0 calls\r\n")
+        assert lines(link.log)[:9] == [f"by {n}" for n in range(9)]
+    finally:
+        lab.chip.stop()
+        lab.peer.stop()
+
+
+def test_task_that_starts_a_thread_on_rp2_prints_by_code_of_the_client(client, tmp_path):
+    """Two cores may print then, and must not change the same text at once."""
+    lab = BootLab(tmp_path, client)
+    link = lab.boot(chip_options={"port": "rp2-1.28"}).link()
+    try:
+        thread = "import _thread; done = []; "
+        thread += "_thread.start_new_thread(lambda: done.append(print('thread')), ())\n"
+        thread += "    while not done: pass"
+        link.run(TASK_THAT_PRINTS.format(before=thread))
+        link.logged(b"by 8")
+        link.logged(b" calls")
+        assert lines(link.log)[-1] != "0 calls"
+        assert link.run("print('the cell')").output.strip() == b"the cell"
+    finally:
+        lab.chip.stop()
+        lab.peer.stop()
 
 
 def test_log_precedes_a_cell_in_the_order_of_printing(board):
