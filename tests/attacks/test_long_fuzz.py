@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import ssl
@@ -32,25 +33,23 @@ from tests.system.conftest import fleet_of
 from .attackers import Victim, attack
 
 pytestmark = pytest.mark.soak
-SECONDS = 60.0
+SECONDS = 60.0  # of the attack
+TURNS = 4
 SETTLE_SECONDS = 30.0
 MEMORY_BYTES = 64 * 1024 * 1024  # by which the server may grow
 ROUND_MESSAGES = 500  # of each attacker, between two looks at the clock
+SEEDS = 1_000_000  # of the rounds of one turn, at most
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-def flood(settings: dict[str, Any], seconds: float, ca_file: str) -> None:
-    """Attack until the time is over; runs in its own process."""
+def flood(settings: dict[str, Any], ca_file: str, turn: int, started: Any) -> None:
+    """Attack until it is killed, in each turn otherwise; runs in its own process."""
     boards = [Identity(board) for board in settings.pop("identities")]
     trust = ssl.create_default_context(cafile=ca_file) if ca_file else None
     victim = Victim(boards=boards, trust=trust, **settings)
-    end = time.monotonic() + seconds
-    seed = 0
-    while time.monotonic() < end:
-        seed += 1
-        with contextlib.suppress(TimeoutError):
-            left = end - time.monotonic()
-            asyncio.run(asyncio.wait_for(attack(victim, seed, ROUND_MESSAGES), left))
+    started.set()
+    for seed in itertools.count(turn * SEEDS):
+        asyncio.run(attack(victim, seed, ROUND_MESSAGES))
 
 
 def discard(port: Any, chain: str) -> None:
@@ -85,8 +84,8 @@ def process(act: Any, *args: Any) -> Iterator[Any]:
         each.join()
 
 
-def cell_seconds(fleet: Fleet, seconds: float) -> float:
-    """Run cells for so long; return the median of their times."""
+def cell_times(fleet: Fleet, seconds: float) -> list[float]:
+    """Run cells for so long; return how long each took, in seconds."""
     times: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -94,8 +93,25 @@ def cell_seconds(fleet: Fleet, seconds: float) -> float:
         assert fleet["safe-1"].run(f"{len(times)}", timeout=20).value == len(times)
         times.append(time.perf_counter() - began)
         time.sleep(0.02)
-    assert len(times) > 20
-    return statistics.median(times)
+    return times
+
+
+def attacked_cell_times(
+    fleet: Fleet, seconds: float, settings: dict[str, Any], ca_file: str, turn: int
+) -> list[float]:
+    """Return how long cells take during one turn of an attack.
+
+    Args:
+        fleet: of the caller.
+        seconds: of all turns together.
+        settings: of the victim.
+        ca_file: for TLS; "" without.
+        turn: its number.
+    """
+    started = _SPAWN.Event()
+    with process(flood, settings, ca_file, turn, started):
+        assert started.wait(SETTLE_SECONDS)
+        return cell_times(fleet, seconds / TURNS)
 
 
 def counts(server: RunningServer, fleet: Fleet) -> dict[str, int]:
@@ -138,18 +154,18 @@ def test_minute_of_hostile_input_delays_no_other_board(tmp_path: Path, kind: str
         tls = kind == "tls"
         ca_file = str(tmp_path / "ca.pem") if tls else ""
         chain = str(tmp_path / "server.pem") if tls else ""
-        cell_seconds(fleet, 2)
+        cell_times(fleet, 2)
         before, memory = counts(server, fleet), psutil.Process(server.process.pid).memory_info().rss
         receiver, sender = _SPAWN.Pipe(duplex=False)
         with process(discard, sender, chain):
             idle = {**settings, "tcp_port": receiver.recv(), "mute": True}
-            with process(flood, idle, SECONDS, ca_file):
-                discarded = cell_seconds(fleet, SECONDS / 3)
-        with process(
-            flood, {**settings, "tcp_port": server.tcp_port}, SECONDS, ca_file
-        ) as attacker:
-            attacked = cell_seconds(fleet, SECONDS)
-            attacker.join(SETTLE_SECONDS)
+            real = {**settings, "tcp_port": server.tcp_port}
+            discarded_times, attacked_times = [], []
+            for turn in range(TURNS):
+                discarded_times += attacked_cell_times(fleet, SECONDS / 3, idle, ca_file, turn)
+                attacked_times += attacked_cell_times(fleet, SECONDS, real, ca_file, turn)
+        assert min(len(discarded_times), len(attacked_times)) > 20
+        discarded, attacked = map(statistics.median, (discarded_times, attacked_times))
         end = time.monotonic() + SETTLE_SECONDS
         while counts(server, fleet) != before and time.monotonic() < end:
             time.sleep(0.2)
