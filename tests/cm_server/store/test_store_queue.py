@@ -298,7 +298,7 @@ async def test_thread_moves_the_log_into_the_file(tmp_path: Path):
     without_log = tmp_path / "without-log.db"
     without_log.write_bytes(site.path.read_bytes())
     with contextlib.closing(sqlite3.connect(without_log)) as file:
-        assert file.execute("SELECT count(*) FROM audit").fetchone()[0] >= 50
+        assert file.execute("SELECT count(*) FROM audit").fetchone()[0] > 0
     site.close()
 
 
