@@ -383,10 +383,15 @@ class MountedFolder:
             if not stat.S_ISREG(facts.st_mode):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
             # A board would put pieces of two versions together.
-            if (facts.st_size, facts.st_mtime_ns) != (file.size, file.mtime_ns):
+            if not is_unchanged(file, facts):
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
             stream.seek(request.offset)
             return stream.read(min(request.size, _MAX_READ_BYTES))
+
+
+def is_unchanged(file: LocalFile, facts: os.stat_result) -> bool:
+    """Return whether a file is as it was when it was listed."""
+    return (facts.st_size, facts.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def is_inside(folder: Path, path: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 from .defence import LIBRARY, SERVER, Defence, defence
 
 OPS: Final = "cloudmanager/protocol/test_file_ops.py::test_"
+MOUNTS: Final = "cm_server/installs/test_mounts.py::test_"
 CLIENT: Final = "cloudmanager/client/"
 
 FILES: Final[list[Defence]] = [
@@ -41,6 +42,51 @@ FILES: Final[list[Defence]] = [
         SERVER + "installs/transfers.py",
         "_is_client_of_0_1 = lambda board: False",
         "board/test_old_client.py::test_file_with_the_name_of_a_temporary_one_is_kept",
+    ),
+    # Mounted folders
+    defence(
+        "files: a file of a mounted folder that became a link out of it is not served",
+        LIBRARY + "client/mounts.py",
+        "is_inside = lambda folder, path: True",
+        CLIENT + "test_mounts.py::test_file_that_becomes_a_link_out_of_the_folder_is_not_served",
+    ),
+    defence(
+        "files: a file that changed since its list is not served in pieces of two versions",
+        LIBRARY + "client/mounts.py",
+        "is_unchanged = lambda file, facts: True",
+        CLIENT + "test_mounts.py::test_file_that_changes_while_a_cell_runs_is_not_served",
+    ),
+    defence(
+        "files: a board reads only listed files of a mounted folder, while the token reaches it",
+        SERVER + "installs/mounts.py",
+        "Mounts._may_read = lambda self, mount, board, path: True",
+        MOUNTS + "file_that_is_not_listed_is_not_asked_for",
+        MOUNTS + "board_that_the_token_does_not_reach_any_more_is_refused",
+    ),
+    defence(
+        "files: a board does not make a caller send pieces of a mounted folder without end",
+        SERVER + "installs/mounts.py",
+        "Mounts._has_too_many_requests = lambda self, mount: False",
+        MOUNTS + "requests_to_the_caller_are_bounded",
+    ),
+    defence(
+        "files: what the server keeps of mounted folders is bounded",
+        SERVER + "installs/mounts.py",
+        "_cost = lambda piece: 0",
+        MOUNTS + "pieces_that_are_kept_are_bounded",
+    ),
+    defence(
+        "files: a mounted folder is not replaced by that of another caller",
+        SERVER + "installs/mounts.py",
+        "Mounts.check_free = lambda self, board, owner: None",
+        MOUNTS + "board_with_the_folder_of_another_caller_is_refused",
+        CLIENT + "test_mounts.py::test_second_caller_is_refused_while_a_folder_is_mounted",
+    ),
+    defence(
+        "files: the list of a mounted folder has only paths inside of it",
+        SERVER + "installs/mounts.py",
+        "_is_file_row = lambda row: True",
+        MOUNTS + "malformed_requests_are_refused",
     ),
     # On this machine
     defence(

@@ -179,3 +179,19 @@ def test_patterns_of_boards_are_expanded(shell: Shell, work: Path):  # noqa: F81
     assert ("log" in shown, "c.txt" in shown) == (False, True)
     shell.run("%board_rm -r demo-[1-2] :mag*")
     assert "magic" not in shell.run("%board_ls demo-[1-2]")
+
+
+def test_mounted_folder_lasts_until_its_end(shell: Shell, work: Path):  # noqa: F811
+    (work / "src").mkdir()
+    (work / "src/hello.py").write_text("VALUE = 1")
+    cell = "%%board demo-1\nimport hello\nhello.VALUE"
+    assert "at :/remote on demo-1" in shell.run("%board_mount demo-1 src")
+    assert "1" in shell.run(cell)
+    (work / "src/hello.py").write_text("VALUE = 4711")
+    assert "4711" in shell.run(cell)
+    shell.run("%board_mount demo-1 src :other")
+    shell.run("%board_mount demo-1 --end")
+    shell.run(cell)
+    assert "hello" in str(shell.error)
+    shell.run("%board_mount demo-1")
+    assert "TARGET FOLDER" in str(shell.error)

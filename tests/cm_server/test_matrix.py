@@ -237,6 +237,37 @@ async def test_every_verb_with_every_role_writes_one_audit_row(lab: Lab, verb, r
         assert json.dumps(now) == before
 
 
+#: What has no verb of its own: messages with which callers follow logs, mount a folder, and type at
+#: a prompt (`mbm board-repl`), whose cells may ask for input.
+_MOUNT = {"number": 1, "path": "/remote", "files": [["a.py", 5]]}
+OTHER_USES: dict[str, bytes] = {
+    "board-logs -f": wire.pack_json(wire.WATCH, {"target": "lab-1", "logs": True}, job=5),
+    "board-mount": wire.pack_submit(5, {"target": "lab-1", "mount": _MOUNT}, b""),
+    "unmount": wire.pack_submit(5, {"target": "lab-1", "mount": {}}, b""),
+    "board-repl": wire.pack_submit(5, {"target": "lab-1", "answers": True}, b"input()"),
+    "completion of board-repl": wire.pack_submit(5, {"target": "lab-1", "idle": True}, b"dir()"),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("use", OTHER_USES)
+async def test_viewer_follows_no_logs_mounts_nothing_and_has_no_prompt(lab: Lab, use, role):
+    token = lab.service.add_token(role, name="somebody")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        await caller.socket.send(OTHER_USES[use])
+        message = await caller.next()
+    (row,) = lab.audited("somebody")
+    if role == "viewer":
+        assert message.op == wire.REPLY
+        reply = wire.read_json(message.payload)
+        assert (reply["error"], reply["args"][0]) == ("NotAllowed", "operator")
+        assert row.outcome == "refused"
+        assert lab.service.state("lab-1") == "idle"
+    else:
+        assert message.op in (wire.EVENTS, wire.CHANGES)
+        assert row.outcome == "done"
+
+
 @pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.requires_all_boards])
 async def test_admin_of_some_boards_may_not_use_verbs_for_all(lab: Lab, verb):
     reply = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)

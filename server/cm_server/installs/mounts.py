@@ -370,7 +370,9 @@ class Mounts:
         """Unmount a folder whose caller is gone: a job of the server, before the next one."""
         spec = self._unmount_spec()
         audit = CellAudit(target=board.name, detail="unmount: its caller is gone", verb=_OPERATION)
-        self._run_first(board, Cell(spec.code, files=spec), Requester(caller), audit)
+        self._run_first(
+            board, Cell(spec.code, files=spec, kind=_OPERATION), Requester(caller), audit
+        )
 
     def stop(self) -> None:
         """Leave boards as they are: the server stops, and they unmount by themselves."""

@@ -163,7 +163,8 @@ class Cell(NamedTuple):
         options: how it is run.
         awaits: whether the cell is a coroutine function that the board has to run.
         files: how the file operations are carried out; None for a cell.
-        kind: cell, reset, files, settings, install, uninstall or packages; "" if it is not known.
+        kind: cell, reset, files, settings, mount, install, uninstall or packages; "" if it is not
+            known.
         title: what lists of jobs call it: the first line of its code, or the operations and their
             paths.
     """
