@@ -103,7 +103,7 @@ class MountSpec:
     def check_boards(self, boards: Sequence[Board]) -> None:
         """Check the boards of a request: called before its jobs exist.
 
-        A board that is away forgets at once what must be unmounted: its job will not run.
+        What a board that is away has is forgotten at once: its job will not run.
 
         Raises:
             ServerError: one has the folder of another caller.
