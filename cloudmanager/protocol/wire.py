@@ -98,6 +98,8 @@ _SLEEP: Final = struct.Struct(">II")  # ms until it connects again, ms for which
 _READ: Final = struct.Struct(">III")  # number, offset in bytes, bytes
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
+_AGE_NAME: Final = ""  # in a sample that was kept without a link: how many ms ago it was measured
+_MAX_AGE_MS: Final = 31 * 86_400_000
 _PLAIN_TYPES: Final = (str, int, float)  # a bool is an int, too
 #: What json.loads raises for bad text; RecursionError for text that is nested too deeply.
 _JSON_ERRORS: Final = (ValueError, RecursionError)
@@ -400,11 +402,13 @@ class EmittedSample(NamedTuple):
         ticks: milliseconds of the board's own clock.
         dropped: how many samples the board left out before this one; 255 stands for more, too.
         values: a JSON object in ASCII, its names in the board's order.
+        age: seconds since it was measured, if the board had no link then.
     """
 
     ticks: int
     dropped: int
     values: str
+    age: float = 0.0
 
 
 def read_emit(message: Message) -> EmittedSample:
@@ -416,6 +420,9 @@ def read_emit(message: Message) -> EmittedSample:
     if len(message.payload) < _U64.size:
         raise PeerWireError("EMIT is malformed")
     values = read_json(message.payload[_U64.size :])
+    age_ms = values.pop(_AGE_NAME, 0)
+    if type(age_ms) is not int or not 0 <= age_ms <= _MAX_AGE_MS:
+        raise PeerWireError("EMIT has a wrong age")
     plain = all(
         0 < len(name) <= _SAMPLE_NAME_CHARS and (value is None or isinstance(value, _PLAIN_TYPES))
         for name, value in values.items()
@@ -426,7 +433,8 @@ def read_emit(message: Message) -> EmittedSample:
         text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
         raise PeerWireError("EMIT has a number that is not finite") from error
-    return EmittedSample(_U64.unpack_from(message.payload)[0], message.flags, text)
+    ticks = _U64.unpack_from(message.payload)[0]
+    return EmittedSample(ticks, message.flags, text, age_ms / 1000)
 
 
 class LogPiece(NamedTuple):

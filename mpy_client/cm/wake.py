@@ -9,8 +9,9 @@
 from cm import link, state
 from cm.firmware import json, machine, struct, sys, time
 
-_HEAD = const(">IIHHHH")  # ms of the sleep and of its rest, connect_every, skipped, bytes, _MAGIC
-_HEAD_BYTES = const(16)
+# ms of the sleep and of its rest, connect_every, skipped, lost, bytes, _MAGIC
+_HEAD = const(">IIHHHHH")
+_HEAD_BYTES = const(18)
 _ENTRY = const(">IH")
 _ENTRY_BYTES = const(6)
 _MAGIC = const(0x5C4D)
@@ -54,7 +55,7 @@ def awake():
 # Reads what was kept, at a start. It does not return if the sleep is not over: chips sleep in
 # turns.
 def load():
-    global slept, every, skipped
+    global slept, every, skipped, lost
     rest = 0
     if rp2:
         if machine.mem32[registers] & 0xFF000000 == _RP2_MAGIC:
@@ -66,7 +67,7 @@ def load():
         data = memory()
         end = len(data) - _HEAD_BYTES
         if end >= 0 and data[-2:] == b"\x5c\x4d":
-            slept, rest, every, skipped, size, _ = struct.unpack_from(_HEAD, data, end)
+            slept, rest, every, skipped, lost, size, _ = struct.unpack_from(_HEAD, data, end)
             at = end - size
             memory(data[:at])
             while at < end:
@@ -143,7 +144,7 @@ def _sleep(ms, rest):
             entry = struct.pack(_ENTRY, now - at + turn, len(sample)) + sample
             size += len(entry)
             data += entry
-        memory(data + struct.pack(_HEAD, ms, rest - turn, every, skipped, size, _MAGIC))
+        memory(data + struct.pack(_HEAD, ms, rest - turn, every, skipped, lost, size, _MAGIC))
     if state.nic:  # RP2 wakes at once while Wi-Fi is on
         try:
             state.nic.disconnect()

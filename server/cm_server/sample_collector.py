@@ -42,8 +42,11 @@ class SampleCollector:
         except PeerWireError:
             buffer.missed += 1
             return
-        now = round(time.time(), 6)  # microseconds, as in its JSON
-        sample = Sample(now, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
+        at = time.time() - emitted.age
+        if emitted.age and buffer.samples:  # clocks differ: the samples stay in their order
+            at = max(at, buffer.samples[-1].at)
+        at = round(at, 6)  # microseconds, as in its JSON
+        sample = Sample(at, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
         buffer.missed = 0
         self.add_sample(board, sample)
 

@@ -160,6 +160,7 @@ class Link:
             with self.peer.changed:
                 (ticks,) = struct.unpack_from(">Q", data, 6)
                 self.samples.append((ticks, flags, json.loads(data[14:])))
+                self.peer.samples += self.samples[-1:]
                 self.peer.changed.notify_all()
             return
         if op == FACTS:
@@ -229,7 +230,7 @@ class Peer:
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
         self.tls = tls
         self.links, self.seen, self.refused = {}, [], []
-        self.sleeps = []  # those of all links
+        self.sleeps, self.samples = [], []  # those of all links
         self.sleep_reply = lambda link: message(SLEEP_REPLY, bytes(4))  # None: no answer
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()

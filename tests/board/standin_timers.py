@@ -32,13 +32,16 @@ def install(machine, settings, box, ask, answer):
     chip, version = settings.get("port", "esp8266-1.28").split("-")
     version = tuple([int(n) for n in version.split(".")])
     real = time.ticks_ms
+    began = real()
 
     class Clock:
         pass
 
-    # One that machine.skip() can advance, for timers of a minute and more.
+    # One that begins with 0, as a chip's, and that machine.skip() can advance, for timers of a
+    # minute and more.
     def ticks_ms():
-        return time.ticks_add(real(), struct.unpack_from("<q", box, SKIPPED)[0])
+        skipped = struct.unpack_from("<q", box, SKIPPED)[0]
+        return time.ticks_add(time.ticks_diff(real(), began), skipped)
 
     def skip(ms):
         struct.pack_into("<q", box, SKIPPED, struct.unpack_from("<q", box, SKIPPED)[0] + ms)

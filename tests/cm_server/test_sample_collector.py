@@ -81,3 +81,21 @@ def test_samples_beyond_the_rate_limit_are_dropped_and_counted():
     assert (
         lab.sample_buffer.missed + sum(s.missed for s in lab.sample_buffer.samples) == 5000 - kept
     )
+
+
+def test_sample_that_was_kept_without_a_link_has_the_time_of_its_measurement():
+    lab, samples, before = board(), collector(10), time.time()
+    samples.add_message(lab, emitted('{"n":1,"":90000}'))
+    samples.add_message(lab, emitted('{"n":2,"":30000}'))
+    first, second = lab.sample_buffer.samples
+    assert (first.values, second.values) == ('{"n":1}', '{"n":2}')
+    assert before - 90 <= first.at <= time.time() - 90
+    assert before - 30 <= second.at <= time.time() - 30
+
+
+def test_samples_stay_in_their_order_if_the_clock_of_a_board_differs():
+    lab, samples = board(), collector(10)
+    samples.add_message(lab, emitted('{"n":1}'))
+    samples.add_message(lab, emitted('{"n":2,"":90000}'))
+    first, second = lab.sample_buffer.samples
+    assert second.at >= first.at

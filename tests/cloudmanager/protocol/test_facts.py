@@ -34,6 +34,8 @@ REPORTED = {
     "mac": "28cdc1000001",
     "unknown": "x",
 }
+#: What the server knows itself; a board cannot report it.
+SLEEP = {"wakes_at": 1_796_040_000.0, "awake_ms": 1500, "awake_p90_ms": 2500}
 
 
 def board(**fields):
@@ -45,14 +47,15 @@ def board(**fields):
         "connected_since": time.time(),
         "last_seen": time.time(),
         "queued": 0,
-        **published_facts(read_facts(REPORTED)),
+        **published_facts({**read_facts(REPORTED), **SLEEP}),
         **fields,
     }
 
 
 def test_known_facts_are_kept_and_published():
-    kept = read_facts(REPORTED)
-    assert kept == {name: value for name, value in REPORTED.items() if name != "unknown"}
+    kept = read_facts({**REPORTED, **SLEEP})
+    own = {name: value for name, value in REPORTED.items() if name != "unknown"}
+    assert kept == {**own, **dict.fromkeys(SLEEP)}
     assert published_facts(kept) == {**kept, "mpy": "6.3"}
 
 

@@ -19,7 +19,7 @@ PROTOCOL = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
 
 #: Op, name and sender of each message; ANSWER stands there twice, being one op on both links.
 ROWS = re.findall(
-    r"^\| (0x[0-9a-f]{2}) \| ([A-Z]+) \|(?: (board|server|caller) \|)?", PROTOCOL, re.M
+    r"^\| (0x[0-9a-f]{2}) \| ([A-Z_]+) \|(?: (board|server|caller) \|)?", PROTOCOL, re.M
 )
 BODIES = st.dictionaries(
     st.text(max_size=8),
@@ -54,7 +54,7 @@ def own_ops():
     block = text[text.index("# A board's link") : text.index("TOP_LEVEL_AWAIT")]
     return {
         name: int(value, 16)
-        for name, value in re.findall(r"^([A-Z]+): Final = (0x..)", block, re.M)
+        for name, value in re.findall(r"^([A-Z_]+): Final = (0x..)", block, re.M)
     }
 
 
@@ -171,7 +171,7 @@ def test_golden_result(vector):
 
 @vectors("EMIT")
 def test_golden_emit(vector):
-    ticks, missed, values = wire.read_emit(message(vector))
+    ticks, missed, values, _ = wire.read_emit(message(vector))
     assert {"ticks": ticks, "missed": missed, "values": json.loads(values)} == vector["means"]
     assert values.isascii()
 
@@ -184,6 +184,17 @@ def test_golden_sleep(vector):
 @vectors("SLEEP_REPLY")
 def test_golden_sleep_reply(vector):
     assert wire.pack_sleep_reply(vector["means"]["wait"]).hex() == vector["hex"]
+
+
+def test_sample_that_was_kept_without_a_link_has_an_age_and_keeps_its_names():
+    kept = wire.read_emit(Message(wire.EMIT, 2, 0, bytes(8) + b'{"t":1,"":90500}'))
+    assert (kept.values, kept.age, kept.dropped) == ('{"t":1}', 90.5, 2)
+
+
+@pytest.mark.parametrize("age", ["-1", "1.5", "true", '"5"', "null", str(32 * 86_400_000)])
+def test_sample_with_a_wrong_age_is_refused(age):
+    with pytest.raises(PeerWireError):
+        wire.read_emit(Message(wire.EMIT, 0, 0, bytes(8) + b'{"t":1,"":%s}' % age.encode()))
 
 
 @pytest.mark.parametrize("payload", [b"", bytes(7), bytes(9)])
