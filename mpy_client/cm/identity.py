@@ -27,7 +27,8 @@ def save(config):
     with open("/cm.tmp", "w") as file:
         json.dump(config, file)
     os.rename("/cm.tmp", "/cm.json")
-    for name in ("cm.new", "cm.new.trial"):  # new settings: config includes them, or has a newer key
+    # New settings: config includes them, or has a newer key.
+    for name in ("cm.new", "cm.new.trial"):
         if name in os.listdir("/"):
             os.remove(name)
 

@@ -1,6 +1,6 @@
 """Deep sleep on chips: a real MicroPython with stand-ins for each port (standin_boot.py).
 
-The chips sleep for no time, but their memory is lost and their interpreter starts anew. A test sees
+The chips sleep for no time, but their memory is lost and their interpreter starts again. A test sees
 for how many ms each sleep was in the file `sleeps`.
 """
 
