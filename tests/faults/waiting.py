@@ -213,7 +213,7 @@ class WaitingSoak:
                 await asyncio.sleep(0.005)
             if isinstance(servers, Cluster):
                 number = dice.randrange(len(servers.servers))
-                await _in_thread(lambda n=number: servers.end(n, signal.SIGKILL))  # type: ignore[misc]
+                await _in_thread(lambda n=number: servers.end(n, signal.SIGKILL))
             else:
                 await _in_thread(servers.die)
             self.faults["kill -9"] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -237,26 +238,41 @@ def test_job_waits_while_somebody_else_has_reserved_the_board(rig: WaitingRig):
     assert codes(link) == [b"bob's", b"ann's"]
 
 
-def test_board_with_a_busy_program_runs_what_restarts_it_and_what_it_asks_for(rig: WaitingRig):
+def say_sleep(rig: WaitingRig) -> None:
+    """Send SLEEP as lab-1: it wants to sleep for a minute."""
+    message = wire.pack(wire.SLEEP, struct.pack(">II", 60_000, 500))
+    rig.dispatch.board_messages.on_message(rig.board(), message)
+
+
+def test_board_with_a_busy_program_runs_what_restarts_it_and_all_when_it_wants_to_sleep(
+    rig: WaitingRig,
+):
     link = rig.connect()
     program = wire.pack(wire.PROGRAM, b"app.py runs", flags=wire.BLOCKING)
     rig.dispatch.board_messages.on_message(rig.board(), program)
     rig.leave(code=b"plain")
     assert codes(link) == []
     assert rig.dispatch.waiting.has_waiting(rig.board())
-    rig.dispatch.waiting.offer(rig.board())
+    say_sleep(rig)
+    assert [message.op for message in link.sent] == [wire.SLEEP_REPLY, wire.EXEC]
     assert codes(link) == [b"plain"]
     rig.end(rig.current())
+    rig.dispatch.board_messages.on_message(rig.board(), program)
     assert not rig.dispatch.waiting.has_waiting(rig.board())
     rig.leave(code=b"", fresh=True)
     assert link.sent[-1].op == wire.RESET
 
 
-def test_board_for_which_nothing_waits_is_told_so_from_memory(rig: WaitingRig):
-    rig.connect()
+def test_board_for_which_nothing_waits_may_sleep(rig: WaitingRig):
+    link = rig.connect()
+    rig.leave("lab-2")
     assert not rig.dispatch.waiting.has_waiting(rig.board())
     assert not rig.dispatch.waiting.has_waiting(rig.board("lab-2"))
-    rig.dispatch.waiting.offer(rig.board())
+    say_sleep(rig)
+    assert rig.board().link is None
+    assert codes(link) == []
+    rig.leave(code=b"later")
+    assert codes(rig.connect(boot="b2")) == [b"later"]
 
 
 def test_board_that_falls_asleep_in_mid_job_loses_it_and_it_is_not_sent_again(rig: WaitingRig):
