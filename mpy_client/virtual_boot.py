@@ -117,12 +117,19 @@ def _descriptor(stream):
     return uctypes.bytearray_at(id(stream) + calcsize("P"), 4)
 
 
+# Returns whether the board has slept (cm/wake.py): then the client is on its flash already.
+def _has_slept(rtc):
+    end = 6 + rtc[4] + (rtc[5] << 8)
+    return rtc[end - 2 : end] == b"\x5c\x4d"
+
+
 # Boots. sys.argv: "-c", then the address and length of the settings in the process's memory.
 def start():
     spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
     sys.argv[:] = [""]
+    rtc = uctypes.bytearray_at(spec["rtc"], spec["rtc_bytes"])
     parts = {}
-    for name in os.listdir(spec["client"] + "/cm"):
+    for name in () if _has_slept(rtc) else os.listdir(spec["client"] + "/cm"):
         parts[name] = open(spec["client"] + "/cm/" + name, "rb")
     pipe = open(spec["pipe"], "wb")
     output = open(spec["output"], "rb")
@@ -132,13 +139,13 @@ def start():
     sys.path[:] = ["/lib"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
+    name = part = None
     while parts:
         name, part = parts.popitem()
         with part:
             _copy(part, "/lib/cm/" + name)
     _copy(BytesIO(dumps(_merged_settings(spec["config"])).encode()), "/cm.json")
     mailbox = uctypes.bytearray_at(spec["box"], 40)
-    rtc = uctypes.bytearray_at(spec["rtc"], spec["rtc_bytes"])
     started = spec["started"]
     del spec, parts, name, part
     del sys.modules["virtual_boot"]

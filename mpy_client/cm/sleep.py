@@ -2,7 +2,7 @@
 # Boards: all; loaded at the first use.
 # Cost: 1,913 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state, wake
-from cm.firmware import get_ident, struct, sys, time
+from cm.firmware import binascii, get_ident, struct, sys, time
 
 ticks_diff = time.ticks_diff
 ticks_ms = time.ticks_ms
@@ -106,11 +106,15 @@ def _connect():
         return False
     wake.skipped = 0
     limit = wake.setting("awake_max", _AWAKE_MAX_S) * 1000
+    first = wake.slept > 0
     while not state.socket and wake.awake() < limit:
         try:
-            from cm.dial import connect
+            from cm import dial
 
-            connect()
+            if first:
+                dial.about = _about
+            first = False
+            dial.connect()
         except Exception:
             link.close()
             time.sleep_ms(_RETRY_MS)
@@ -118,6 +122,17 @@ def _connect():
             for part in ("dial", "about", "facts"):
                 link.drop(part)
     return state.socket
+
+
+# What a board that woke says in place of about.py: nothing that the server knows. A server that has
+# lost it closes the link.
+def _about(_, size):
+    return {
+        "boot": binascii.hexlify(run.boot).decode(),
+        "buf": size,
+        "wake": state.app_state,
+        "last": None,
+    }
 
 
 # Asks the server, and does what it sends, until nothing waits.

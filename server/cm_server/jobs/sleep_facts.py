@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cloudmanager.protocol.facts import MAX_FACT_CHARS, WAKE_CAUSE
 from cloudmanager.protocol.wire import SleepRequest
 
 KEPT_WAKES: Final = 64  # of a board: their durations are kept
 _AWAKE: Final = "awake_times"  # ms of the last wakes, the oldest first; not published as such
+_ENDING: Final = ("wakes_at", "overdue_at")  # what does not hold any more when it has woken
 #: What is kept when a board connects and reports its facts again.
 _LASTING: Final = (_AWAKE, "awake_ms", "awake_p90_ms")
 
@@ -37,6 +39,23 @@ def facts_asleep(
         "awake_ms": quantile(times, 0.5),
         "awake_p90_ms": quantile(times, 0.9),
     }
+
+
+def facts_of_wake(facts: Mapping[str, Any], program: object) -> dict[str, Any] | None:
+    """Return the facts of a board that woke and reports none, since the server knows them.
+
+    Args:
+        facts: those of the board until now.
+        program: the state of its own program, which it reports; None: it did not wake.
+
+    Returns:
+        None if the server does not know them, or the board did not wake.
+    """
+    if not isinstance(program, str) or not isinstance(facts.get("parts"), list):
+        return None
+    lasting = {name: value for name, value in facts.items() if name not in _ENDING}
+    text = program[:MAX_FACT_CHARS]
+    return {**lasting, "program": text, "reset": WAKE_CAUSE, "uptime": 0}
 
 
 def facts_awake(reported: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
 from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol, TimerHandle
-from cm_server.jobs.sleep_facts import facts_awake
+from cm_server.jobs.sleep_facts import facts_awake, facts_of_wake
 from cm_server.rate_limits import UnauthenticatedEntry
 
 from .fair_queue import FairQueue
@@ -263,7 +263,14 @@ class BoardConnection:
 
     def _accept_board(self, board: Board, body: dict[str, Any]) -> None:
         """Claim an authenticated board for this server; then ``_attach_board`` follows."""
-        facts, boot = read_facts(body.get("facts")), str(body.get("boot", ""))[:64]
+        boot = str(body.get("boot", ""))[:64]
+        reported = facts_of_wake(board.reported_facts, body.get("wake"))
+        if reported is None:
+            reported = {**read_facts(body.get("facts")), "parts": _read_parts(body)}
+            if "wake" in body:  # it reports less than the server needs; it tries again at once
+                self._link.close(frames.CLOSE_GOING_AWAY, "its facts are not known here")
+                return
+        facts = reported
         same_boot = bool(boot) and boot == board.reported_facts.get("boot")
         started = time.time() - (facts.get("uptime") or 0)
         booted = board.reported_facts.get("booted") if same_boot else started
@@ -322,7 +329,7 @@ class BoardConnection:
         dispatch.counters.board_links += 1
         buffer_size = _read_buffer_size(body, self._services.limits.board_buffer_bytes)
         services.health.on_connected(board, facts)
-        board.connect(self._link, facts, buffer_size, _read_parts(body))
+        board.connect(self._link, facts, buffer_size, facts["parts"])
         self._board = board
         if self._hello is not None:
             services.enrolment.on_key_used(board, self._hello.gen)
