@@ -36,6 +36,7 @@ exclude_patterns = ["**/.*", ".*", "build", "**/.ipynb_checkpoints"]
 
 # Anchors of headings as GitHub makes them.
 myst_heading_anchors = 4
+smartquotes = False  # it makes a dash of the two hyphens of options
 
 # Notebooks show the outputs that are stored in them, which `make test` checks.
 nb_execution_mode = "off"

@@ -27,6 +27,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
+def _prose(text: str) -> str:
+    """Return a text as paragraphs; in MyST, a line that begins with % is a comment."""
+    return re.sub(r"^%", r"\\%", inspect.cleandoc(text), flags=re.M)
+
+
 def _code(text: str) -> str:
     return f"`{text}`".replace("|", "\\|")
 
@@ -95,7 +100,7 @@ def magics() -> str:
         parsers |= kind.parsers
     parts = []
     for name, parser in parsers.items():
-        parts += [f"## {name}", inspect.cleandoc(parser.description or "")]
+        parts += [f"## {name}", _prose(parser.description or "")]
         parts.append(_table(("argument", "meaning"), _rows(parser)))
     return "\n\n".join(part for part in parts if part)
 

@@ -80,6 +80,13 @@ def test_lines_are_wrapped(page: Path):
     assert [each for each in lines if len(each) > _WIDTH and not each.startswith(("|", "!["))] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_line_is_a_comment_of_myst(page: Path):
+    """Outside of blocks, Sphinx leaves out a line that begins with %, which GitHub shows."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert re.findall(r"^ {0,3}%.*", text, flags=re.M) == []
+
+
 def test_every_page_is_reachable_from_the_index():
     seen: set[Path] = set()
     waiting = [ROOT / "docs/index.md", ROOT / "docs/decisions/README.md"]
@@ -184,6 +191,7 @@ def test_generated_reference_has_all_verbs_magics_and_options(generated_pages: M
         assert [name for name in option_names(parser) if name not in section] == [], verb
     assert "| `--timeout S` |" in parts["magics"]
     assert "## %board_install" in parts["magics"]
+    assert "\\%%board TARGET runs the lines below it" in parts["magics"]
     assert "| `--listen ADDRESS` | network address to listen on (default: 127.0.0.1) |" in (
         parts["server-options"].splitlines()
     )
