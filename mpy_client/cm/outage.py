@@ -3,8 +3,8 @@
 # Cost: 887 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # New settings (mbm board-config) are in /cm.new. It is renamed to /cm.new.trial for one start of
-# the board, and a minute of it; dial.py renames it to /cm.json. What resets the board before, such as a
-# watchdog or a program, ends the trial.
+# the board, and a minute of it; dial.py renames it to /cm.json. What resets the board before, such
+# as a watchdog or a program, ends the trial.
 # /cm.away holds how often the board was reset in this outage: each time it waits twice as long.
 from cm import link, state
 from cm.firmware import json, os, time

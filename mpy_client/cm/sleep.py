@@ -1,6 +1,6 @@
 # cm.sleep(seconds): sends what is unsent, does what waits for the board, sleeps.
 # Boards: all; loaded at the first use.
-# Cost: 1,913 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,053 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state, wake
 from cm.firmware import binascii, get_ident, struct, sys, time
 

@@ -1,7 +1,7 @@
 """Deep sleep on chips: a real MicroPython with stand-ins for each port (standin_boot.py).
 
-The chips sleep for no time, but their memory is lost and their interpreter starts again. A test sees
-for how many ms each sleep was in the file `sleeps`.
+The chips sleep for no time, but their memory is lost and their interpreter starts again. A test
+sees for how many ms each sleep was in the file `sleeps`.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ from .servers import Servers, fleet_of
 CALLERS: Final = 20  # threads, each with its own link; every fourth through a proxy
 HANG: Final = 60.0  # seconds after which a job counts as hanging
 GROWTH: Final = 24 * 1024 * 1024  # bytes by which a server may grow after its warm-up
-#: Start of each cell: it adds a line to a file of this host, which survives a kill of the board. All
-#: cells of a board have the same texts: MicroPython keeps each short text in code, and each name,
-#: until the board restarts (py/qstr.c), so that after 900 others a heap of 128 KB was full.
+#: Start of each cell: it adds a line to a file of this host, which survives a kill of the board.
+#: All cells of a board have the same texts: MicroPython keeps each short text in code, and each
+#: name, until the board restarts (py/qstr.c), so that after 900 others a heap of 128 KB was full.
 MARK: Final = (
     "import os, vfs\n"
     "try: os.stat('/host')\n"

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import functools
 import json
 import random
 import signal
@@ -213,7 +214,7 @@ class WaitingSoak:
                 await asyncio.sleep(0.005)
             if isinstance(servers, Cluster):
                 number = dice.randrange(len(servers.servers))
-                await _in_thread(lambda n=number: servers.end(n, signal.SIGKILL))
+                await _in_thread(functools.partial(servers.end, number, signal.SIGKILL))
             else:
                 await _in_thread(servers.die)
             self.faults["kill -9"] += 1
@@ -232,7 +233,7 @@ class WaitingSoak:
     def _query(self, servers: Servers | Cluster, text: str) -> list[tuple[Any, ...]]:
         if isinstance(servers, Cluster):
             with psycopg.connect(servers.store) as connection:
-                return connection.execute(text).fetchall()  # type: ignore[arg-type]
+                return connection.execute(text).fetchall()
         path = self._first(servers).home / "server.db"
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as file:
             return list(file.execute(text))

@@ -181,7 +181,7 @@ async def test_board_cannot_report_when_it_wakes_by_its_facts(service: Service, 
 async def test_board_that_woke_need_not_report_what_the_server_knows(service: Service, lab: Any):
     async with await FakeBoard.join(service, lab, parts=["run", "files"]) as board:
         await ask(board)
-    woken = {"boot": "b2", "facts": None, "parts": None, "wake": "app.py"}
+    woken: dict[str, Any] = {"boot": "b2", "facts": None, "parts": None, "wake": "app.py"}
     async with await FakeBoard.join(service, lab, **woken):
         row = board_of(service).describe()
         known = (row["state"], row["version"], row["reset"], row["program"], row["wakes_at"])
@@ -193,7 +193,7 @@ async def test_board_whose_facts_are_not_known_reports_them_again(service: Servi
     board: FakeBoard = await FakeBoard.dial(service, "/board")
     async with board:
         await board.greet(lab.id)
-        woken = {"facts": None, "parts": None, "wake": "app.py"}
+        woken: dict[str, Any] = {"facts": None, "parts": None, "wake": "app.py"}
         await board.prove(lab, await board.next(), **woken)
         assert (await board.closed())[0] == 1001
     async with await FakeBoard.join(service, lab):
@@ -202,7 +202,9 @@ async def test_board_whose_facts_are_not_known_reports_them_again(service: Servi
 
 async def test_wakes_are_no_restarts(service: Service, lab: Any):
     for boot in ("b1", "b2", "b3", "b4"):
-        wake = {} if boot == "b1" else {"facts": None, "parts": None, "wake": "app.py"}
+        wake: dict[str, Any] = {"facts": None, "parts": None, "wake": "app.py"}
+        if boot == "b1":
+            wake = {}
         async with await FakeBoard.join(service, lab, boot=boot, **wake) as board:
             await ask(board)
     async with await FakeCaller.join(service) as caller:
