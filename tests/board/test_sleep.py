@@ -30,7 +30,7 @@ def lab(boot_lab):
 def boot(lab, port, app, **settings):
     path = Path(lab.folder) / "sleeps"
     path.unlink(missing_ok=True)
-    options = {"port": port, "sleeps": str(path), "sleeps_fast": True}
+    options = {"port": port, "sleeps": str(path), "sleeps_fast": True, "ticks_from_zero": True}
     return lab.boot(app, chip_options=options, **settings)
 
 
