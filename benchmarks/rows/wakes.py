@@ -27,12 +27,12 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 _WAKES = 40
 _PROGRAM = "import cm\ncm.sleep(3600)\n"
 _BARE = """
-import socket, sys, tls
+import socket, tls
 from binascii import a2b_base64
 context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
 context.verify_mode = tls.CERT_REQUIRED
-context.load_verify_locations(a2b_base64(sys.argv[2]))
-address = socket.getaddrinfo("127.0.0.1", int(sys.argv[1]), 0, socket.SOCK_STREAM)[0]
+context.load_verify_locations(a2b_base64("{ca}"))
+address = socket.getaddrinfo("127.0.0.1", {tcp_port}, 0, socket.SOCK_STREAM)[0]
 link = socket.socket(address[0], address[1])
 link.connect(address[-1])
 context.wrap_socket(link, server_hostname="cloudmanager").close()
@@ -52,7 +52,7 @@ def rows() -> list[Row]:
             memory = SleepMemory()
             wake = functools.partial(_time_process, functools.partial(_wake, spec, library, memory))
             script = folder / "bare.py"
-            script.write_text(_BARE)
+            script.write_text(_BARE.format(**spec["config"]))
             bare = functools.partial(_time_process, functools.partial(_connect, spec, script))
             wakes, bares = time_in_turns([wake, bare], _WAKES)
         finally:
@@ -100,9 +100,7 @@ def _wake(spec: dict[str, Any], library: ctypes.CDLL, memory: SleepMemory) -> in
 def _connect(spec: dict[str, Any], script: Path) -> int:
     import micropython_run
 
-    settings = spec["config"]
-    words = [str(script), str(settings["tcp_port"]), settings["ca"]]
-    micropython_run.run_main(["micropython", "-X", f"heapsize={spec['heap']}", *words])
+    micropython_run.run_main(["micropython", "-X", f"heapsize={spec['heap']}", str(script)])
     return 0
 
 

@@ -142,14 +142,21 @@ class InterruptThread:
                 self._fast_ticks -= 1
                 time.sleep(_FAST_TICK_SECONDS)
             elif quiet < _IDLE_TICKS:
-                time.sleep(_TICK_SECONDS)
+                self._await_tick()
             elif self._log_waits():  # it needs no ticks
                 self._sleep()
             elif self._sleep():
                 quiet = 0
             else:  # a cell has started: most are short and need nothing
                 quiet = 0
-                time.sleep(_TICK_SECONDS)
+                self._await_tick()
+
+    def _await_tick(self) -> None:
+        """Wait until the next tick, or until the board wakes the thread, to end its process."""
+        poll = select.poll()
+        poll.register(self.wake_reader, select.POLLIN)
+        if poll.poll(_TICK_SECONDS * 1000):
+            os.read(self.wake_reader, 4096)
 
     def _check_output(self) -> bool:
         """Copy output to the log, unless the client does it; repair closed streams.
