@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
+WAIT = 60  # seconds that anything here may take on a busy machine
+
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
@@ -48,12 +50,12 @@ class Job:
         output = bytes(self.output[-80:])
         return f"Job(status={self.status}, output={output!r}, error={self.error[-300:]!r})"
 
-    def until(self, true, timeout=10):
+    def until(self, true, timeout=WAIT):
         with self.changed:
             assert self.changed.wait_for(lambda: true(self), timeout), self
         return self
 
-    def wait(self, timeout=10):
+    def wait(self, timeout=WAIT):
         return self.until(lambda job: job.status is not None, timeout)
 
 
@@ -108,11 +110,11 @@ class Link:
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
 
-    def program(self, *wanted, timeout=10):
+    def program(self, *wanted, timeout=WAIT):
         """Wait until the board has reported this state of its program: (flags, text)."""
         self.peer.until(lambda _: wanted in self.programs, timeout)
 
-    def logged(self, text, timeout=10):
+    def logged(self, text, timeout=WAIT):
         """Wait until the board's log contains a text."""
         self.peer.until(lambda _: text in self.log, timeout)
 
@@ -316,11 +318,11 @@ class Peer:
             self.changed.notify_all()
         return link
 
-    def until(self, true, timeout=10):
+    def until(self, true, timeout=WAIT):
         with self.changed:
             assert self.changed.wait_for(lambda: true(self), timeout)
 
-    def link(self, name, after=None, timeout=10):
+    def link(self, name, after=None, timeout=WAIT):
         """Wait for a link of a board that is newer than `after`, and return it."""
         self.until(lambda peer: peer.links.get(name, after) is not after, timeout)
         return self.links[name]

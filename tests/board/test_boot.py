@@ -20,6 +20,7 @@ from cm_server.net import certificates
 
 from .peer import EXEC, INTERRUPTED, OK, message
 
+pytestmark = pytest.mark.timeout(120)  # a chip that starts three times on a busy machine
 AGAIN = 2  # EXEC's flag: it was sent before
 
 TICKING = """
@@ -613,7 +614,7 @@ def test_ctrl_c_on_the_serial_port_enters_the_repl(lab, app):
     if app:
         link.program(1, "app.py")
     with BoardRepl(lab.chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.run("print(6 * 7)").strip() == "42"
 
 
@@ -633,7 +634,7 @@ cm.link.heap_unlock = unlock_in_cell
 """
     )
     with BoardRepl(lab.chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.run("print(6 * 7)").strip() == "42"
 
 

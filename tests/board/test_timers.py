@@ -18,6 +18,7 @@ from .test_console import BUSY as BUSY_CELLS
 from .test_output import IN_THREAD
 from .test_start import CONFIRM, WHO, staged
 
+pytestmark = pytest.mark.timeout(120)  # a chip that starts several times on a busy machine
 #: Port and version -> which numbers machine.Timer accepts, and the hardware timer of the client.
 PORTS = {
     "esp32-1.24": (range(-1, 6), 3),
@@ -278,7 +279,7 @@ def test_soft_reset_by_the_server_leaves_no_timer_armed(lab, client, settings):
 def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
     with BoardRepl(lab.chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.run("import cm.state; print(len(cm.state.calls))").strip() == "1"
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
     started(lab.link(after=link), app)

@@ -134,6 +134,18 @@ def desk(lab: Lab, rack: VirtualBoards) -> DashboardPage:
     return view
 
 
+def test_usual_columns_fit_into_a_window_of_1200_px(desk: DashboardPage):
+    size: Any = desk.page.viewport_size
+    desk.page.set_viewport_size({"width": 1200, "height": 1000})
+    desk.page.keyboard.press("ControlOrMeta+b")  # without the list of files
+    try:
+        hidden = desk.table.evaluate("table => table.scrollWidth - table.clientWidth")
+        assert hidden == 0
+    finally:
+        desk.page.keyboard.press("ControlOrMeta+b")
+        desk.page.set_viewport_size(size)
+
+
 LONG = "import time\nfor _ in range(1200):\n    time.sleep(0.1)"
 SENSOR = "import cm, time\nfor n in range(600):\n    cm.emit(temp=20 + n / 10)\n    time.sleep(0.1)"
 

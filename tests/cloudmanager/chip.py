@@ -78,7 +78,7 @@ class Chip:
         os.write(self._waker, b"!")
         assert self._done.wait(10)
 
-    def hear(self, what: bytes, timeout: float = 10) -> None:
+    def hear(self, what: bytes, timeout: float = 60) -> None:
         """Wait until the board has printed this."""
         with self._heard:
             assert self._heard.wait_for(lambda: what in self.said, timeout), bytes(self.said[-500:])

@@ -89,7 +89,7 @@ def go(server: RunningServer, fleet: Fleet, tmp_path):
 
 def settings(chip):
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
 
 

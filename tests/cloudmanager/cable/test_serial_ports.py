@@ -27,7 +27,7 @@ def chip(tmp_path_factory):
 @pytest.fixture
 def repl(chip):
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         yield repl
 
 
@@ -71,20 +71,20 @@ def test_full_flash_is_reported(repl):
 )
 def test_running_program_is_interrupted_and_started_again(chip, program):
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         repl.put_file("/main.py", STARTS + program.encode())
         chip.said.clear()
         repl.restart()
         chip.hear(b"begun")
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.interrupted_program
         assert repl.run("print(open('/starts').read())").strip() == "x"
         chip.said.clear()
         repl.leave_raw_repl()
         chip.hear(b"begun")
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.run("print(open('/starts').read())").strip() == "xx"
         repl.run("import os\nos.remove('/main.py')\nos.remove('/starts')")
 
@@ -93,7 +93,7 @@ def test_board_at_its_prompt_is_not_restarted(chip, repl):
     repl.run("kept = 7")
     repl.leave_raw_repl()
     assert not repl.interrupted_program
-    repl.await_prompt(10)
+    repl.await_prompt(60)
     assert repl.run("print(kept)").strip() == "7"
 
 
@@ -169,8 +169,8 @@ def test_file_that_differs_on_the_board_is_an_error(repl, monkeypatch):
 def test_half_a_cell_does_not_run(chip, begin):
     """If the sender of a cell was ended in the middle, the next sender gets a prompt."""
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         repl.transport.serial.write(begin + b"open('/half', 'w').close()\n")
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         assert repl.run("import os\nprint('half' in os.listdir('/'))").strip() == "False"

@@ -194,7 +194,7 @@ def test_board_scan_restarts_the_program_it_interrupted(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()
     with BoardRepl(chip.port) as repl:
-        repl.await_prompt(10)
+        repl.await_prompt(60)
         repl.put_file("/main.py", b"print('begun')\nwhile True: pass")
         chip.said.clear()
         repl.restart()
