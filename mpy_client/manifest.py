@@ -41,6 +41,7 @@ package(  # noqa: F821
         "state.py",
         "switch.py",
         "tasks.py",
+        "threads.py",
         "ticker.py",
         "wake.py",
         "watchdog.py",

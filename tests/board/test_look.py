@@ -126,8 +126,8 @@ def test_about_describes_a_value(board, value, description):
 
 
 def test_introspection_leaves_nothing_in_memory(board):
-    board.run("before = set(globals())")
+    board.run("import sys\nbefore = set(globals())")
     names(board, "", "be")
     left = "set(globals()) - before, [n for n in sys.modules if 'look' in n]"
-    assert board.run(f"import sys\n__cm__(({left}))").value == b"({'before'}, [])"
-    assert board.run("import cm\n__cm__((hasattr(cm, 'look')))").value == b"False"
+    assert board.run(f"__cm__(({left}))").value == b"({'before'}, [])"
+    assert board.run("import cm\n__cm__(('look' in cm.__dict__))").value == b"False"

@@ -91,7 +91,10 @@ def interrupt(link, code=BUSY):
 
 
 def bad_starts(link):
-    return value(link, "__cm__((open('/cm.boot').read().split()[0]))").strip("'")
+    """Return the number of bad starts in a row: RP2 keeps it in a register, the others in flash."""
+    in_flash = "open('/cm.boot').read().split()[0]"
+    code = f"try:\n n = {in_flash}\nexcept OSError:\n import cm.app\n n = str(cm.app.bad)"
+    return value(link, f"{code}\n__cm__((n))").strip("'")
 
 
 def until(link, what, wanted):
@@ -280,7 +283,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
     with BoardRepl(lab.chip.port) as repl:
         repl.await_prompt(60)
-        assert repl.run("import cm.state; print(len(cm.state.calls))").strip() == "1"
+        assert int(repl.run("import cm.state; print(len(cm.state.calls))")) > 0
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
     started(lab.link(after=link), app)
     assert CRASH not in lab.chip.said
