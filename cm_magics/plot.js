@@ -244,11 +244,15 @@ class Chart {
   drawTimes(context, { from, to, x, width, height }) {
     context.textAlign = "center";
     context.globalAlpha = 0.8;
-    const count = width < 420 ? 1 : 3;
+    // No two labels are equal: there is one for each second at most.
+    const count = Math.max(1, Math.min(width < 420 ? 1 : 3, Math.floor(to - from)));
+    let last = "";
     for (let index = 0; index <= count; index++) {
       const time = from + ((to - from) * index) / count;
+      if (timeText(time) === last) continue;
+      last = timeText(time);
       const left = Math.min(Math.max(x(time), CHART_LEFT + 26), width - 38);
-      context.fillText(timeText(time), left, height - 10);
+      context.fillText(last, left, height - 10);
     }
     context.globalAlpha = 1;
   }

@@ -384,12 +384,25 @@ def plotted(server: RunningServer, fleet: Fleet) -> Iterator[str]:
     fleet.revoke("plotted-1")
 
 
+#: Records the texts of each drawing of a plot.
+RECORD_TEXTS = """() => {
+  window.cmTexts = [];
+  const all = CanvasRenderingContext2D.prototype, { fillText, scale } = all;
+  all.scale = function (...values) { cmTexts.push([]); return scale.apply(this, values); };
+  all.fillText = function (text, ...place) {
+    cmTexts.at(-1).push(text);
+    return fillText.call(this, text, ...place);
+  };
+}"""
+
+
 def test_plot_shows_the_values_at_the_pointer(desk: DashboardPage, plotted: str, fleet: Fleet):
     view = desk
     emit = (
         "import cm, time\nfor n in range(5):\n    cm.emit(one=n, two=100 * n)\n    time.sleep(0.1)"
     )
     fleet[plotted].run(emit).raise_for_error()
+    view.page.evaluate(RECORD_TEXTS)
     view.target.fill(plotted)
     view.row(plotted).locator(".cm-name").dblclick()
     chart = view.pane.locator(".cm-chart")
@@ -403,6 +416,12 @@ def test_plot_shows_the_values_at_the_pointer(desk: DashboardPage, plotted: str,
     expect(chart.get_by_role("button", name="two")).to_have_attribute("aria-pressed", "false")
     after: Any = canvas.bounding_box()
     assert after["height"] < before["height"], "one panel is hidden"
+    drawings = [
+        [text for text in texts if re.fullmatch(r"\d+:\d\d:\d\d", text)]
+        for texts in view.page.evaluate("cmTexts")
+    ]
+    assert any(drawings)
+    assert all(len(set(times)) == len(times) for times in drawings), "half a second has one time"
 
 
 def test_dashboard_without_its_kernel_is_grey_and_its_last_table_is_saved(lab: Lab, rack):
