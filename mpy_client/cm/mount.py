@@ -146,7 +146,9 @@ def update(where, text):
     files = text.encode()
     if path:
         for name in list(sys.modules):
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(path + "/"):
+            # In __dict__, since modules may have a __getattr__ that raises anything, as cm has.
+            names = getattr(sys.modules[name], "__dict__", {})
+            if str(names.get("__file__")).startswith(path + "/"):
                 del sys.modules[name]
         if not text:
             where = path

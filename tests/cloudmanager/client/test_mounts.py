@@ -350,3 +350,15 @@ def test_killed_server_fails_reads_and_the_folder_comes_back(
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
             assert run(lab, "pkg.m9.VALUE") == 9
+
+
+def test_module_whose_getattr_raises_does_not_keep_a_folder_mounted(one: Boards, folder: Path):
+    (folder / "odd.py").write_text("def __getattr__(name):\n    raise ImportError(name)\n")
+    with one.mount(folder):
+        run(one, "import os, sys, odd")
+        (folder / "data.txt").write_text("changed")
+        assert run(one, "open('/remote/data.txt').read(), 'odd' in sys.modules") == (
+            "changed",
+            False,
+        )
+    assert run(one, "[each for each in os.mount() if each[1] == '/remote']") == []
