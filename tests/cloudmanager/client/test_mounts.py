@@ -25,6 +25,9 @@ from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import RunningServer, running_boards
 
+#: Some tests start programs, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(180)
+
 MODULES = 10
 
 
