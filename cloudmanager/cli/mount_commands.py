@@ -8,6 +8,7 @@ import threading
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.mounts import MOUNT_PATH
+from cloudmanager.display.progress import ProgressBar
 from cloudmanager.display.terminal import print_error
 from cloudmanager.protocol.text import fold_names, sanitize_text
 
@@ -42,8 +43,9 @@ def board_mount(options: argparse.Namespace) -> int:
             print(sanitize_text(text), flush=True)
 
     with Fleet() as fleet:
-        mounting = fleet[options.target].mount(options.folder, options.path, on_note=print_note)
-        with mounting as mounted:
+        with ProgressBar("mounting", quiet=options.json):
+            mounted = fleet[options.target].mount(options.folder, options.path, on_note=print_note)
+        with mounted:
             failed = {name: each.error for name, each in mounted.results.items() if not each.ok}
             for name, error in failed.items():
                 print_error(f"{name}: {error}")
