@@ -77,6 +77,8 @@ soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak --ignore $(LONG_FUZZ) $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
 	@$(BIN)/python -m tests.faults.soak --jobs $$(($(JOBS) / 5)) --seed $(SEED) --tls
+	@$(BIN)/python -m tests.faults.waiting --seed $(SEED)
+	@$(BIN)/python -m tests.faults.waiting --seed $(SEED) --servers 3
 	@$(BIN)/python -m tests.faults.killed_server --seed $(SEED)
 	@$(BIN)/python -m tests.faults.several --jobs $$(($(JOBS) / 2)) --seed $(SEED)
 

@@ -128,7 +128,7 @@ class CellVerbs(HasTarget):
 
         Returns:
             For each board, whether it runs the new client, or why not. With ``when_online``, each
-            board has three jobs that wait, and the results are of the last one.
+            board has four jobs that wait, and the results are of the last one.
         """
         from .client_upgrade import ClientUpgrade, submit_upgrade  # their imports take 20 ms
 

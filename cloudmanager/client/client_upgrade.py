@@ -24,12 +24,11 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from .cells import Cell, prepare_cell
-from .file_jobs import run_file_jobs, upload_content
+from .file_jobs import upload_content
 from .future import Future
 from .input_values import prelude
 from .jobs import JobGroup
 from .progress import ProgressCallback
-from .restarts import RESET_CELL
 from .sources import source_from_bytes
 from .verb import HasTarget
 from .waiting import WaitingUploadGroup
@@ -81,13 +80,12 @@ if kept:
 del cm_start, sys.modules['cm_start']
 kept
 """
-#: The second of three cells of an upgrade that waits: it restarts the board if all files are there.
+#: The third job of an upgrade that waits: the next start of the board tries the new client.
 _CHECK_STAGED_CODE: Final = f"""
 import os
 if not ('cm.new' in os.listdir('/lib') and set(names) <= set(os.listdir('/lib/cm.new'))):
     raise OSError('its new client was not written: the job before this one says why')
-open('/lib/cm.new/ok', 'w').close()
-{RESET_CELL}
+{_COMMIT_CODE}
 """
 _CHECK_KEPT_CODE: Final = f"""{_CONFIRM_CODE.rpartition("kept")[0]}
 if not kept:
@@ -96,9 +94,10 @@ if not kept:
 
 
 async def submit_upgrade(boards: HasTarget, options: RunOptions) -> Results:
-    """Let an upgrade wait for its boards: write the files, restart, confirm; three jobs each.
+    """Let an upgrade wait for its boards: prepare, write the files, check, restart and confirm.
 
-    The jobs of one board run in this order. Each does nothing if the one before it failed.
+    These are four jobs for each board, which run in this order. Each fails, and does nothing, if
+    the one before it has failed.
 
     Args:
         boards: the boards.
@@ -113,17 +112,27 @@ async def submit_upgrade(boards: HasTarget, options: RunOptions) -> Results:
     for source in contents.values():
         await upload_content(boards.exchange(), source)
     digests = {name: source.digest for name, source in contents.items()}
-    await run_file_jobs(boards, WaitingUploadGroup({"client": digests}, options))
+    size = sum(len(data) for data in client_files().values())
     names = {"names": sorted(digests)}
+    groups = (
+        _waiting_cell(_PREPARE_CODE, options, {"size": size + 8192}),
+        WaitingUploadGroup({"client": digests}, options),
+        _waiting_cell(_CHECK_STAGED_CODE, options, names),
+        # Not a restart by the third job: the fourth one could be sent before that.
+        _waiting_cell(_CHECK_KEPT_CODE, replace(options, fresh=True)),
+    )
     results = Results({})
-    for cell in (
-        prepare_cell(_CHECK_STAGED_CODE, prelude(names)),
-        prepare_cell(_CHECK_KEPT_CODE),
-    ):
-        group = JobGroup(cell, replace(options, timeout=CELL_SECONDS))
+    for group in groups:
         boards.exchange().submit(group, boards.target)
         results = await group.completed()
     return results
+
+
+def _waiting_cell(
+    code: str, options: RunOptions, inputs: Mapping[str, Any] | None = None
+) -> JobGroup:
+    cell = prepare_cell(code, prelude(inputs) if inputs else "")
+    return JobGroup(cell, replace(options, timeout=CELL_SECONDS))
 
 
 class ClientUpgrade:

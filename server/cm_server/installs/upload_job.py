@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 _FIRST_OPS: Final[tuple[FileOp, ...]] = (["stat", "/"],)
 _BATCH_OPS: Final = 16  # that are sent together; after an error, each of them is sent alone
 _MAX_LISTED_ERRORS: Final = 3  # of the files of one board
-_CLIENT_FOLDER: Final = "/lib/cm"
 _NEW_CLIENT_FOLDER: Final = "/lib/cm.new"
-_BAD_CLIENT_FOLDER: Final = "/lib/cm.bad"
 
 #: Returns a content by its SHA-256; None if it is not there.
 FindContent = Callable[[str], Content | None]
@@ -164,18 +162,14 @@ def _write_batch(
 
 
 def stage_client(ops: Sequence[FileOp]) -> OpGenerator:
-    """Write a new client into a folder of its own; a cell that follows restarts the board.
+    """Write a new client into a folder that a cell has made, after it had looked at the board.
+
+    Another cell restarts the board then.
 
     Raises:
-        OSError: the board has no client in ``/lib/cm``, or its flash is too full.
+        OSError: there is no such folder, or the flash is too full.
     """
     yield _FIRST_OPS
-    yield [["ls", _CLIENT_FOLDER, False]]
-    for folder in (_NEW_CLIENT_FOLDER, _BAD_CLIENT_FOLDER):
-        try:
-            yield [["rm", folder, True]]
-        except FileNotFoundError:
-            continue
-    yield [["makedirs", _NEW_CLIENT_FOLDER]]
+    yield [["stat", _NEW_CLIENT_FOLDER]]  # raises FileNotFoundError where there is none
     sizes = yield ops
     return {"files": len(ops), "bytes": sum(map(int, sizes))}
