@@ -53,13 +53,20 @@ class SleepingBoard:
         identity: its name and key.
         dice: for its random behaviour.
         sleep: how long it sleeps: the least and the most, in seconds.
+        awake: the same of how long it waits for a job.
 
     Attributes:
         runs: the texts of all cells that it has received, in their order.
     """
 
-    def __init__(self, identity: Identity, dice: random.Random, sleep: tuple[float, float]) -> None:
-        self.identity, self._dice, self._sleep = identity, dice, sleep
+    def __init__(
+        self,
+        identity: Identity,
+        dice: random.Random,
+        sleep: tuple[float, float],
+        awake: tuple[float, float],
+    ) -> None:
+        self.identity, self._dice, self._sleep, self._awake = identity, dice, sleep, awake
         self.runs: list[int] = []
         self._boots = 0
         self._last: dict[str, Any] | None = None
@@ -97,7 +104,7 @@ class SleepingBoard:
     async def _next(self, board: FakeBoard) -> wire.Message | None:
         """Return the next message; None if nothing comes for a moment."""
         try:
-            async with asyncio.timeout(self._dice.uniform(0.2, 0.6)):
+            async with asyncio.timeout(self._dice.uniform(*self._awake)):
                 return wire.unpack(await board.socket.recv())  # type: ignore[arg-type]
         except TimeoutError:
             return None
@@ -112,6 +119,8 @@ class WaitingSoak:
         boards: how many boards there are.
         seed: of all random numbers.
         sleep: how long boards sleep: the least and the most, in seconds.
+        awake: the same of how long they wait for a job. Several servers need longer to take one
+            out of PostgreSQL.
         pause: how many jobs are submitted or run between two deaths of servers: the least and the
             most. No time: a busy machine is slow to start a server.
     """
@@ -124,11 +133,12 @@ class WaitingSoak:
         seed: int,
         *,
         sleep: tuple[float, float] = (2.0, 20.0),
+        awake: tuple[float, float] = (0.2, 0.6),
         pause: tuple[int, int] = (100, 300),
     ) -> None:
         self.home, self.jobs, self.seed = home, jobs, seed
         self.names = [f"sleeper-{number}" for number in range(1, boards + 1)]
-        self._sleep, self._pause = sleep, pause
+        self._sleep, self._awake, self._pause = sleep, awake, pause
         self.faults: collections.Counter[str] = collections.Counter()
         #: Number of each cell -> its job; None if it is not known whether the server has it.
         self.submitted: dict[int, int | None] = {}
@@ -142,7 +152,9 @@ class WaitingSoak:
         with Fleet(self._first(servers).url, token) as fleet:
             for row in fleet.enrol(self.names):
                 dice = random.Random(f"{self.seed} {row['name']}")
-                self._boards[row["id"]] = SleepingBoard(Identity(row), dice, self._sleep)
+                self._boards[row["id"]] = SleepingBoard(
+                    Identity(row), dice, self._sleep, self._awake
+                )
         asyncio.run(self._all(servers, token))
         return self._judge(servers) | {"seconds": round(time.monotonic() - began, 1)}
 
@@ -305,7 +317,8 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        soak = WaitingSoak(Path(folder), given.jobs, given.boards, given.seed)
+        awake = (0.2, 0.6) if given.servers == 1 else (0.5, 2.0)
+        soak = WaitingSoak(Path(folder), given.jobs, given.boards, given.seed, awake=awake)
         if given.servers == 1:
             figures = soak.run(stack.enter_context(one_server(Path(folder))))
         else:
