@@ -8,6 +8,7 @@ from .board_magics import ManagementMagics
 from .file_magics import FileMagics
 from .magics import BoardMagics, close_fleet, dashboard, fleet
 from .package_magics import PackageMagics
+from .rollout_magics import RolloutMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -17,6 +18,7 @@ __all__ = [
     "FileMagics",
     "ManagementMagics",
     "PackageMagics",
+    "RolloutMagics",
     "dashboard",
     "fleet",
     "load_ipython_extension",
@@ -40,7 +42,7 @@ def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None
         shell: registers them.
         boards: the ``%%board`` magics; ``%board_use`` of these sets the default target.
     """
-    for kind in (FileMagics, PackageMagics, ManagementMagics):
+    for kind in (FileMagics, PackageMagics, ManagementMagics, RolloutMagics):
         magics = kind(shell, boards)
         shell.register_magics(magics)
         magics.register_hooks()
@@ -48,7 +50,7 @@ def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Unregister everything and close the connection; running cells continue on the boards."""
-    for kind in (BoardMagics, FileMagics, PackageMagics, ManagementMagics):
+    for kind in (BoardMagics, FileMagics, PackageMagics, ManagementMagics, RolloutMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
             magics.unregister_hooks()

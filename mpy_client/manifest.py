@@ -43,6 +43,7 @@ package(  # noqa: F821
         "tasks.py",
         "threads.py",
         "ticker.py",
+        "trial.py",
         "wake.py",
         "watchdog.py",
     ),

@@ -40,6 +40,7 @@ from . import (
     package_commands,
     repl_commands,
     reservation_commands,
+    rollout_commands,
     secret_commands,
     watch_commands,
 )
@@ -230,6 +231,7 @@ def _make_parser() -> argparse.ArgumentParser:
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)
     secret_commands.add_verbs(add_verb)
+    rollout_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cloudmanager.board_client import client_parts
+from cloudmanager.results.fleet_plan import FleetPlan, RolloutList
 from cloudmanager.results.rows import BoardList, JobList
 
+from .fleet_desired import apply_plan, make_plan
+from .fleet_drift import find_drift
 from .future import sleep
 from .health import Health, find_problems
 from .inventory import InventoryCheck, parse_csv, to_csv
 from .jobs import INTERRUPT_GRACE_SECONDS
 from .samples import Sample, Samples
+from .sources import PathLike
 from .verb import HasExchange, verb
 
 _POLL_SECONDS: Final = 0.12  # between two looks at the jobs that are awaited
@@ -170,6 +174,96 @@ class FleetVerbs(HasExchange):
     async def remove_secret(self, name: str) -> str:
         """Delete a secret; boards that have its value keep it."""
         return str(await self.exchange().request("secret-remove", {"name": name}))
+
+    @verb
+    async def plan(self, path: PathLike) -> FleetPlan:
+        """Return what applying a ``fleet.toml`` would change; nothing is changed on boards.
+
+        Packages are resolved, and ``fleet.lock`` beside the file says which were chosen.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            FleetFileError: the file is wrong; the text names the line or the key.
+            OSError: it, or a file that it names, cannot be read.
+            ServerError: two of its groups have the same board, for example.
+        """
+        return await make_plan(self.exchange(), path)
+
+    @verb
+    async def apply(self, plan: FleetPlan) -> dict[str, Any]:
+        """Begin what a plan says; the server carries it out, also when this program ends.
+
+        Args:
+            plan: of the method ``plan``.
+
+        Returns:
+            The plan, ``rollouts``: the number of the rollout of each group that has begun, and
+            ``in_progress``: of each that was begun before and does the same.
+
+        Raises:
+            ServerError: the plan is stale: boards or files have changed since.
+        """
+        return await apply_plan(self.exchange(), plan)
+
+    @verb
+    async def rollouts(self) -> RolloutList:
+        """Return the newest rollout of each group, with the states of its boards."""
+        return RolloutList(await self.exchange().request("fleet-status", {}))
+
+    @verb
+    async def rollout_history(self, count: int | None = None) -> list[dict[str, Any]]:
+        """Return the newest rollouts, the newest first; at most ``count``."""
+        return list(await self.exchange().request("fleet-history", {"count": count}))
+
+    @verb
+    async def drift(self) -> dict[str, list[str]]:
+        """Return what differs on boards from the newest proven generation of their group.
+
+        Nothing is changed; applying the file again mends it.
+
+        Returns:
+            The name of each board that a rollout has proven, with a list of phrases: empty if it
+            is as it should be.
+        """
+        return await find_drift(self.exchange())
+
+    @verb
+    async def pause_rollout(self, group: str | None = None) -> list[dict[str, Any]]:
+        """Pause the rollout of a group, or all: boards that are being switched finish.
+
+        Returns:
+            The rollouts that were paused.
+        """
+        return list(await self.exchange().request("fleet-pause", {"group": group}))
+
+    @verb
+    async def resume_rollout(self, group: str | None = None) -> list[dict[str, Any]]:
+        """Let the paused rollout of a group go on, or all; return them."""
+        return list(await self.exchange().request("fleet-resume", {"group": group}))
+
+    @verb
+    async def abort_rollout(self, group: str | None = None) -> list[dict[str, Any]]:
+        """End the rollout of a group, or all: boards that are being switched finish.
+
+        Returns:
+            The rollouts that were ended.
+        """
+        return list(await self.exchange().request("fleet-abort", {"group": group}))
+
+    @verb
+    async def roll_back(
+        self, generation: str | None = None, *, group: str | None = None
+    ) -> dict[str, Any]:
+        """Bring a group back to an earlier generation, as a rollout.
+
+        Args:
+            generation: 4 or more digits of its id; by default, the one before.
+            group: the name of the group; needed if there are several.
+        """
+        body = {"generation": generation, "group": group}
+        return dict(await self.exchange().request("fleet-rollback", body))
 
     @verb
     async def jobs(self, target: str | None = None, *, waiting: bool = False) -> JobList:

@@ -92,6 +92,27 @@ def _mac_text(digits: Any) -> str:
     return ":".join(text[at : at + 2] for at in range(0, len(text), 2))
 
 
+#: States of a generation that are not "proven".
+_GENERATION_STATES: Final = {
+    "trial": " (not started yet)",
+    "trying": " (on trial)",
+    "drifted": " (was changed there)",
+}
+
+
+def _generation_text(state: Any) -> str:
+    """Return a board's generation in words, of what it reports (mpy_client/cm/trial.py)."""
+    first, _, note = _plain_text(state).partition("\n")
+    words = first.split()
+    text = ""
+    if len(words) > 1:
+        text = words[1] + _GENERATION_STATES.get(words[0], "")
+    back = note.split(None, 2)
+    if len(back) > 1:
+        text = f"{text}, back from {back[1]}".lstrip(", ")
+    return text
+
+
 class Fact(NamedTuple):
     """One fact.
 
@@ -134,6 +155,7 @@ FACTS: Final = (
     Fact("flash", "free flash", _read_number, _same, _size_text),
     Fact("watchdog", "watchdog"),
     Fact("reset", "started by", text=reset_text),
+    Fact("generation", "generation", text=_generation_text),
     Fact("uptime", "uptime at connection", _read_number, _same, _uptime_text),
     Fact("address", "address"),
     Fact("mac", "MAC address", text=_mac_text),

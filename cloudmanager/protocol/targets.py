@@ -144,6 +144,12 @@ class Target:
     text: str
     steps: tuple[tuple[str, NamedBoards | MatchingBoards], ...]
 
+    @property
+    def condition_keys(self) -> frozenset[str]:
+        """The labels and facts that it selects by."""
+        keys = (term.key for _, term in self.steps if isinstance(term, MatchingBoards))
+        return frozenset(key for key in keys if key is not None)
+
     def resolve(self, boards: Mapping[str, BoardView]) -> Resolution:
         """Return the boards that this target selects now.
 

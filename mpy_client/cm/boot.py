@@ -1,4 +1,4 @@
-# Start-up of a board: reads settings, finishes an install, arms the watchdog, prepares the program.
+# Start-up of a board: reads settings, finishes installs, arms the watchdog, prepares the program.
 # Boards: all; dropped afterwards.
 # Cost: 950 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import firmware, link, run, state
@@ -14,7 +14,7 @@ def _last(_):
 def _install(_):
     from cm import switch
 
-    switch.finish()
+    switch.start()
 
 
 def _watchdog(config):

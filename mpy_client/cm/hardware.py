@@ -1,10 +1,11 @@
 # Facts about the hardware and the network, which a board reports when it connects.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 753 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 830 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import binascii, io, machine, network, os, sys, time
 
 _SMALLEST_BLOCK = const(1024)
+_STATE_CHARS = const(128)  # of the state of its generation (switch.py, trial.py)
 _LARGEST_BLOCK = const(131072)  # bytes; what is larger is enough for everything
 
 
@@ -43,6 +44,11 @@ def add_facts(facts):
         stat = os.statvfs("/")
         facts["flash"] = stat[0] * stat[3]
     except (OSError, AttributeError):
+        pass
+    try:
+        with open("/.cm/state") as file:
+            facts["/generation"[1:]] = file.read(_STATE_CHARS)  # no name that stays in memory
+    except OSError:
         pass
     try:
         facts["reset"] = _reset_cause()

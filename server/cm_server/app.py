@@ -68,6 +68,7 @@ from .net.work_shares import WorkShares
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
 from .rate_limits import RateLimiter, UnauthenticatedConnections
+from .rollouts.rollouts import Rollouts, RolloutServices
 from .sample_collector import SampleCollector
 from .status import ServerStatus
 from .store.shared_store import SharedStore
@@ -214,6 +215,24 @@ class Server:
         self.status.cluster_warnings = self.cluster.warnings
         self.sample_collector.listeners += [self.subscriptions.on_sample, self.cluster.on_sample]
 
+        # What boards should be
+        self.rollouts = Rollouts(
+            RolloutServices(
+                installs=self.installs,
+                registry=self.registry,
+                dispatch=self.dispatch,
+                tokens=self.tokens,
+                call_later=loop.call_later,
+                owner=self._server_id,
+                live_servers=lambda: (
+                    tuple(self.cluster.servers) if self.cluster.is_shared else None
+                ),
+                clock=environment.clock,
+            )
+        )
+
+        self.dispatch.sleepers.is_in_rollout = self.rollouts.needs
+
         # Connections
         rate = functools.partial(RateLimiter, max_keys=limits.rate_limit_keys)
         self.unauthenticated = UnauthenticatedConnections(limits)
@@ -255,6 +274,7 @@ class Server:
             pin=self.certificates.pin,
             board_logs=self.board_logs,
             board_health=self.board_health,
+            rollouts=self.rollouts,
             viewers_read_logs=options.viewers_read_logs,
         )
         self._caller_link_services = CallerLinkServices(
@@ -293,10 +313,15 @@ class Server:
         queue = cast("StoreQueue[SharedStore]", self.store_queue)
         return Cluster(services, queue, pubsub, self.options.lost_after_seconds)
 
+    def _server_id(self) -> str:
+        """Return the id of this server, which another one takes over if it is gone."""
+        return self.store.server_id if isinstance(self.store, SharedStore) else "single"
+
     def start(self, address: str) -> None:
         """Announce to other servers, if there are any, where this one listens."""
         self.status.address = address
         self.cluster.start(address)
+        self.rollouts.start()
 
     def stop(self) -> None:
         """Stop all parts, close all links, write pending changes, and close the store."""
@@ -310,6 +335,7 @@ class Server:
             self.board_health.write,
             self.completion_words.stop,
             self.mounts.stop,
+            self.rollouts.stop,
             self.dispatch.stop,
             lambda: self.callers.close_all(why),
             lambda: self.registry.close_links(why),

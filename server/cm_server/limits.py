@@ -138,6 +138,12 @@ class Limits:
     file_ops: int = 500  # file operations in one job
     file_ops_bytes: int = 64 * KIB  # of their names and paths
     path_bytes: int = KIB  # of one path
+    rollout_groups: int = 100  # of boards in one plan
+    rollout_pins: int = 10_000  # boards that are held back, or have settings of their own
+    generation_files: int = 1000  # of a program; an install has fewer
+    generation_bytes: int = 8 * MIB  # of all its files, and of the packages' for all kinds
+    generations_bytes: int = 256 * MIB  # of the files of all generations in the database
+    reply_rollouts: int = 1000
     settings_bytes: int = 16 * KIB  # of a board's settings.json
     secrets: int = 1000  # in all
     secret_bytes: int = 4 * KIB  # of one

@@ -36,6 +36,27 @@ ACCESS_CONTROL: Final = [
         "PageSocket.check_origin = lambda self, origin: True",
         "cm_magics/test_web_page.py::test_websocket_of_another_origin_is_refused",
     ),
+    # Rollouts
+    defence(
+        "a rollout has the rights that its token has now",
+        SERVER + "rollouts/rollouts.py",
+        'Rollouts._refusal_reason = lambda self, rollout, board_id: ""',
+        "cm_server/rollouts/test_rollouts.py::test_rollout_of_a_revoked_token_pauses",
+    ),
+    defence(
+        "a rollout is changed only by a token that covers all of its boards",
+        SERVER + "api/rollout_verbs.py",
+        "_check_covers = lambda context, row: None",
+        "cm_server/rollouts/test_rollouts.py::"
+        "test_token_changes_only_rollouts_whose_boards_it_all_covers",
+    ),
+    defence(
+        "a caller sees only rollouts of boards that its token covers",
+        SERVER + "api/rollout_verbs.py",
+        "_is_visible = lambda context, row: True",
+        "cm_server/rollouts/test_rollouts.py::"
+        "test_token_changes_only_rollouts_whose_boards_it_all_covers",
+    ),
     # Identity and handshake
     defence(
         "a board must prove that it has its key",

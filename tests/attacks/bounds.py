@@ -373,4 +373,17 @@ def poll(at, poll=poll):
         "_known_cause = lambda cause: cause or ''",
         "cm_server/test_board_health.py::test_unknown_causes_are_one",
     ),
+    # Generations
+    defence(
+        "a board's record of its generation cannot name files of the client",
+        SERVER + "rollouts/board_switch.py",
+        "_may_remove = lambda path: True",
+        "cm_server/rollouts/test_board_switch.py::test_record_cannot_name_files_of_the_client",
+    ),
+    defence(
+        "the files of all generations are bounded",
+        SERVER + "store/rollout_rows.py",
+        "RolloutRows._make_room = lambda self, size, max_bytes: None",
+        "cm_server/rollouts/test_rollouts.py::test_files_of_generations_are_bounded",
+    ),
 ]

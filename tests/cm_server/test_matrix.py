@@ -19,11 +19,20 @@ from cm_server.api.verbs import MESSAGE_ROLES, VERBS
 from cm_server.app import ROUTES
 from cm_server.auth import credentials
 from cm_server.auth.credentials import ROLES
+from cm_server.store.rollout_rows import (
+    GenerationRow,
+    NewRollout,
+    RolloutChange,
+    RolloutPlace,
+)
 from cm_server.store.rows import AuditRow
 from cm_server.store.secret_rows import SecretRow
+from cm_server.store.store import Store
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
 
+#: What a group of boards should be.
+GROUP: dict[str, Any] = {"name": "others", "target": "lab-2", "settings": '{"a": 1}'}
 #: A request for each verb; lab-1 is connected, lab-2 is not, job 1 belongs to lab-2.
 BODIES: dict[str, dict[str, Any]] = {
     "status": {},
@@ -42,6 +51,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "samples": {"target": "lab-[1-2]"},
     "logs": {"target": "lab-[1-2]"},
     "health": {},
+    "fleet-plan": {"groups": [GROUP]},
+    "fleet-apply": {"groups": [GROUP]},
+    "fleet-status": {},
+    "fleet-history": {},
+    "fleet-pause": {"group": "running"},
+    "fleet-resume": {"group": "paused"},
+    "fleet-abort": {"group": "paused"},
+    "fleet-rollback": {"group": "paused"},
     "enrol": {"names": ["lab-9"]},
     "enrol-token": {"target": "new-*"},
     "rename": {"target": "lab-2", "name": "lab-8"},
@@ -75,6 +92,18 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "samples": [{"target": "{board}"}, {"target": "{board}*"}],
     "logs": [{"target": "{board}"}, {"target": "{board}*"}],
     "health": [],
+    "fleet-plan": [
+        {"groups": [{**GROUP, "target": "{board}"}]},
+        {"groups": [{**GROUP, "pin": ["{board}"]}]},
+        {"groups": [{**GROUP, "boards": {"{board}": "{}"}}]},
+    ],
+    "fleet-apply": [{"groups": [{**GROUP, "target": "{board}"}]}],
+    "fleet-status": [],
+    "fleet-history": [],
+    "fleet-pause": [],
+    "fleet-resume": [],
+    "fleet-abort": [],
+    "fleet-rollback": [],
     "enrol": [{"names": ["{board}"]}],
     "rename": [{"target": "{board}", "name": "lab-7"}, {"target": "lab-2", "name": "{board}"}],
     "import": [
@@ -95,6 +124,28 @@ class Lab(NamedTuple):
         return [row for row in self.service.audited() if row.who in names]
 
 
+def add_rollouts(store: Store, board_id: str) -> None:
+    """Add a rollout that is running and one that is paused, with generations before them."""
+    manifest: dict[str, Any] = {"app": {}, "packages": {}, "settings": {}, "boards": {}}
+    for number, group in enumerate(("running", "paused")):
+        for version in ("a", "b"):
+            generation = GenerationRow(f"{version}{number}" * 8, manifest, 0.0, "ann")
+            plan = {
+                "target": "lab-2",
+                "pin": [],
+                "waves": ["100%"],
+                "options": {},
+                "boards": [board_id],
+                "position": [0, 0.0, None],
+            }
+            before = None if version == "a" else f"a{number}" * 8
+            new = NewRollout(group, generation, before, "", plan, {board_id: 0}, {})
+            (added,) = store.add_rollouts([new], RolloutPlace("other", 1000))
+        if group == "paused":
+            change = RolloutChange("paused", "", ("running",))
+            store.set_rollout_states([added], change)
+
+
 @pytest.fixture
 async def lab(service: Service) -> AsyncIterator[Lab]:
     boards = {board.name: board for board in service.enrol("lab-1", "lab-2", "vault-1")}
@@ -102,6 +153,7 @@ async def lab(service: Service) -> AsyncIterator[Lab]:
     service.store.insert_jobs([boards["lab-2"].id], "ann")
     service.store.end_job(1, "ok")
     service.store.set_secret(SecretRow("mqtt", "hunter2", "all", 0.0))
+    add_rollouts(service.store, boards["lab-2"].id)
     async with await FakeBoard.join(service, boards["lab-1"]) as link:
         yield Lab(service, boards, link)
 

@@ -18,6 +18,7 @@ from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
 from cm_server.jobs.model import Cell
+from cm_server.rollouts import board_drift
 
 _AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
@@ -73,7 +74,7 @@ def inputs_of(services: InstallServices, caller: Caller) -> JobInputs:
 def read_job_request(
     services: InstallServices, inputs: JobInputs, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Check a SUBMIT: a cell, file operations, files, an install, settings, or a mount.
+    """Check a SUBMIT: a cell, file operations, files, an install, settings, a mount, drift.
 
     Args:
         services: what transfers and installs need.
@@ -109,6 +110,9 @@ def read_job_request(
     if "settings" in head:
         settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
         return JobRequest(settings.code, settings, "settings", detail, "settings")
+    if "drift" in head:
+        drift = board_drift.read_drift_job(services, boards)
+        return JobRequest(drift.code, drift, "drift", kind="drift")
     is_reset = bool(head.get("fresh")) and not code
     return JobRequest(code, kind="reset" if is_reset else "cell")
 

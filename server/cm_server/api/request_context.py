@@ -20,6 +20,7 @@ from cm_server.jobs.dispatch import Dispatch
 from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
+from cm_server.rollouts.rollouts import Rollouts
 from cm_server.status import ServerStatus
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
@@ -45,6 +46,7 @@ class Services:
         pin: the fingerprint of the server's certificate authority, which follows each token.
         board_logs: what boards print outside of cells.
         board_health: what went wrong on boards.
+        rollouts: bring boards to what they should be.
         viewers_read_logs: whether viewers may read that.
     """
 
@@ -62,6 +64,7 @@ class Services:
     pin: str
     board_logs: BoardLogs
     board_health: BoardHealth
+    rollouts: Rollouts
     viewers_read_logs: bool
 
 

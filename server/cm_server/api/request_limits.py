@@ -9,7 +9,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import KIB, Limits
 
 #: Fields whose text may be as long as the request.
-_LONG_TEXTS: Final = ("lock",)
+_LONG_TEXTS: Final = ("lock", "locks")
 
 
 def check_size(size: int, limits: Limits) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError, ServerError
 from cloudmanager.protocol.file_ops import disk_space
-from cm_server.packages.plan import PlannedFile
 
 from . import install_manifest
 from .content_store import Content
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal
 _BLOCK_BYTES: Final = 4096  # a block of littlefs on the common ports
 SOURCES: Final = 0  # in place of a kind of bytecode: files for boards that report none
-_ANY_SIZE: Final = -1  # as the size of the operation `hash`: hash the file whatever its size is
+ANY_SIZE: Final = -1  # as the size of the operation `hash`: hash the file whatever its size is
 #: If one of these upper-cased names exists too, the file system ignores case: it is FAT. There are
 #: two, since a bridged board has no /cm.json, and /.cm only after its first install.
 _UPPER_CASE_PATHS: Final = ("/CM.JSON", "/.CM")
@@ -43,12 +42,12 @@ _FAT_NOTE: Final = (
 )
 _PROBE_OPS: Final[tuple[FileOp, ...]] = (
     ["statvfs", "/"],
-    *(["hash", path, _ANY_SIZE] for path in _UPPER_CASE_PATHS),
-    ["hash", STAGING_PATH, _ANY_SIZE],
-    ["hash", MANIFEST_PATH, _ANY_SIZE],
+    *(["hash", path, ANY_SIZE] for path in _UPPER_CASE_PATHS),
+    ["hash", STAGING_PATH, ANY_SIZE],
+    ["hash", MANIFEST_PATH, ANY_SIZE],
 )
-_CLEAN_OP: Final[FileOp] = ["rm", STAGING_PATH, True]
-_FINISH_OP: Final[FileOp] = ["finish", JOURNAL_PATH]
+CLEAN_OP: Final[FileOp] = ["rm", STAGING_PATH, True]
+FINISH_OP: Final[FileOp] = ["finish", JOURNAL_PATH]
 #: Remove a manifest without packages, and its folder.
 _REMOVE_MANIFEST_OPS: Final[tuple[FileOp, ...]] = (
     ["rm", MANIFEST_PATH, False],
@@ -209,13 +208,15 @@ def install(
         raise PackageError(
             "the board has another MicroPython than when the plan was made; install again"
         )
-    file_hashes = yield from _hash_paths(plan.files[mpy], plan.shadowing_paths(mpy))
+    file_hashes = yield from hash_paths(
+        {file.path: file.size for file in plan.files[mpy]}, plan.shadowing_paths(mpy)
+    )
     manifest = side.known_manifest if probe.manifest is None else probe.manifest
     board = install_manifest.BoardFiles(mpy, file_hashes, manifest)
     change = install_manifest.plan_change(plan, planned.options, board, force=force)
     is_fat = probe.is_fat
     if not probe.has_staged:  # a dry run leaves staged files, so the free space is not known
-        _check_space(change, probe.free_bytes)
+        check_space([file.size for file in change.put_files], probe.free_bytes)
     if not dry_run:
         if change.put_files or change.removed_paths or change.manifest != probe.manifest:
             is_fat = yield from _apply_change(change, planned.contents, side.add_bytes)
@@ -254,7 +255,7 @@ def report_installed(known_manifest: Manifest) -> OpGenerator:
     probe = yield from _probe_board(dry_run=True)
     manifest = probe.manifest or {}
     paths = [path for entry in manifest.values() for path in entry["files"]]
-    ops = [["hash", path, _ANY_SIZE] for path in paths]
+    ops = [["hash", path, ANY_SIZE] for path in paths]
     hashes = yield ops or [_PROBE_OPS[0]]  # an empty list would mean that no operations follow
     file_hashes: dict[str, str | None] = {}
     for path, digest in zip(paths, hashes, strict=False):
@@ -293,10 +294,10 @@ def _summarize(change: BoardChange, probe: BoardProbe, *, dry_run: bool) -> dict
 
 # Steps that the jobs share
 
-_OpResults = list[Any]
+OpResults = list[Any]
 
 
-def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], _OpResults, BoardProbe]:
+def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], OpResults, BoardProbe]:
     """Do the first operations, remove leftovers in the staging folder, and read the manifest.
 
     A dry run changes nothing: it neither executes a journal nor removes leftovers.
@@ -304,19 +305,19 @@ def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], _OpResults, Board
     results = yield _first_ops(dry_run)
     space, *upper_case, staged, digest = results[-len(_PROBE_OPS) :]
     if _is_leftover(staged) and not dry_run:
-        _, space = yield [_CLEAN_OP, _PROBE_OPS[0]]
+        _, space = yield [CLEAN_OP, _PROBE_OPS[0]]
         staged = None
     manifest = None
     if digest is not None:
         (raw,) = yield [["get", MANIFEST_PATH]]
         manifest = install_manifest.read_manifest(raw)
     _, free_bytes = disk_space(space)
-    return BoardProbe(free_bytes, _any_exists(upper_case), staged is False, manifest)
+    return BoardProbe(free_bytes, any_exists(upper_case), staged is False, manifest)
 
 
 def _first_ops(dry_run: bool) -> Sequence[FileOp]:
     """Return the operations that a job begins with: finish a journal, then probe the board."""
-    return _PROBE_OPS if dry_run else (_FINISH_OP, *_PROBE_OPS)
+    return _PROBE_OPS if dry_run else (FINISH_OP, *_PROBE_OPS)
 
 
 def _is_leftover(staged: Any) -> bool:
@@ -328,31 +329,32 @@ def _is_leftover(staged: Any) -> bool:
     return staged is False
 
 
-def _any_exists(hashes: Iterable[Any]) -> bool:
+def any_exists(hashes: Iterable[Any]) -> bool:
     """Return whether one of several results of `hash` is of something that exists."""
     return any(each is not None for each in hashes)
 
 
-def _hash_paths(
-    files: Sequence[PlannedFile], removed: Iterable[str]
-) -> Generator[Sequence[FileOp], _OpResults, dict[str, str]]:
-    """Return the hashes of the files that the board has at a plan's paths.
+def hash_paths(
+    file_sizes: Mapping[str, int], removed: Iterable[str]
+) -> Generator[Sequence[FileOp], OpResults, dict[str, str]]:
+    """Return the hashes of the files that the board has at some paths.
 
     Args:
-        files: the files that the plan puts there.
-        removed: paths that the plan removes.
+        file_sizes: path -> size of the files that are put there; a file of another size has the
+            hash "".
+        removed: paths that are removed.
 
     Raises:
         PackageError: the board has a folder at the path of a file, or a file at that of a folder.
     """
-    sizes = {**dict.fromkeys(removed, _ANY_SIZE), **{file.path: file.size for file in files}}
+    sizes = {**dict.fromkeys(removed, ANY_SIZE), **file_sizes}
     folders = sorted(
-        {folder for file in files for folder in install_manifest.parent_folders(file.path)}
+        {folder for path in file_sizes for folder in install_manifest.parent_folders(path)}
     )
     paths = [*sizes, *folders]
     if not paths:
         return {}  # a package that consists of dependencies only has no files
-    results = yield [["hash", path, sizes.get(path, _ANY_SIZE)] for path in paths]
+    results = yield [["hash", path, sizes.get(path, ANY_SIZE)] for path in paths]
     found = dict(zip(paths, results, strict=True))  # None: nothing there, False: a folder
     for path in sorted(sizes):
         if found[path] is False:
@@ -363,17 +365,17 @@ def _hash_paths(
     return {path: str(found[path]) for path in sizes if found[path] is not None}
 
 
-def _check_space(change: BoardChange, free_bytes: int) -> None:
-    """Raise OSError (ENOSPC) if the staged files of a change do not fit on the board."""
-    blocks = sum(-(-file.size // _BLOCK_BYTES) for file in change.put_files)
-    blocks += 2 * len(install_manifest.staging_folders(len(change.put_files) + 1))
-    if change.put_files and blocks * _BLOCK_BYTES + _SPARE_BYTES > free_bytes:
+def check_space(sizes: Sequence[int], free_bytes: int) -> None:
+    """Raise OSError (ENOSPC) if staged files of these sizes do not fit on the board."""
+    blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
+    blocks += 2 * len(install_manifest.staging_folders(len(sizes) + 1))
+    if sizes and blocks * _BLOCK_BYTES + _SPARE_BYTES > free_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
 
 
 def _apply_change(
     change: BoardChange, contents: Mapping[str, Content], add_bytes: AddBytes
-) -> Generator[Sequence[FileOp], _OpResults, bool]:
+) -> Generator[Sequence[FileOp], OpResults, bool]:
     """Stage and verify the files, then execute the journal.
 
     The rename that activates the journal is the point of no return: before it nothing has changed,
@@ -402,13 +404,13 @@ def _apply_change(
         yield ops
     except OSError:
         with contextlib.suppress(OSError):  # staged files would only occupy space
-            yield [_CLEAN_OP]
+            yield [CLEAN_OP]
         raise
     try:
-        _, *upper_case = yield [_FINISH_OP, *_PROBE_OPS[1:3]]
+        _, *upper_case = yield [FINISH_OP, *_PROBE_OPS[1:3]]
     except OSError as error:
         raise PackageError(
             f"{error.strerror}: not all files are in place yet; "
             "the board completes the change when it restarts"
         ) from error
-    return _any_exists(upper_case)
+    return any_exists(upper_case)

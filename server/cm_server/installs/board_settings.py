@@ -65,7 +65,7 @@ def read_settings_job(
     queue = services.store_queue
 
     def read_store(board: Board) -> Operation[StoredSecrets]:
-        return queue.run(lambda store: _read_secrets(store, board))
+        return queue.run(lambda store: read_secrets(store, board))
 
     def make_generator(board: Board, stored: StoredSecrets) -> OpGenerator:
         if change is None:
@@ -87,11 +87,18 @@ def _read_change(request: Any) -> dict[str, Any] | None:
     if not isinstance(request, dict):
         raise ServerError("a request about settings must be a JSON object")
     text = request.get("change")
-    if text is None:
-        return None
+    return None if text is None else read_change(text)
+
+
+def read_change(text: object) -> dict[str, Any]:
+    """Return the settings in the text of a JSON object, checked.
+
+    Raises:
+        ServerError: it is no JSON object that boards can read.
+    """
     try:
         change = json.loads(text) if isinstance(text, str) else None
-        _to_bytes(change)
+        settings_bytes(change)
         depth = _depth(change)
     except (ValueError, RecursionError) as error:
         raise ServerError("`change` is no JSON that boards can read") from error
@@ -117,7 +124,7 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, items), default=0)
 
 
-def _to_bytes(settings: Any) -> bytes:
+def settings_bytes(settings: Any) -> bytes:
     """Return settings as a board reads them.
 
     Raises:
@@ -159,7 +166,8 @@ def _reference(value: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _read_secrets(store: Store, board: Board) -> StoredSecrets:
+def read_secrets(store: Store, board: Board) -> StoredSecrets:
+    """Return what the store knows about secrets in a board's settings."""
     secrets = {row.name: row for row in store.secret_rows.read() if _is_for(row, board)}
     return StoredSecrets(secrets, store.secret_rows.uses_of(board.id))
 
@@ -186,20 +194,25 @@ def _masked_text(raw: bytes, stored: StoredSecrets) -> str:
     """Return the text of a file with references for secrets; as it is if it has none."""
     text = raw.decode("utf-8", "replace")
     try:
-        settings = _parse(raw)
+        settings = parse_settings(raw)
     except ServerError:
         for row in stored.secrets.values():
             text = text.replace(row.value, _REMOVED_TEXT)
         return text
     masked = _mask(settings, stored)
-    return text if masked == settings else _to_bytes(masked).decode()
+    return text if masked == settings else settings_bytes(masked).decode()
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_settings(raw: bytes) -> dict[str, Any]:
+    """Return a board's settings.
+
+    Raises:
+        ServerError: the file is no JSON object.
+    """
     try:
         # Boards cannot read Infinity or NaN; an earlier version wrote them.
         settings = json.loads(raw, parse_constant=str)
-        _to_bytes(settings)
+        settings_bytes(settings)
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
@@ -232,8 +245,8 @@ def _change_and_record(
         (raw,) = yield list(_READ_OPS)
     except FileNotFoundError:
         raw = b""
-    settings, uses = change_settings(_parse(raw) if raw else {}, stored, change)
-    data = _to_bytes(settings)
+    settings, uses = change_settings(parse_settings(raw) if raw else {}, stored, change)
+    data = settings_bytes(settings)
     if len(data) > services.limits.settings_bytes:
         kib = services.limits.settings_bytes // 1024
         raise ServerError(f"{SETTINGS_PATH} would be longer than {kib} KiB")
@@ -242,7 +255,7 @@ def _change_and_record(
     if uses != stored.uses:
         board_id = board.id
         services.store_queue.run(lambda store: store.secret_rows.set_uses(board_id, uses))
-    return _to_bytes(_mask(settings, stored._replace(uses=uses))).decode()
+    return settings_bytes(_mask(settings, stored._replace(uses=uses))).decode()
 
 
 def change_settings(

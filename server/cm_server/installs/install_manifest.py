@@ -150,9 +150,7 @@ def plan_change(
     for file in files:
         _check_owner(file, owners.get(file.path), file_hashes, force)
 
-    new_entries = {
-        release.key: _manifest_entry(plan, release.key, options, files) for release in plan.packages
-    }
+    new_entries = manifest_entries(plan, options, files)
     new_manifest = {**manifest, **new_entries}
     old_paths: set[str] = set()
     for key in new_entries.keys() & manifest.keys():
@@ -169,10 +167,25 @@ def plan_change(
         is_copy = owner is None and file_hashes[path] == sources.get(path)
         if not (is_own or is_copy or force):
             raise _shadowing_error(path, owner)
-    kept = _all_paths(new_manifest)
+    kept = all_paths(new_manifest)
     removed = sorted((old_paths - kept) | shadowing)
     put = tuple(file for file in files if file_hashes.get(file.path) != file.sha256)
-    return BoardChange(put, tuple(removed), _emptied_folders(removed, kept), new_manifest)
+    return BoardChange(put, tuple(removed), emptied_folders(removed, kept), new_manifest)
+
+
+def manifest_entries(
+    plan: InstallPlan, options: Mapping[str, Any], files: Sequence[PlannedFile]
+) -> Manifest:
+    """Return the entries of all packages of a plan in a board's manifest.
+
+    Args:
+        plan: the plan.
+        options: the options of the install, which an upgrade repeats.
+        files: those of the plan for the board's kind.
+    """
+    return {
+        release.key: _manifest_entry(plan, release.key, options, files) for release in plan.packages
+    }
 
 
 def _find_shadowing(plan: InstallPlan, mpy: int, file_hashes: FileHashes) -> set[str]:
@@ -180,7 +193,8 @@ def _find_shadowing(plan: InstallPlan, mpy: int, file_hashes: FileHashes) -> set
     return {path for path in plan.shadowing_paths(mpy) if path in file_hashes}
 
 
-def _all_paths(manifest: Manifest) -> set[str]:
+def all_paths(manifest: Manifest) -> set[str]:
+    """Return the paths of all files of the packages of a manifest."""
     return {path for entry in manifest.values() for path in entry["files"]}
 
 
@@ -242,12 +256,12 @@ def plan_removal(names: Sequence[str], manifest: Manifest, *, force: bool) -> Bo
         needed = needs.intersection(keys)
         if needed and not force:
             raise PackageError(f"{key} needs {min(needed)}; uninstall both, or use --force")
-    kept = _all_paths(new_manifest)
+    kept = all_paths(new_manifest)
     removed = sorted({path for key in keys for path in manifest[key]["files"]} - kept)
-    return BoardChange((), tuple(removed), _emptied_folders(removed, kept), new_manifest)
+    return BoardChange((), tuple(removed), emptied_folders(removed, kept), new_manifest)
 
 
-def _emptied_folders(removed: Iterable[str], kept: Iterable[str]) -> tuple[str, ...]:
+def emptied_folders(removed: Iterable[str], kept: Iterable[str]) -> tuple[str, ...]:
     """Return the folders that may be empty after files were removed, the innermost first."""
     used = {folder for path in kept for folder in parent_folders(path)}
     left = {folder for path in removed for folder in parent_folders(path)}

@@ -80,6 +80,22 @@ async def _make_plan(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Make a plan when it is its turn; see ``plan_install``."""
+    prepared = await prepare_plan(services, caller, boards, options)
+    plan = prepared.plan
+    return {
+        "number": services.plan_cache.add(caller.connection, prepared),
+        "plan": plan.describe(),
+        "lock": lock.dump(plan.wanted, plan.packages),
+    }
+
+
+async def prepare_plan(
+    services: InstallServices,
+    caller: PlanCaller,
+    boards: Sequence[Board],
+    options: dict[str, Any],
+) -> PreparedPlan:
+    """Resolve, fetch and compile packages; see ``plan_install``."""
     planner = services.package_planner
     sent = _read_sent_files(services, options["owner"], options.pop("sent"))
     mpys = {mpy_number(board) for board in boards}
@@ -93,12 +109,7 @@ async def _make_plan(
     for digest in {file.sha256 for files in plan.files.values() for file in files}:
         data = await planner.read_content(digest)
         contents[digest] = services.content_store.add_bytes(data, caller.token)
-    prepared = PreparedPlan(plan, contents, _upgrade_options(options))
-    return {
-        "number": services.plan_cache.add(caller.connection, prepared),
-        "plan": plan.describe(),
-        "lock": lock.dump(plan.wanted, plan.packages),
-    }
+    return PreparedPlan(plan, contents, _upgrade_options(options))
 
 
 def _upgrade_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Sleepers:
             may be.
         has_waiting_jobs: returns whether something waits for a board besides its queue.
         when_known: calls a function when that is known, at once if possible.
+        is_in_rollout: returns whether a rollout is about to do something on a board.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Sleepers:
         self.spread: Callable[[], float] = lambda: 0.0
         self.has_waiting_jobs: Callable[[Board], bool] = lambda _board: False
         self.when_known: Callable[[Board, Callable[[], None]], None] = lambda _board, call: call()
+        self.is_in_rollout: Callable[[Board], bool] = lambda _board: False
 
     def on_sleep(self, board: Board, message: wire.Message) -> None:
         """Answer a board that wants to sleep: it may, or something must be done before.
@@ -105,7 +107,7 @@ class Sleepers:
         """
         if board.current_job is not None or self._scheduler.has_startable_job(board):
             return JOB_SECONDS
-        if self.has_waiting_jobs(board):
+        if self.has_waiting_jobs(board) or self.is_in_rollout(board):
             return JOB_SECONDS
         if board.nonce is not None and self._asked_for_key.get(board) != board.link_count:
             self._asked_for_key[board] = board.link_count

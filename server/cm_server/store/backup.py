@@ -39,6 +39,8 @@ FILE_NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
 JOB_ID_GAP = 1_000_000
 #: How jobs end that waited for their boards when the backup was made.
 RESTORED_ERROR = "the server was restored from a backup; it may have run since that was made"
+#: Why rollouts are paused that were in progress when the backup was made.
+RESTORED_ROLLOUT = "the server was restored from a backup"
 
 
 def save(home: Path, path: Path) -> list[str]:
@@ -160,10 +162,12 @@ def _prepare_database(path: Path) -> None:
     """Migrate an older database, add a row to its audit log, and skip job numbers.
 
     Jobs that waited for their boards when the backup was made may have run since: they are lost.
+    Rollouts that were in progress are paused.
     """
     now = time.time()
     store = Store(path)
     _end_waiting_jobs(store)
+    store.rollout_rows.pause_all(RESTORED_ROLLOUT)
     detail = "a backup was loaded"
     row = AuditRow(now, "local", "this machine", "load", "", detail, None, None, None, "done")
     store.add_audit_row(row, durable=True)

@@ -39,6 +39,7 @@ from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
+from .rollout_rows import NewRollout, RolloutChange, RolloutPlace, RolloutRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, NewCell, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
 from .waiting_rows import JobOutput, TakenJob, WaitingRows, WaitingUse, WaitingWork
@@ -149,6 +150,9 @@ class Store:
         self.blob_rows = BlobRows(self._connection, self.database.insert)
         self.waiting_rows = WaitingRows(
             self._connection, self.blob_rows, tables.jobs, self.database.insert
+        )
+        self.rollout_rows = RolloutRows(
+            self._connection, self.blob_rows, self._rollback_on_error, self.database.insert
         )
 
     def close(self) -> None:
@@ -415,6 +419,33 @@ class Store:
         """Delete a secret, if there is one of this name."""
         with self._durable_transaction(audit_row):
             self._connection.execute(sa.delete(secrets_table).where(secrets_table.c.name == name))
+
+    # Rollouts
+
+    def add_rollouts(
+        self, new: Sequence[NewRollout], place: RolloutPlace, audit_row: AuditRow | None = None
+    ) -> list[int]:
+        """Add rollouts; return their numbers.
+
+        Raises:
+            ServerError: there is no room for their files.
+        """
+        with self._durable_transaction(audit_row):
+            try:
+                return [self.rollout_rows.add(each, *place) for each in new]
+            except ServerError:
+                self.database.rollback()
+                raise
+
+    def set_rollout_states(
+        self,
+        numbers: Sequence[int],
+        change: RolloutChange,
+        audit_row: AuditRow | None = None,
+    ) -> list[int]:
+        """Change the states of rollouts; return those that were in a state that permits it."""
+        with self._durable_transaction(audit_row):
+            return [number for number in numbers if self.rollout_rows.set_state(number, change)]
 
     def mark_board_seen(self, board_id: str, facts: dict[str, Any]) -> None:
         """Record that a board is connected now, and its facts.

@@ -129,6 +129,7 @@ class FakeServer:
             pin="pin",
             board_logs=BoardLogs(queue, registry, later, LIMITS),
             board_health=BoardHealth(queue, registry, later, LIMITS),
+            rollouts=None,  # type: ignore[arg-type]
             viewers_read_logs=False,
         )
 
@@ -185,6 +186,8 @@ def test_viewer_may_use_reading_verbs_only():
         "samples",
         "installed",
         "health",
+        "fleet-status",
+        "fleet-history",
     }
     assert NEEDED["enrol"] == "admin"
 

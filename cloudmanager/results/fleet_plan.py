@@ -1,0 +1,232 @@
+"""What applying ``fleet.toml`` would change, and how rollouts are; no I/O.
+
+Boards and callers are not trusted: all texts pass ``sanitize_text``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cloudmanager.protocol.spans import format_duration
+from cloudmanager.protocol.text import fold_names, sanitize_text
+
+FORMAT: Final = 1  # of the file that a plan is saved in
+_MAX_PATHS: Final = 8  # that the text lists of a change
+
+
+class FleetPlan:
+    """What would change.
+
+    Args:
+        request: what boards should be, as the server takes it.
+        reply: what the server says that would change.
+        sources: SHA-256 -> path of the local file with that content.
+        lock_path: where the lock file is written; "" for nowhere.
+
+    Attributes:
+        request: see above.
+        reply: see above.
+        sources: see above.
+        lock_path: see above.
+    """
+
+    def __init__(
+        self,
+        request: Mapping[str, Any],
+        reply: Mapping[str, Any],
+        sources: Mapping[str, str],
+        lock_path: str = "",
+    ) -> None:
+        self.request, self.reply = dict(request), dict(reply)
+        self.sources, self.lock_path = dict(sources), lock_path
+
+    @property
+    def changed(self) -> int:
+        """How many boards would change."""
+        return int(self.reply["changed"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON, without what it was made from."""
+        return self.reply
+
+    def dump(self) -> str:
+        """Return the text of a file, from which ``load`` makes the same plan."""
+        body = {
+            "format": FORMAT,
+            "request": self.request,
+            "plan": self.reply,
+            "sources": self.sources,
+            "lock": self.lock_path,
+        }
+        return json.dumps(body, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, text: str) -> FleetPlan:
+        """Return the plan in a file.
+
+        Raises:
+            ValueError: the text is no plan.
+        """
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise ValueError("it has another format")
+            plan = cls(body["request"], body["plan"], body["sources"], body["lock"])
+            int(plan.reply["changed"])
+            str(plan.reply["fingerprint"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"this is no plan of mbm fleet-plan: {error}") from error
+        return plan
+
+    def __repr__(self) -> str:
+        """Return the plan as text, folded by board."""
+        return plan_text(self.reply)
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """Return a plan as text."""
+    lines: list[str] = []
+    for group in plan["groups"]:
+        lines += _group_lines(group)
+    for group, names in plan["released"].items():
+        lines.append(f"{fold_names(names)}: no longer in {group}; nothing is removed there")
+    for group in plan["gone"]:
+        lines.append(f"{group}: no longer in the file; its boards stay as they are")
+    if not plan["changed"]:
+        lines.append("Nothing to do: all boards are as they should be.")
+    return sanitize_text("\n".join(lines))
+
+
+def _group_lines(group: Mapping[str, Any]) -> list[str]:
+    boards, changed = group["boards"], group["changed"]
+    count = f"{len(boards)} board{'' if len(boards) == 1 else 's'}"
+    head = f"{group['group']}  {group['generation'][:12]}  {count}"
+    if not boards:
+        return [f"{head}: its target matches no board"]
+    if not changed:
+        return [f"{head}, as they should be"]
+    lines = [f"{head}, {len(changed)} to change, {size_text(group['bytes'])} to send at most"]
+    for change in group["changes"]:
+        lines += _change_lines(change)
+    waves = _wave_texts(group["waves"])
+    least = group["seconds_at_least"]
+    took = f", at least {format_duration(least)}" if least else ""
+    lines.append(f"  waves: {', '.join(waves)}{took}")
+    if group["away"]:
+        lines.append(f"  not connected now: {fold_names(group['away'])}")
+    if group["pinned"]:
+        lines.append(f"  held back: {fold_names(group['pinned'])}")
+    lines += [f"  note: {note}" for note in group["notes"]]
+    return lines
+
+
+def _wave_texts(sizes: Sequence[int]) -> list[str]:
+    return [f"{size - before}" for before, size in zip([0, *sizes], sizes, strict=False)]
+
+
+def _change_lines(change: Mapping[str, Any]) -> list[str]:
+    lines = [f"  {fold_names(change['boards'])}"]
+    if change["error"]:
+        return [*lines, f"    cannot be changed: {change['error']}"]
+    if change["files"]:
+        paths = [path for path, _ in change["put"]]
+        lines.append(f"    write {_listed(paths, change['files'])} ({size_text(change['bytes'])})")
+    if change["removed"]:
+        lines.append(f"    remove {_listed(change['removed'], len(change['removed']))}")
+    if change["packages"]:
+        lines.append(f"    install {', '.join(change['packages'])}")
+    if change["packages_removed"]:
+        lines.append(f"    uninstall {', '.join(change['packages_removed'])}")
+    if change["settings"]:
+        lines.append(f"    set {', '.join(change['settings'])}")
+    return lines if len(lines) > 1 else [*lines, "    restart, and prove itself"]
+
+
+def _listed(paths: Sequence[str], count: int) -> str:
+    shown = ", ".join(paths[:_MAX_PATHS])
+    more = count - min(len(paths), _MAX_PATHS)
+    return f"{shown} and {more} more" if more else shown
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in its largest unit."""
+    for unit, factor in (("MB", 1024 * 1024), ("KB", 1024)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+#: How the states of boards in a rollout are shown, in this order.
+_STATE_TEXTS: Final = {
+    "failed": "failed",
+    "unproven": "came back unproven; tried again",
+    "trial": "on trial",
+    "switching": "being switched",
+    "waiting": "waiting",
+    "missed": "away until the deadline",
+    "proven": "proven",
+}
+
+
+class RolloutList(list[dict[str, Any]]):
+    """The newest rollout of each group, as the server describes it."""
+
+    def __repr__(self) -> str:
+        """Return them as text: which boards are in which state, and why."""
+        return rollouts_text(self)
+
+
+def rollouts_text(rollouts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the newest rollout of each group as text; a sentence if there is none."""
+    if not rollouts:
+        return "There is no rollout. `mbm fleet-apply fleet.toml` begins one."
+    lines: list[str] = []
+    for rollout in rollouts:
+        lines.append(rollout_head(rollout))
+        lines += _board_lines(rollout["boards"])
+    return sanitize_text("\n".join(lines))
+
+
+def rollout_head(rollout: Mapping[str, Any]) -> str:
+    """Return a line about a rollout: its group, its generation and its state."""
+    state = rollout["state"]
+    if state == "running" and rollout.get("waves"):
+        state += f", wave {rollout['wave']} of {len(rollout['waves'])}"
+    why = f": {rollout['why']}" if rollout["why"] else ""
+    number = f"rollout {rollout['rollout']}"
+    return f"{rollout['group']}  {rollout['generation'][:12]}  {number}  {state}{why}"
+
+
+def _board_lines(boards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for the boards that have the same state and reason."""
+    groups: dict[tuple[str, str, bool], list[str]] = {}
+    for board in boards:
+        is_away = board["state"] in ("waiting", "unproven") and not board["online"]
+        groups.setdefault((board["state"], board["why"], is_away), []).append(board["board"])
+    order = list(_STATE_TEXTS)
+    lines = []
+    for (state, why, is_away), names in sorted(
+        groups.items(), key=lambda each: order.index(each[0][0])
+    ):
+        text = _STATE_TEXTS[state] + (", not connected" if is_away else "")
+        reason = f": {why}" if why else ""
+        lines.append(f"  {len(names):>5}  {text:<16}  {fold_names(names)}{reason}")
+    return lines
+
+
+def drift_text(drift: Mapping[str, Sequence[str]]) -> str:
+    """Return what differs on boards, folded: boards with the same differences share a block."""
+    if not drift:
+        return "No rollout has proven a generation on a board."
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, differences in drift.items():
+        groups.setdefault(tuple(differences), []).append(name)
+    lines = []
+    for differences, names in groups.items():
+        if differences:
+            lines += [fold_names(names), *(f"  {each}" for each in differences)]
+    if as_they_should := groups.get(()):
+        lines.append(f"{fold_names(as_they_should)}: as they should be")
+    return sanitize_text("\n".join(lines))

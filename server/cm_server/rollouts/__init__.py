@@ -1,0 +1,1 @@
+"""Desired state: generations, and rollouts that bring boards to them."""

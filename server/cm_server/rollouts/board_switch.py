@@ -1,0 +1,379 @@
+"""Bring one board to a generation, as a job of several steps; no sockets, no SQL.
+
+All files, the packages and the settings change in one switch: they are staged on the board and
+verified, and a journal moves them into place when the board restarts. What they replace is kept on
+the board, with a second journal for the way back, until the generation has proven itself there
+(mpy_client/cm/trial.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.file_ops import disk_space
+from cm_server.installs import board_install, board_settings, install_manifest
+from cm_server.installs.board_install import ANY_SIZE, AddBytes, OpResults
+from cm_server.installs.board_settings import StoredSecrets
+from cm_server.installs.content_store import Content
+from cm_server.installs.install_manifest import (
+    JOURNAL_PATH,
+    MANIFEST_PATH,
+    STAGING_PATH,
+    Manifest,
+    staging_name,
+)
+from cm_server.installs.job_steps import FileOp, OpGenerator
+from cm_server.limits import KIB
+from cm_server.packages.install_paths import check_installed_path, is_reserved, other_form
+
+from . import desired
+
+STATE_PATH: Final = "/.cm/state"
+RECORD_PATH: Final = "/.cm/generation"  # what the generation has put on the board
+BACK_PATH: Final = "/.cm/back"
+KEPT_PATH: Final = "/.cm/old"
+_READ_PATHS: Final = (STATE_PATH, MANIFEST_PATH, RECORD_PATH, board_settings.SETTINGS_PATH)
+FIRST_OPS: Final[tuple[FileOp, ...]] = (
+    board_install.FINISH_OP,
+    ["statvfs", "/"],
+    ["hash", STAGING_PATH, ANY_SIZE],
+    ["hash", KEPT_PATH, ANY_SIZE],
+    *(["hash", path, ANY_SIZE] for path in _READ_PATHS),
+)
+SETTLE_OPS: Final[tuple[FileOp, ...]] = (["get", STATE_PATH],)
+
+
+@dataclass(frozen=True)
+class SwitchPlan:
+    """What a board switches to.
+
+    Attributes:
+        generation: the id of the generation.
+        manifest: its manifest.
+        contents: its files, by SHA-256.
+        good_seconds: after which the board itself takes it as proven; 0: the server decides.
+        limit_seconds: after which the board goes back.
+        settings_bytes: the greatest size of ``/settings.json``.
+    """
+
+    generation: str
+    manifest: Mapping[str, Any]
+    contents: Mapping[str, Content]
+    good_seconds: int
+    limit_seconds: int
+    settings_bytes: int
+
+
+@dataclass(frozen=True)
+class BoardSide:
+    """The board that switches, and what the server contributes to its job.
+
+    Attributes:
+        name: of the board.
+        mpy: its kind of bytecode.
+        secrets: what the store knows of its settings' secrets.
+        add_bytes: makes a content of bytes that are sent to it.
+    """
+
+    name: str
+    mpy: int
+    secrets: StoredSecrets
+    add_bytes: AddBytes
+
+
+@dataclass(frozen=True)
+class Switched:
+    """What a switch has planned, for the server.
+
+    Attributes:
+        manifest: the packages that the board has then.
+        uses: where its settings have secrets then.
+    """
+
+    manifest: Manifest
+    uses: Mapping[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The change of one board.
+
+    Attributes:
+        staged: path -> what is put there, in the order of the journal.
+        removed: paths that are removed.
+        existing: the paths of ``staged`` that the board has a file at.
+        new_folders: folders that the board does not have yet, the innermost first.
+        emptied: folders that may be empty afterwards, the innermost first.
+    """
+
+    staged: Mapping[str, Content]
+    removed: Sequence[str]
+    existing: frozenset[str]
+    new_folders: Sequence[str]
+    emptied: Sequence[str]
+
+    def journal(self) -> str:
+        """Return the journal of the switch."""
+        lines = []
+        for number, path in enumerate(self.staged):
+            lines.append(f"{'*' if path in self.existing else '+'}{staging_name(number)} {path}")
+        for number, path in enumerate(self.removed, len(self.staged)):
+            lines.append(f"~{staging_name(number)} {path}")
+        folders = install_manifest.staging_folders(len(self.staged))
+        lines += [f"_{path}" for path in (*self.emptied, *folders[1:])]
+        return "".join(line + "\n" for line in lines)
+
+    def way_back(self) -> str:
+        """Return the journal that undoes the switch; the state is the last that it restores."""
+        lines = []
+        for number, path in enumerate(self.removed, len(self.staged)):
+            lines.append(f"<{staging_name(number)} {path}")
+        for number, path in reversed(list(enumerate(self.staged))):
+            is_kept = path in self.existing
+            lines.append(f"<{staging_name(number)} {path}" if is_kept else f"-{path}")
+        lines += [f"_{path}" for path in self.new_folders]
+        return "".join(line + "\n" for line in lines)
+
+
+def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
+    """Bring a board to a generation; it has to restart afterwards.
+
+    Args:
+        plan: what it switches to.
+        board: the board.
+        on_planned: called with a ``Switched`` before the board is changed.
+
+    Returns:
+        ``state``: "same" (it has that generation already), "switched" (it has to restart), "trying"
+        (it is on trial) or "busy" (another generation is on trial); ``files`` and ``bytes`` sent.
+
+    Raises:
+        PackageError: the generation does not suit the board.
+        ServerError: its settings cannot be changed.
+        OSError: it has too little space, or an operation failed.
+    """
+    results = yield list(FIRST_OPS)
+    _, space, staged, kept, *hashes = results
+    found = yield from _read_files(hashes)
+    current = desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
+    short = desired.short_id(plan.generation)
+    if current.state in ("trial", "trying"):
+        same = current.generation == short
+        state = {"trial": "switched", "trying": "trying"}[current.state] if same else "busy"
+        return {"state": state, "files": 0, "bytes": 0}
+    leftovers: list[FileOp] = []
+    if current.reverted:  # of an earlier attempt; this one says what becomes of it itself
+        first = found[STATE_PATH].split(b"\n")[0]
+        leftovers.append(["put", STATE_PATH, board.add_bytes(first)])
+    leftovers += [
+        ["rm", path, True]
+        for path, found_hash in ((STAGING_PATH, staged), (KEPT_PATH, kept))
+        if found_hash is False
+    ]
+    if leftovers:
+        *_, space = yield [*leftovers, ["statvfs", "/"]]
+    change, switched = yield from _plan_change(plan, board, found)
+    if change is None and (current.state, current.generation) == ("proven", short):
+        return {"state": "same", "files": 0, "bytes": 0}
+    assert change is not None
+    on_planned(switched)
+    sizes = [content.size for content in change.staged.values()]
+    board_install.check_space(sizes, disk_space(space)[1])
+    yield from _stage(change, board.add_bytes)
+    return {"state": "switched", "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _read_files(
+    hashes: Sequence[Any],
+) -> Generator[Sequence[FileOp], OpResults, dict[str, bytes]]:
+    """Read the files of ``_READ_PATHS`` that the board has; the others are empty."""
+    found = dict.fromkeys(_READ_PATHS, b"")
+    for path, digest in zip(_READ_PATHS, hashes, strict=True):
+        if digest is False:
+            raise PackageError(f"{path} is in the way on the board: it is a folder, not a file")
+        if digest is not None:
+            (found[path],) = yield [["get", path]]
+    return found
+
+
+def _plan_change(
+    plan: SwitchPlan, board: BoardSide, found: Mapping[str, bytes]
+) -> Generator[Sequence[FileOp], OpResults, tuple[_Change | None, Switched]]:
+    """Compare a board with a generation; no change if it has all of it."""
+    record = _read_record(found[RECORD_PATH])
+    raw_manifest = found[MANIFEST_PATH]
+    old_manifest = install_manifest.read_manifest(raw_manifest) if raw_manifest else {}
+    files = desired.files_for(plan.manifest, board.mpy)
+    manifest, outdated = _new_packages(plan, board.mpy, old_manifest, record)
+    outdated |= set(record["app"])
+    # A module's other form would be imported in its place.
+    shadowing = {path for path in map(other_form, files) if path and not is_reserved(path)}
+    gone = sorted((outdated | shadowing) - files.keys())
+    hashes = yield from board_install.hash_paths(
+        {path: size for path, (_, size) in files.items()}, gone
+    )
+    staged: dict[str, Content] = {}
+    for path, (digest, _) in files.items():
+        if hashes.get(path) != digest:
+            staged[path] = plan.contents[digest]
+    settings, uses = _new_settings(plan, board, found[board_settings.SETTINGS_PATH], record)
+    if settings != found[board_settings.SETTINGS_PATH]:
+        staged[board_settings.SETTINGS_PATH] = board.add_bytes(settings)
+    if manifest != old_manifest:
+        text = install_manifest.dump_manifest(manifest)
+        staged[MANIFEST_PATH] = board.add_bytes(text.encode())
+    new_record = _dump_record(plan, board)
+    removed = [path for path in gone if path in hashes]
+    switched = Switched(manifest, uses)
+    short = desired.short_id(plan.generation)
+    current = desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
+    is_same = not staged and not removed and new_record == found[RECORD_PATH]
+    if is_same and (current.state, current.generation) == ("proven", short):
+        return None, switched
+    state = f"trial {short} {plan.good_seconds} {plan.limit_seconds}"
+    # First the state: if the journal cannot be completed, the board knows that it is on trial.
+    staged = {
+        STATE_PATH: board.add_bytes(state.encode()),
+        **staged,
+        RECORD_PATH: board.add_bytes(new_record),
+    }
+    existing = {path for path in staged if path in hashes or found.get(path)}
+    kept = {*files, *install_manifest.all_paths(manifest)}
+    emptied = install_manifest.emptied_folders(removed, kept)
+    new_folders = yield from _missing_folders(staged)
+    return _Change(staged, removed, frozenset(existing), new_folders, emptied), switched
+
+
+def _new_packages(
+    plan: SwitchPlan, mpy: int, old: Manifest, record: Mapping[str, Any]
+) -> tuple[Manifest, set[str]]:
+    """Return a board's packages afterwards, and the paths of packages that go or are replaced."""
+    entries: Manifest = plan.manifest["packages"].get("entries", {}).get(str(mpy), {})
+    gone = {key for key in record["packages"] if key in old and key not in entries}
+    manifest = {key: entry for key, entry in old.items() if key not in gone} | entries
+    replaced = gone | (entries.keys() & old.keys())
+    outdated = {path for key in replaced for path in old[key]["files"]}
+    return manifest, outdated - install_manifest.all_paths(manifest)
+
+
+def _new_settings(
+    plan: SwitchPlan, board: BoardSide, raw: bytes, record: Mapping[str, Any]
+) -> tuple[bytes, Mapping[tuple[str, ...], str]]:
+    """Return a board's settings afterwards, and where they have secrets."""
+    wanted = desired.settings_for(plan.manifest, board.name)
+    gone = set(record["settings"]) - wanted.keys()
+    if not wanted and not gone:
+        return raw, board.secrets.uses
+    old = board_settings.parse_settings(raw) if raw else {}
+    kept = {key: value for key, value in old.items() if key not in gone}
+    settings, uses = board_settings.change_settings(kept, board.secrets, wanted)
+    if settings == old:
+        return raw, uses
+    data = board_settings.settings_bytes(settings)
+    if len(data) > plan.settings_bytes:
+        raise PackageError(f"/settings.json would be longer than {plan.settings_bytes // KIB} KiB")
+    return data, uses
+
+
+def _read_record(raw: bytes) -> dict[str, list[str]]:
+    """Return what earlier generations have put on a board; nothing if that is not known."""
+    record: dict[str, list[str]] = {"app": [], "packages": [], "settings": []}
+    try:
+        read = json.loads(raw)
+    except (ValueError, RecursionError):
+        return record
+    if isinstance(read, dict):
+        for name in record:
+            texts = read.get(name)
+            if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+                record[name] = texts
+    # A board is not trusted: the files of its client stay.
+    record["app"] = [path for path in record["app"] if _may_remove(path)]
+    return record
+
+
+def _may_remove(path: str) -> bool:
+    """Return whether a generation may have put a file there."""
+    try:
+        check_installed_path(path)
+    except PackageError:
+        return False
+    return True
+
+
+def _dump_record(plan: SwitchPlan, board: BoardSide) -> bytes:
+    record = {
+        "app": sorted(plan.manifest["app"]),
+        "packages": sorted(plan.manifest["packages"].get("entries", {}).get(str(board.mpy), {})),
+        "settings": sorted(desired.settings_for(plan.manifest, board.name)),
+    }
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _missing_folders(
+    staged: Mapping[str, Content],
+) -> Generator[Sequence[FileOp], OpResults, list[str]]:
+    """Return the folders of new files that the board does not have, the innermost first."""
+    folders = sorted(
+        {folder for path in staged for folder in install_manifest.parent_folders(path)} - {"/.cm"},
+        reverse=True,
+    )
+    if not folders:
+        return []
+    results = yield [["hash", folder, ANY_SIZE] for folder in folders]
+    return [folder for folder, found in zip(folders, results, strict=True) if found is None]
+
+
+def _stage(change: _Change, add_bytes: AddBytes) -> Generator[Sequence[FileOp], OpResults, None]:
+    """Stage and verify the files, then activate the journal; the next start executes it.
+
+    The rename of the journal is the point of no return: before it nothing has changed.
+
+    Raises:
+        OSError: staging failed; the board is unchanged.
+    """
+    ops: list[FileOp] = []
+    for folder in install_manifest.staging_folders(len(change.staged)):
+        ops.append(["makedirs", folder])
+    for number, content in enumerate(change.staged.values()):
+        ops.append(["put", f"{STAGING_PATH}/{staging_name(number)}", content, 1])
+    ops.append(["put", BACK_PATH, add_bytes(change.way_back().encode())])
+    ops.append(["put", JOURNAL_PATH + ".new", add_bytes(change.journal().encode())])
+    ops.append(["rename", JOURNAL_PATH + ".new", JOURNAL_PATH])
+    try:
+        yield ops
+    except OSError:
+        with contextlib.suppress(OSError):  # staged files would only occupy space
+            yield [board_install.CLEAN_OP]
+        raise
+
+
+def settle(generation: str, add_bytes: AddBytes, *, confirm: bool) -> OpGenerator:
+    """Look how the trial of a generation has ended, or end it as proven.
+
+    Args:
+        generation: its id.
+        add_bytes: makes a content of bytes that are sent to the board.
+        confirm: whether it has proven itself, so that the board keeps it.
+
+    Returns:
+        The board's state, as its fact ``generation`` has it.
+    """
+    (raw,) = yield list(SETTLE_OPS)
+    state = raw.decode("utf-8", "replace")
+    current = desired.read_board_generation(state)
+    short = desired.short_id(generation)
+    if confirm and (current.state, current.generation) == ("trying", short):
+        state = f"proven {short}"
+        yield [["put", STATE_PATH, add_bytes(state.encode())]]
+        current = desired.read_board_generation(state)
+    if (current.state, current.generation) == ("proven", short):
+        for path in (KEPT_PATH, BACK_PATH):
+            with contextlib.suppress(OSError):  # what is left is removed by the next switch
+                yield [["rm", path, True]]
+    return state

@@ -1,0 +1,286 @@
+"""Read and check what a caller wants boards to be; the manifest of a generation; pure.
+
+A generation is immutable: its manifest names all files by their SHA-256, and has the packages and
+the settings. Its id is the SHA-256 of the manifest; boards know it by the first 16 digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cloudmanager.protocol.errors import PackageError, ServerError, TargetError
+from cloudmanager.protocol.facts import FACT_NAMES
+from cloudmanager.protocol.targets import parse_target
+from cloudmanager.protocol.waves import DEFAULT_WAVES, Wave, check_waves
+from cm_server.installs import board_settings
+from cm_server.limits import KIB, MIB, Limits
+from cm_server.packages.install_paths import check_relative_path, find_clash, is_reserved
+
+from .steps import RolloutOptions
+
+BOARD_ID_CHARS: Final = 16  # of a generation's id that boards know
+_DIGEST_CHARS: Final = 64
+_MAX_NAME: Final = 64
+_MAX_HEALTH: Final = 4096  # characters of a health cell
+_MAX_SECONDS: Final = 366 * 86400.0
+#: Number of an option in seconds, or of boards: name -> (least, greatest).
+_NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
+    "pause": (0, _MAX_SECONDS),
+    "parallel": (0, 100_000),
+    "deadline": (1, _MAX_SECONDS),
+    "max_failures": (0, 100_000),
+    "health_timeout": (1, 86400),
+}
+
+
+@dataclass(frozen=True)
+class DesiredGroup:
+    """A group of boards, and what they should be.
+
+    Attributes:
+        name: of the group.
+        target: which boards it has.
+        pin: names of boards of it that are held back.
+        app: path on the board -> SHA-256 and size of each file of the program.
+        wanted: requirements of packages.
+        settings: keys of ``/settings.json``.
+        board_settings: name of a board -> its own settings.
+        rollback: "local": boards keep what they need to go back.
+        waves: of a rollout.
+        options: of a rollout.
+    """
+
+    name: str
+    target: str
+    pin: tuple[str, ...] = ()
+    app: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    board_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rollback: str = "local"
+    waves: tuple[Wave, ...] = DEFAULT_WAVES
+    options: RolloutOptions = RolloutOptions()
+
+
+def read_groups(groups: object, limits: Limits) -> list[DesiredGroup]:
+    """Check the groups of a request.
+
+    Args:
+        groups: the JSON, of any type; docs/protocol.md describes it.
+        limits: how much there may be.
+
+    Raises:
+        ServerError: a group is malformed.
+    """
+    if not isinstance(groups, list) or not 0 < len(groups) <= limits.rollout_groups:
+        raise ServerError(f"1 to {limits.rollout_groups} groups can be planned at a time")
+    read = [_read_group(group, limits) for group in groups]
+    if len({group.name for group in read}) < len(read):
+        raise ServerError("two groups have the same name")
+    return read
+
+
+def _read_group(body: Any, limits: Limits) -> DesiredGroup:
+    if not isinstance(body, dict) or not isinstance(body.get("name"), str):
+        raise ServerError("a group must be a JSON object with a name")
+    name = body["name"]
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise ServerError("a group needs a name of up to 64 printable characters")
+    try:
+        return DesiredGroup(
+            name=name,
+            target=_read_target(body.get("target")),
+            pin=_read_texts(body.get("pin"), "pin", limits.rollout_pins),
+            app=_read_app(body.get("app"), limits),
+            wanted=_read_texts(body.get("packages"), "packages", limits.packages),
+            settings=_read_settings(body.get("settings")),
+            board_settings=_read_board_settings(body.get("boards"), limits),
+            rollback=_read_choice(body.get("rollback"), "rollback", ("local",)),
+            waves=check_waves(body.get("waves", list(DEFAULT_WAVES))),
+            options=_read_options(body.get("options") or {}),
+        )
+    except (ServerError, PackageError, TargetError) as error:
+        raise ServerError(f"{name}: {error.args[0]}") from error
+    except ValueError as error:
+        raise ServerError(f"{name}: waves {error}") from error
+
+
+def _read_target(target: object) -> str:
+    if not isinstance(target, str):
+        raise ServerError("the target is missing")
+    if facts := parse_target(target).condition_keys.intersection(FACT_NAMES):
+        raise ServerError(f"{min(facts)}= is a fact, which boards choose themselves")
+    return target
+
+
+def _read_texts(texts: object, name: str, max_count: int) -> tuple[str, ...]:
+    texts = [] if texts is None else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ServerError(f"{name} must be a list of texts")
+    if len(texts) > max_count:
+        raise ServerError(f"{name} may have at most {max_count} entries")
+    return tuple(texts)
+
+
+def _read_choice(value: object, name: str, choices: Sequence[str]) -> str:
+    value = choices[0] if value is None else value
+    if not isinstance(value, str) or value not in choices:
+        raise ServerError(f"{name} must be one of {', '.join(choices)}")
+    return value
+
+
+def _read_app(app: object, limits: Limits) -> dict[str, tuple[str, int]]:
+    """Return path -> (SHA-256, size) of the files of a program."""
+    app = {} if app is None else app
+    if not isinstance(app, dict) or len(app) > limits.generation_files:
+        raise ServerError(f"an app may have at most {limits.generation_files} files")
+    for path, file in app.items():
+        if not path.startswith("/") or path.lower() == board_settings.SETTINGS_PATH:
+            raise ServerError(f"{path[:100]!r} is no path of an app")
+        check_relative_path(path[1:])
+        if is_reserved(path):
+            raise ServerError(f"{path} belongs to the board's client: an app cannot have it")
+        _check_file(path, file)
+    if clash := find_clash(app):
+        raise ServerError(f"{clash[0]} and {clash[1]} cannot exist together")
+    total = sum(size for _, size in app.values())
+    if total > limits.generation_bytes:
+        raise ServerError(f"an app may have at most {limits.generation_bytes // MIB} MiB")
+    return {path: (digest, size) for path, (digest, size) in sorted(app.items())}
+
+
+def _check_file(path: str, file: object) -> None:
+    digest, size = file if isinstance(file, list) and len(file) == 2 else ("", -1)
+    is_digest = isinstance(digest, str) and len(digest) == _DIGEST_CHARS
+    if not is_digest or set(digest) - set("0123456789abcdef") or type(size) is not int or size < 0:
+        raise ServerError(f"{path} needs its SHA-256 in lower-case hexadecimal, and its size")
+
+
+def _read_settings(text: object) -> dict[str, Any]:
+    return {} if text is None else board_settings.read_change(text)
+
+
+def _read_board_settings(boards: object, limits: Limits) -> dict[str, dict[str, Any]]:
+    boards = {} if boards is None else boards
+    if not isinstance(boards, dict) or len(boards) > limits.rollout_pins:
+        raise ServerError(f"at most {limits.rollout_pins} boards may have settings of their own")
+    return {name: board_settings.read_change(text) for name, text in sorted(boards.items())}
+
+
+def _read_options(body: object) -> RolloutOptions:
+    if not isinstance(body, dict):
+        raise ServerError("the options of a rollout must be a JSON object")
+    values: dict[str, Any] = {}
+    for name, (least, greatest) in _NUMBERS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not least <= value <= greatest:
+            raise ServerError(f"{name} must be a number from {least:g} to {greatest:g}")
+        values[name] = value
+    health = body.get("health") or ""
+    if not isinstance(health, str) or len(health) > _MAX_HEALTH:
+        raise ServerError(f"health must be a cell of at most {_MAX_HEALTH // KIB} KiB")
+    on_failure = _read_choice(body.get("on_failure"), "on_failure", ("failed", "all"))
+    return RolloutOptions(**values, health=health, on_failure=on_failure)
+
+
+def make_manifest(group: DesiredGroup, packages: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the manifest of a group's generation.
+
+    Args:
+        group: what its boards should be.
+        packages: see ``generation_packages.describe``; None if it has none.
+    """
+    return {
+        "app": {path: list(file) for path, file in group.app.items()},
+        "packages": packages or {},
+        "settings": dict(group.settings),
+        "boards": {name: dict(own) for name, own in group.board_settings.items()},
+    }
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Return the id of a generation."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def short_id(generation: str) -> str:
+    """Return the part of a generation's id that boards know."""
+    return generation[:BOARD_ID_CHARS]
+
+
+def files_for(manifest: Mapping[str, Any], mpy: int) -> dict[str, tuple[str, int]]:
+    """Return path -> (SHA-256, size) of all files that a board of one kind gets.
+
+    Args:
+        manifest: of the generation.
+        mpy: the board's kind of bytecode.
+
+    Raises:
+        PackageError: its packages were not compiled for this kind.
+    """
+    files = {path: (digest, size) for path, (digest, size) in manifest["app"].items()}
+    packages = manifest["packages"]
+    if packages:
+        if str(mpy) not in packages["kinds"]:
+            raise PackageError(
+                "its packages are not compiled for this board's MicroPython; apply the file again"
+            )
+        for path, digest, size, _ in packages["kinds"][str(mpy)]:
+            files[path] = (digest, size)
+    return files
+
+
+def settings_for(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the settings that a board gets: those of the group, and its own."""
+    return {**manifest["settings"], **manifest["boards"].get(name, {})}
+
+
+def content_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return SHA-256 -> size of all contents of a generation."""
+    sizes: dict[str, int] = dict(manifest["app"].values())
+    for files in manifest["packages"].get("kinds", {}).values():
+        sizes.update((digest, size) for _, digest, size, _ in files)
+    return sizes
+
+
+@dataclass(frozen=True)
+class BoardGeneration:
+    """What a board reports about its generation, in its fact ``generation``.
+
+    Attributes:
+        state: proven, trial (switched, not restarted yet), trying, or "" for none.
+        generation: the first digits of its id; "" for none.
+        reverted: the first digits of the id of the one that it came back from; "" for none.
+        reason: why it came back.
+    """
+
+    state: str = ""
+    generation: str = ""
+    reverted: str = ""
+    reason: str = ""
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it came back for a reason that says nothing against the generation."""
+        return self.reason.startswith("?")
+
+
+def read_board_generation(fact: object) -> BoardGeneration:
+    """Return what a board's fact says; a malformed one says nothing."""
+    lines = fact.split("\n") if isinstance(fact, str) else []
+    first = lines[0].split() if lines else []
+    state, generation = (first[0], first[1]) if len(first) > 1 else ("", "")
+    if state not in ("proven", "trial", "trying"):
+        state = generation = ""
+    note = lines[1].split(None, 2) if len(lines) > 1 else []
+    if len(note) < 2 or note[0] != "reverted":
+        return BoardGeneration(state, generation)
+    return BoardGeneration(state, generation, note[1], note[2] if len(note) > 2 else "")

@@ -1,0 +1,288 @@
+"""Compute what a rollout would change, without asking any board; pure.
+
+A board's present generation is what it reported last. What it has besides that, or what was changed
+on it since, a plan does not know: the switch compares all files again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from cloudmanager.protocol.errors import PackageError, ServerError
+from cloudmanager.protocol.targets import fold_names, natural_key, parse_target
+from cloudmanager.protocol.waves import wave_sizes
+from cm_server.installs.content_store import Content
+from cm_server.jobs.model import Board
+
+from . import desired
+from .desired import DesiredGroup
+
+TRIAL_PART: Final = "trial"  # of the client, which goes back by itself
+_LIST_PATHS: Final = 50  # paths that a plan lists of a kind of change
+
+
+class BoardChange(NamedTuple):
+    """What changes on boards that have and get the same.
+
+    Attributes:
+        names: of the boards.
+        put: path -> size of the files that are written.
+        removed: paths of the files that are removed.
+        settings: keys that are set or removed.
+        packages: names and versions of packages that are installed.
+        gone: names of packages that are removed.
+        error: why they cannot get it; "" if they can.
+    """
+
+    names: tuple[str, ...]
+    put: Mapping[str, int]
+    removed: tuple[str, ...]
+    settings: tuple[str, ...]
+    packages: tuple[str, ...]
+    gone: tuple[str, ...]
+    error: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "boards": list(self.names),
+            "put": [[path, size] for path, size in list(self.put.items())[:_LIST_PATHS]],
+            "files": len(self.put),
+            "bytes": sum(self.put.values()),
+            "removed": list(self.removed[:_LIST_PATHS]),
+            "settings": list(self.settings),
+            "packages": list(self.packages),
+            "packages_removed": list(self.gone),
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What a rollout of one group would do.
+
+    Attributes:
+        group: what its boards should be.
+        manifest: of the generation.
+        generation: its id.
+        boards: all boards of the group but those that are held back, by natural order.
+        changed: those of them that do not have the generation.
+        pinned: names of boards that are held back.
+        changes: what changes, for boards that have the same.
+        lock: the text of the packages' lock file; "" without packages.
+        notes: remarks, one sentence each.
+        contents: the files of its packages, by SHA-256.
+    """
+
+    group: DesiredGroup
+    manifest: Mapping[str, Any]
+    generation: str
+    boards: tuple[Board, ...]
+    changed: tuple[Board, ...]
+    pinned: tuple[str, ...]
+    changes: tuple[BoardChange, ...]
+    lock: str = ""
+    notes: tuple[str, ...] = ()
+    contents: Mapping[str, Content] = field(default_factory=dict)
+
+    def waves(self) -> dict[str, int]:
+        """Return the wave of each board that changes, by its id."""
+        sizes = wave_sizes(self.group.waves, len(self.changed))
+        waves = {}
+        wave = 0
+        for number, board in enumerate(self.changed):
+            while number >= sizes[wave]:
+                wave += 1
+            waves[board.id] = wave
+        return waves
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        sizes = wave_sizes(self.group.waves, len(self.changed))
+        options = self.group.options
+        pauses = max(len(sizes) - 1, 0) * options.pause
+        health = len(sizes) * (0 if options.health else options.health_timeout)
+        return {
+            "group": self.group.name,
+            "generation": self.generation,
+            "boards": [board.name for board in self.boards],
+            "changed": [board.name for board in self.changed],
+            "away": [board.name for board in self.changed if not board.online],
+            "pinned": list(self.pinned),
+            "waves": list(sizes),
+            "changes": [change.describe() for change in self.changes],
+            "bytes": sum(len(change.names) * sum(change.put.values()) for change in self.changes),
+            "seconds_at_least": pauses + health,
+            "lock": self.lock,
+            "notes": list(self.notes),
+        }
+
+
+class GroupBoards(NamedTuple):
+    """The boards of a group: those that it brings to its generation, and those held back."""
+
+    boards: tuple[Board, ...]
+    pinned: tuple[str, ...]
+
+
+def find_boards(
+    groups: Sequence[DesiredGroup], reachable: Mapping[str, Board]
+) -> dict[str, GroupBoards]:
+    """Return the boards of each group, by its name, connected or not.
+
+    Raises:
+        ServerError: two groups have the same board, or a name in ``pin`` or with its own settings
+            is not one of the group's.
+        TargetError, NoSuchBoard: a target is wrong.
+    """
+    owners: dict[str, str] = {}
+    found = {}
+    for group in groups:
+        names = parse_target(group.target).matching_names(reachable)
+        both: dict[str, list[str]] = {}
+        for name in names:
+            if name in owners:
+                both.setdefault(owners[name], []).append(name)
+            owners[name] = group.name
+        for other, shared in both.items():
+            raise ServerError(
+                f"{fold_names(sorted(shared, key=natural_key))}: both {other} and {group.name} "
+                "have them; a board is in one group"
+            )
+        for name in (*group.pin, *group.board_settings):
+            if name not in names:
+                key = "pin" if name in group.pin else "board"
+                raise ServerError(f"{group.name}.{key}: the group has no board {name!r}")
+        ordered = sorted(names, key=natural_key)
+        boards = tuple(reachable[name] for name in ordered if name not in group.pin)
+        found[group.name] = GroupBoards(boards, tuple(n for n in ordered if n in group.pin))
+    return found
+
+
+def present_generation(board: Board) -> str:
+    """Return the first digits of the id of the generation that a board has; "" for none."""
+    current = desired.read_board_generation(board.reported_facts.get("generation"))
+    return current.generation if current.state == "proven" else ""
+
+
+def plan_group(
+    group: DesiredGroup,
+    boards: GroupBoards,
+    packages: Mapping[str, Any] | None,
+    known: Mapping[str, Mapping[str, Any]],
+) -> GroupPlan:
+    """Return what a rollout of a group would do.
+
+    Args:
+        group: what its boards should be.
+        boards: its boards.
+        packages: its packages, resolved; None without any.
+        known: manifests of generations, by the first digits of their ids.
+    """
+    manifest = desired.make_manifest(group, packages)
+    generation = desired.manifest_hash(manifest)
+    short = desired.short_id(generation)
+    changed = tuple(board for board in boards.boards if present_generation(board) != short)
+    kinds: dict[tuple[str, int, str, str], list[Board]] = {}
+    for board in changed:
+        own = board.name if board.name in group.board_settings else ""
+        key = (present_generation(board), _mpy(board), own, _refusal(board))
+        kinds.setdefault(key, []).append(board)
+    changes = tuple(
+        _compare(manifest, known.get(before), kind_boards, error)
+        for (before, _, _, error), kind_boards in kinds.items()
+    )
+    return GroupPlan(
+        group,
+        manifest,
+        generation,
+        boards.boards,
+        changed,
+        boards.pinned,
+        changes,
+        lock=str((packages or {}).get("lock", "")),
+    )
+
+
+def _mpy(board: Board) -> int:
+    number = board.reported_facts.get("mpy")
+    return number if isinstance(number, int) else 0
+
+
+def _refusal(board: Board) -> str:
+    """Return why a board cannot get a generation; "" if it can, or that is not known."""
+    if board.client_parts and TRIAL_PART not in board.client_parts:
+        return "its client cannot go back by itself: run mbm board-upgrade-client"
+    return ""
+
+
+def _compare(
+    manifest: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    boards: Sequence[Board],
+    error: str,
+) -> BoardChange:
+    """Return what changes on boards of one kind."""
+    name, mpy = boards[0].name, _mpy(boards[0])
+    files: Mapping[str, tuple[str, int]] = {}
+    old_files: Mapping[str, tuple[str, int]] = {}
+    try:
+        files = desired.files_for(manifest, mpy)
+    except PackageError as wrong:
+        error = error or str(wrong.args[0])
+    if before is not None:
+        try:
+            old_files = desired.files_for(before, mpy)
+        except PackageError:
+            old_files = {}
+    settings = desired.settings_for(manifest, name)
+    old_settings = {} if before is None else desired.settings_for(before, name)
+    keys = [
+        key
+        for key in sorted({*settings, *old_settings})
+        if key not in settings or key not in old_settings or settings[key] != old_settings[key]
+    ]
+    packages, old_packages = _versions(manifest, mpy), _versions(before or {"packages": {}}, mpy)
+    return BoardChange(
+        tuple(board.name for board in boards),
+        {
+            path: size
+            for path, (digest, size) in files.items()
+            if path not in old_files or old_files[path][0] != digest
+        },
+        tuple(sorted(old_files.keys() - files.keys())),
+        tuple(keys),
+        tuple(
+            f"{key} {version}"
+            for key, version in sorted(packages.items())
+            if old_packages.get(key) != version
+        ),
+        tuple(sorted(old_packages.keys() - packages.keys())),
+        error,
+    )
+
+
+def _versions(manifest: Mapping[str, Any], mpy: int) -> dict[str, str]:
+    entries = manifest["packages"].get("entries", {}).get(str(mpy), {})
+    return {key: str(entry["version"]) for key, entry in entries.items()}
+
+
+def fingerprint(plans: Sequence[GroupPlan]) -> str:
+    """Return a hash of all that plans would do: it differs if boards or wishes have changed."""
+    described = [
+        {
+            "group": plan.group.name,
+            "generation": plan.generation,
+            "boards": [[board.id, board.name, present_generation(board)] for board in plan.boards],
+            "pinned": list(plan.pinned),
+            "waves": list(plan.group.waves),
+            "options": vars(plan.group.options),
+        }
+        for plan in plans
+    ]
+    text = json.dumps(described, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,695 @@
+"""Carry out rollouts: bring boards to a generation, wave by wave; no sockets, no SQL.
+
+What to do is read from the store and from what boards report, again and again, and each
+step may be done twice: so a server that is killed at any point goes on where it was. A board is
+given a switch (``board_switch``), restarts, and proves itself or goes back (its client's part
+``trial``). Each step is done with the rights that the token of the rollout has then. Call from the
+thread of the event loop only.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.run_options import RunOptions
+from cloudmanager.protocol.targets import natural_key
+from cm_server import cleanup
+from cm_server.auth import access
+from cm_server.auth.tokens import Tokens
+from cm_server.installs import board_settings
+from cm_server.installs.content_store import Content
+from cm_server.installs.job_steps import FileOp, OpGenerator, SteppedJobSpec
+from cm_server.installs.services import InstallServices
+from cm_server.installs.transfers import ack_bytes_for
+from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.model import Board, Cell, Job, Requester, TimerHandle
+from cm_server.jobs.registry import Registry
+from cm_server.store.rollout_rows import NewRollout, RolloutBoardRow, RolloutPlace, RolloutRow
+from cm_server.store.rows import CellAudit
+from cm_server.store.store import Store
+from cm_server.store.store_queue import Operation
+
+from . import board_switch, desired, steps
+from .steps import BoardProgress, Position, RolloutOptions
+
+log = logging.getLogger("cm_server")
+
+TICK_SECONDS: Final = 0.5  # between two looks at a rollout
+CLAIM_SECONDS: Final = 5.0  # between two looks whether another server's rollouts are orphaned
+RESTART_SECONDS: Final = 30.0  # after which a board that was asked to restart is asked again
+HEALTH_SLACK_SECONDS: Final = 2.0  # after the time that a program has to run
+BELIEVE_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
+#: A board goes back by itself when it is not confirmed in this many times its health's time.
+LIMIT_FACTOR: Final = 2
+LIMIT_SECONDS: Final = 30.0
+MAX_ATTEMPTS: Final = 5  # of a switch that ends without a result
+_RESTART_CODE: Final = b"from cm.state import console\nconsole.hard_reset()"
+_VALUE_ERRORS: Final = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+
+@dataclass(frozen=True)
+class RolloutServices:
+    """The parts of the server that rollouts use.
+
+    Attributes:
+        installs: the store and the contents.
+        registry: all boards.
+        dispatch: all jobs.
+        tokens: all tokens.
+        call_later: calls a function after a number of seconds.
+        owner: returns the id of this server.
+        live_servers: returns the ids of all servers that are there; None: this is the only one.
+        clock: seconds since 1970.
+    """
+
+    installs: InstallServices
+    registry: Registry
+    dispatch: Dispatch
+    tokens: Tokens
+    call_later: Callable[[float, Callable[[], None]], TimerHandle]
+    owner: Callable[[], str]
+    live_servers: Callable[[], Collection[str] | None]
+    clock: Callable[[], float] = time.time
+
+
+@dataclass
+class BoardRun:
+    """A board in a rollout, while this server carries it out.
+
+    Attributes:
+        row: as it is in the store.
+        begun: whether it was given the generation, or a part of it, before.
+        job: its job; None if it has none.
+        on_end: called with the job when it has ended.
+        is_submitting: whether a job of it is being committed.
+        attempts: how often a switch has ended without a result.
+        asked_at: when it was asked to restart.
+        checks: how often its trial was looked at.
+        health_began: whether its health cell has been sent in this trial.
+    """
+
+    row: RolloutBoardRow
+    begun: bool = False
+    job: Job | None = None
+    on_end: Callable[[Job], None] | None = None
+    is_submitting: bool = False
+    attempts: int = 0
+    asked_at: float = 0.0
+    checks: int = 0
+    health_began: float = 0.0
+
+
+@dataclass
+class Rollout:
+    """A rollout that this server carries out.
+
+    Attributes:
+        row: as it is in the store.
+        caller: the name of the token that asked for it.
+        options: how it proceeds.
+        position: how far it has come.
+        manifest: of its generation.
+        runs: its boards, by id, in the order in which they begin.
+        contents: the files of the generation, by SHA-256.
+    """
+
+    row: RolloutRow
+    caller: str
+    options: RolloutOptions
+    position: Position
+    manifest: Mapping[str, Any]
+    runs: dict[str, BoardRun]
+    contents: dict[str, Content] = field(default_factory=dict)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a board of it is being switched."""
+        return any(run.row.state in steps.ACTIVE for run in self.runs.values())
+
+
+class Rollouts:
+    """The rollouts that this server carries out.
+
+    Args:
+        services: the parts of the server.
+    """
+
+    def __init__(self, services: RolloutServices) -> None:
+        self._services = services
+        self._queue = services.installs.store_queue
+        self._rollouts: dict[int, Rollout] = {}
+        self._timer: TimerHandle | None = None
+        self._claim_timer: TimerHandle | None = None
+        self._stopped = False
+        self._is_loading = False
+
+    @property
+    def place(self) -> RolloutPlace:
+        """Where rollouts are carried out and stored."""
+        limits = self._services.installs.limits
+        return RolloutPlace(self._services.owner(), limits.generations_bytes)
+
+    def now(self) -> float:
+        """Return the time, in seconds since 1970."""
+        return self._services.clock()
+
+    def needs(self, board: Board) -> bool:
+        """Return whether a rollout is about to do something on a board, which may not sleep."""
+        for rollout in self._rollouts.values():
+            run = rollout.runs.get(board.id)
+            if run is None:
+                continue
+            if run.row.state in steps.ACTIVE:
+                return True
+            is_its_turn = run.row.wave <= rollout.position.wave
+            if rollout.row.state == "running" and is_its_turn:
+                progress = self._progress(run)._replace(online=True)
+                return steps.may_begin(progress, self._services.clock())
+        return False
+
+    def start(self) -> None:
+        """Take up the rollouts of this server, and those of servers that are gone."""
+        self.reload()
+
+    def stop(self) -> None:
+        """Stop; the rollouts stay open."""
+        self._stopped = True
+        for timer in (self._timer, self._claim_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def reload(self) -> None:
+        """Read the open rollouts again: somebody has made, paused or aborted one."""
+        if self._stopped or self._is_loading:
+            return
+        owner, live = self._services.owner(), self._services.live_servers()
+        if live is not None and owner not in live:  # nothing is known of the other servers yet
+            self._schedule_claim()
+            return
+        self._is_loading = True
+        operation = self._queue.run(lambda store: _load(store.rollout_rows, owner, live))
+        operation.when_done(lambda _: self._on_loaded(operation))
+
+    def _on_loaded(self, operation: Operation[list[_Loaded]]) -> None:
+        self._is_loading = False
+        if self._stopped:
+            return
+        try:
+            loaded = {each.row.number: each for each in operation.result()}
+        except ServerError as error:
+            log.warning("rollouts cannot be read: %s", error.reason)
+            self._schedule_claim()
+            return
+        for number, rollout in list(self._rollouts.items()):
+            if number not in loaded:
+                # Boards that are being switched finish, unless another server has the rollout.
+                rollout.row = rollout.row._replace(state="ended")
+                if not rollout.is_active:
+                    del self._rollouts[number]
+        for number, each in loaded.items():
+            known = self._rollouts.get(number)
+            if known is not None and known.row.epoch == each.row.epoch:
+                known.row = each.row
+                known.position = _position(each.row)
+            elif each.manifest is not None:
+                self._rollouts[number] = self._make_rollout(each)
+        self._schedule()
+        self._schedule_claim()
+
+    def _schedule_claim(self) -> None:
+        """Look again later, if there are other servers whose rollouts may become this one's."""
+        if self._claim_timer is not None:
+            self._claim_timer.cancel()
+            self._claim_timer = None
+        if self._services.live_servers() is not None or self._rollouts:
+            self._claim_timer = self._services.call_later(CLAIM_SECONDS, self.reload)
+
+    def _make_rollout(self, loaded: _Loaded) -> Rollout:
+        row = loaded.row
+        plan = row.plan
+        names = {each.board: self._name_of(each.board) for each in loaded.boards}
+        ordered = sorted(
+            loaded.boards, key=lambda each: (each.wave, natural_key(names[each.board]))
+        )
+        runs = {each.board: BoardRun(each, begun=each.state != "waiting") for each in ordered}
+        return Rollout(
+            row,
+            str(plan.get("caller", "")),
+            RolloutOptions(**plan["options"]),
+            _position(row),
+            loaded.manifest or {},
+            runs,
+        )
+
+    def _name_of(self, board_id: str) -> str:
+        board = self._services.registry.by_id.get(board_id)
+        return board.name if board is not None else ""
+
+    # Looking at rollouts
+
+    def _schedule(self, seconds: float = TICK_SECONDS) -> None:
+        if self._rollouts and not self._stopped:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._services.call_later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        for rollout in list(self._rollouts.values()):
+            try:
+                self._advance(rollout)
+            except Exception as error:
+                cleanup.log_failure(f"rollout {rollout.row.number}", error)
+        self._schedule()
+
+    def _advance(self, rollout: Rollout) -> None:
+        """Do what is due for a rollout."""
+        for run in rollout.runs.values():
+            if run.row.state in steps.ACTIVE:
+                self._examine(rollout, run)
+        if rollout.row.state == "running":
+            self._proceed(rollout)
+        elif rollout.row.state != "paused" and not rollout.is_active:
+            del self._rollouts[rollout.row.number]
+
+    def _proceed(self, rollout: Rollout) -> None:
+        """Let further boards begin, or end the rollout, as ``steps.next_step`` says."""
+        now = self._services.clock()
+        progress = [self._progress(run) for run in rollout.runs.values()]
+        step = steps.next_step(progress, rollout.options, rollout.position, now)
+        for board_id, (state, why) in step.overdue.items():
+            self._set_board(rollout, rollout.runs[board_id], state, why)
+        if step.position != rollout.position:
+            rollout.position = step.position
+            self._save_position(rollout)
+        if step.outcome:
+            self._end(rollout, step.outcome, step.why)
+            return
+        for board_id in step.begin:
+            run = rollout.runs[board_id]
+            if why := self._refusal_reason(rollout, board_id):
+                self._end(rollout, "paused", why)
+                return
+            run.begun = True
+            run.attempts = 0
+            self._set_board(rollout, run, "switching", "")
+
+    def _progress(self, run: BoardRun) -> BoardProgress:
+        board = self._services.registry.by_id.get(run.row.board)
+        online = board is not None and board.online
+        row = run.row
+        return BoardProgress(row.board, row.wave, row.state, row.since, online, run.begun)
+
+    def _refusal_reason(self, rollout: Rollout, board_id: str) -> str:
+        """Return why the token of a rollout may not change a board; "" if it may."""
+        token = self._services.tokens.by_hash(rollout.row.token)
+        if token is None:
+            return f"the token of {rollout.caller!r} is not known here"
+        if why := self._services.tokens.refusal_reason(token):
+            return why
+        if not access.has_role(token, access.SUBMIT_ROLE):
+            return f"the token {token.name!r} may not change boards"
+        board = self._services.registry.by_id.get(board_id)
+        if board is None:
+            return ""
+        reachable = access.reachable_boards(token, self._services.registry.by_name)
+        if reachable.get(board.name) is not board:
+            return f"{board.name} is not within reach of the token {token.name!r}"
+        return ""
+
+    # Changes of the store
+
+    def _set_board(self, rollout: Rollout, run: BoardRun, state: str, why: str) -> None:
+        """Record the state of a board; it is written before a job that follows is sent."""
+        now = self._services.clock()
+        run.row = run.row._replace(state=state, since=now, why=why)
+        run.asked_at = run.health_began = 0.0
+        run.checks = 0
+        number, epoch = rollout.row.number, rollout.row.epoch
+        change = {run.row.board: (state, now, why)}
+        operation = self._queue.run(
+            lambda store: store.rollout_rows.set_boards(number, epoch, change)
+        )
+        operation.when_done(lambda _: self._on_written(rollout, operation))
+        if state in ("failed", "missed", "proven"):
+            log.info("%s: rollout %d: %s %s", self._name_of(run.row.board), number, state, why)
+
+    def _save_position(self, rollout: Rollout) -> None:
+        plan = {**rollout.row.plan, "position": list(rollout.position)}
+        rollout.row = rollout.row._replace(plan=plan)
+        self._update(rollout, plan=plan)
+
+    def _end(self, rollout: Rollout, state: str, why: str) -> None:
+        number = rollout.row.number
+        log.info("rollout %d of %s: %s %s", number, rollout.row.group, state, why)
+        if state == "failed" and rollout.options.on_failure == "all":
+            self._roll_all_back(rollout, why)
+            return
+        rollout.row = rollout.row._replace(state="ending")
+        self._update(rollout, state=state, why=why, changed=self._services.clock())
+
+    def _roll_all_back(self, rollout: Rollout, why: str) -> None:
+        """Bring the boards that have a failed generation back to the one before, as a rollout."""
+        row = rollout.row
+        proven = {each: 0 for each, run in rollout.runs.items() if run.row.state == "proven"}
+        rollout.row = row._replace(state="ending")
+        changed = self._services.clock()
+        if row.previous is None or not proven:
+            why += "" if row.previous else "; there was no generation before"
+            self._update(rollout, state="failed", why=why, changed=changed)
+            return
+        options = {**row.plan["options"], "on_failure": "failed", "max_failures": len(proven)}
+        plan = {
+            **row.plan,
+            "waves": ["100%"],
+            "options": options,
+            "boards": list(proven),
+            "position": [0, changed, None],
+        }
+        number, epoch, previous, place = row.number, row.epoch, row.previous, self.place
+
+        def write(store: Store) -> None:
+            if not store.rollout_rows.update(
+                number, epoch, state="failed", why=f"{why}; rolled back", changed=changed
+            ):
+                return
+            made = store.rollout_rows.generations_of([previous])
+            if previous in made:
+                new = NewRollout(row.group, made[previous], None, row.token, plan, proven, {})
+                store.add_rollouts([new], place)
+
+        self._queue.run(write).when_done(lambda _: self.reload())
+
+    def _update(self, rollout: Rollout, **values: Any) -> None:
+        number, epoch = rollout.row.number, rollout.row.epoch
+        operation = self._queue.run(
+            lambda store: store.rollout_rows.update(number, epoch, **values)
+        )
+        operation.when_done(lambda _: self._on_updated(rollout, operation, values))
+
+    def _on_updated(
+        self, rollout: Rollout, operation: Operation[bool], values: Mapping[str, Any]
+    ) -> None:
+        if operation.error is not None or "state" in values or not operation.result():
+            self.reload()
+
+    def _on_written(self, rollout: Rollout, operation: Operation[bool]) -> None:
+        """Leave a rollout that another server has taken over."""
+        if operation.error is not None:
+            return  # the store cannot be used; what is not written is done again
+        if not operation.result() and self._rollouts.get(rollout.row.number) is rollout:
+            del self._rollouts[rollout.row.number]
+            self.reload()
+
+    # One board
+
+    def _examine(self, rollout: Rollout, run: BoardRun) -> None:
+        """Do what is due for a board that is being switched."""
+        if run.is_submitting:
+            return
+        if run.job is not None:
+            if run.job.state == "ended":
+                job, on_end = run.job, run.on_end
+                run.job = run.on_end = None
+                if on_end is not None:
+                    on_end(job)
+            return
+        board = self._services.registry.by_id.get(run.row.board)
+        if board is None:
+            self._set_board(rollout, run, "missed", "it was removed from the fleet")
+        elif not board.online:
+            return
+        elif run.row.state == "switching":
+            self._send_switch(rollout, run, board)
+        else:
+            self._examine_trial(rollout, run, board)
+
+    def _examine_trial(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        """Look at a board that has the generation, and has restarted or is about to."""
+        now = self._services.clock()
+        since = board.describe()["connected_since"] or 0.0
+        current = desired.read_board_generation(board.reported_facts.get("generation"))
+        short = desired.short_id(rollout.row.generation)
+        if since <= run.row.since or (current.state, current.generation) == ("trial", short):
+            if now - max(run.asked_at, run.row.since if run.asked_at else 0) >= RESTART_SECONDS:
+                run.asked_at = now
+                self._restart(rollout, run, board)
+        elif (current.state, current.generation) == ("trying", short):
+            self._try_health(rollout, run, board, now - since)
+        elif (current.state, current.generation) == ("proven", short):
+            self._on_proven(rollout, run, board)
+        elif current.reverted == short:
+            state = "unproven" if current.is_unproven else "failed"
+            self._set_board(rollout, run, state, f"it went back: {current.reason.lstrip('?')}")
+        elif run.attempts < MAX_ATTEMPTS:  # it has not switched
+            run.attempts += 1
+            self._set_board(rollout, run, "switching", "")
+        else:
+            self._set_board(rollout, run, "unproven", "it came back without the generation")
+
+    def _try_health(self, rollout: Rollout, run: BoardRun, board: Board, seconds: float) -> None:
+        """Look whether the generation works on a board.
+
+        Args:
+            rollout: the rollout.
+            run: the board in it.
+            board: the board.
+            seconds: since when it is connected.
+        """
+        options = rollout.options
+        if options.health:
+            if not run.health_began:
+                run.health_began = self._services.clock()
+                self._send_health(rollout, run, board)
+            return
+        good = options.health_timeout
+        if board.blocked:
+            if seconds >= good + BELIEVE_SECONDS:  # it takes no job; it has proven itself alone
+                self._on_proven(rollout, run, board)
+            return
+        # A program may prove itself earlier, by cm.healthy(): looked at after 2, 4, 8, … seconds.
+        due = min(2.0 ** (run.checks + 1), good + HEALTH_SLACK_SECONDS * (run.checks + 1))
+        if seconds >= due:
+            run.checks += 1
+            self._send_settle(rollout, run, board, confirm=False)
+
+    def _on_proven(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        facts = {
+            **board.reported_facts,
+            "generation": f"proven {desired.short_id(rollout.row.generation)}",
+        }
+        board.reported_facts = facts
+        self._queue.run(lambda store: store.mark_board_seen(board.id, facts))
+        board.notify_changed()
+        self._set_board(rollout, run, "proven", "")
+
+    # Jobs
+
+    def _submit(self, rollout: Rollout, run: BoardRun, board: Board, cell: Cell, what: str) -> None:
+        """Submit a job of a rollout on one board; ``run.on_end`` is called when it has ended."""
+        requester = Requester(rollout.caller, None, rollout.row.token)
+        detail = f"{rollout.row.group} {desired.short_id(rollout.row.generation)}: {what}"
+        audit = CellAudit(target=board.name, detail=detail, verb="rollout")
+        cell = cell._replace(kind="", title=f"rollout {rollout.row.number}: {what}")
+        submission = Submission([board], cell, requester, audit)
+        run.is_submitting = True
+        operation = self._services.dispatch.submit(submission)
+        operation.when_done(lambda _: self._on_submitted(run, submission, operation))
+
+    def _on_submitted(
+        self, run: BoardRun, submission: Submission, operation: Operation[range]
+    ) -> None:
+        run.is_submitting = False
+        try:
+            (job,) = self._services.dispatch.create_jobs(submission, operation.result())
+        except ServerError as error:
+            log.warning("a job of a rollout was not accepted: %s", error.reason)
+            return
+        run.job = job
+        self._services.dispatch.scheduler.launch([job])
+
+    def _stepped(self, first_ops: tuple[FileOp, ...], generate: Any) -> SteppedJobSpec:
+        installs = self._services.installs
+
+        def make_generator(board: Board, stored: Any) -> OpGenerator:
+            made: OpGenerator = generate(board, stored)
+            return made
+
+        return SteppedJobSpec(
+            first_ops,
+            make_generator,
+            lambda board: self._queue.run(lambda store: board_settings.read_secrets(store, board)),
+            ack_bytes_for(1, installs.limits),
+            installs.limits.manifest_bytes,
+        )
+
+    def _send_switch(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        """Send a board the generation, unless its files have yet to be read from the store."""
+        if why := self._refusal_reason(rollout, board.id):
+            self._set_board(rollout, run, "waiting", "")
+            self._end(rollout, "paused", why)
+            return
+        if not rollout.contents and desired.content_sizes(rollout.manifest):
+            self._read_contents(rollout)
+            return
+        installs, options = self._services.installs, rollout.options
+        timeout = max(options.health_timeout, 1.0)
+        plan = board_switch.SwitchPlan(
+            generation=rollout.row.generation,
+            manifest=rollout.manifest,
+            contents=rollout.contents,
+            good_seconds=0 if options.health else int(timeout),
+            limit_seconds=int(LIMIT_FACTOR * timeout + LIMIT_SECONDS),
+            settings_bytes=installs.limits.settings_bytes,
+        )
+
+        def on_planned(switched: board_switch.Switched) -> None:
+            self._queue.run(
+                lambda store: store.installed_packages.store_manifest(board.id, switched.manifest)
+            )
+            self._queue.run(lambda store: store.secret_rows.set_uses(board.id, switched.uses))
+
+        def generate(board: Board, secrets: board_settings.StoredSecrets) -> OpGenerator:
+            number = board.reported_facts.get("mpy")
+            mpy = number if isinstance(number, int) else 0
+            side = board_switch.BoardSide(
+                board.name, mpy, secrets, installs.content_store.make_unshared
+            )
+            return board_switch.switch(plan, side, on_planned)
+
+        spec = self._stepped(board_switch.FIRST_OPS, generate)
+        # A program that keeps its board busy is ended by a soft reset.
+        run_options = RunOptions(fresh=board.blocked)
+        run.on_end = lambda job: self._on_switch_ended(rollout, run, job)
+        self._submit(rollout, run, board, Cell(spec.code, run_options, files=spec), "switch")
+
+    def _read_contents(self, rollout: Rollout) -> None:
+        """Read the files of a generation from the store; once for all boards."""
+        generation = rollout.row.generation
+        store = self._services.installs.content_store
+        operation = self._queue.run(lambda store: store.rollout_rows.contents_of(generation))
+
+        def on_read(_: object) -> None:
+            if operation.error is None:
+                found = operation.result()
+                rollout.contents = {
+                    digest: store.make_unshared(data) for digest, data in found.items()
+                }
+
+        operation.when_done(on_read)
+
+    def _on_switch_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
+        value = _read_value(job)
+        board = job.board
+        if job.status == "ok" and isinstance(value, dict):
+            state = value.get("state")
+            if state == "same":
+                self._on_proven(rollout, run, board)
+            elif state == "busy":
+                why = "another generation is on trial there"
+                self._set_board(rollout, run, "unproven", why)
+            else:
+                self._set_board(rollout, run, "trial", "")
+                if state == "trying":
+                    run.row = run.row._replace(since=0.0)  # it has restarted already
+                else:
+                    run.asked_at = self._services.clock()
+                    self._restart(rollout, run, board)
+            return
+        if job.status in ("lost", "offline", "interrupted") and run.attempts < MAX_ATTEMPTS:
+            run.attempts += 1  # nothing has happened, or all of it: it is done again
+            return
+        if why := self._refusal_reason(rollout, board.id):
+            self._set_board(rollout, run, "waiting", "")
+            self._end(rollout, "paused", why)
+            return
+        self._set_board(rollout, run, "failed", _last_line(job.error) or str(job.status))
+
+    def _restart(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        """Restart a board: it applies the switch, or goes back from one that failed."""
+        run.on_end = lambda _job: None
+        cell = Cell(_RESTART_CODE, RunOptions(timeout=20.0, fresh=board.blocked))
+        self._submit(rollout, run, board, cell, "restart")
+
+    def _send_health(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        options = rollout.options
+        cell = Cell(options.health.encode(), RunOptions(timeout=options.health_timeout))
+        run.on_end = lambda job: self._on_health_ended(rollout, run, job)
+        self._submit(rollout, run, board, cell, "health")
+
+    def _on_health_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
+        board = job.board
+        if job.status == "ok":
+            self._send_settle(rollout, run, board, confirm=True)
+        elif job.status in ("error", "timeout"):
+            why = _last_line(job.error) or "its health timed out"
+            self._set_board(rollout, run, "failed", f"health: {why}")
+            self._restart(rollout, run, board)
+        else:
+            run.health_began = 0.0  # its link broke: it is asked again, or has gone back
+
+    def _send_settle(self, rollout: Rollout, run: BoardRun, board: Board, *, confirm: bool) -> None:
+        generation = rollout.row.generation
+        add_bytes = self._services.installs.content_store.make_unshared
+
+        def generate(_board: Board, _stored: Any) -> OpGenerator:
+            return board_switch.settle(generation, add_bytes, confirm=confirm)
+
+        spec = self._stepped(board_switch.SETTLE_OPS, generate)
+        run.on_end = lambda job: self._on_settled(rollout, run, job)
+        self._submit(rollout, run, board, Cell(spec.code, files=spec), "confirm")
+
+    def _on_settled(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
+        state = _read_value(job)
+        current = desired.read_board_generation(state)
+        short = desired.short_id(rollout.row.generation)
+        if (current.state, current.generation) == ("proven", short):
+            self._on_proven(rollout, run, job.board)
+        elif run.health_began:
+            run.health_began = 0.0  # the confirmation did not arrive
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A rollout as it is read from the store."""
+
+    row: RolloutRow
+    boards: list[RolloutBoardRow]
+    manifest: Mapping[str, Any] | None
+
+
+def _load(rows: Any, owner: str, live: Collection[str] | None) -> list[_Loaded]:
+    open_rows: list[RolloutRow] = rows.claim(owner, live)
+    made = rows.generations_of({row.generation for row in open_rows})
+    return [
+        _Loaded(
+            row,
+            rows.boards_of(row.number),
+            made[row.generation].manifest if row.generation in made else None,
+        )
+        for row in open_rows
+    ]
+
+
+def _position(row: RolloutRow) -> Position:
+    wave, started, settled = row.plan["position"]
+    return Position(int(wave), float(started), settled)
+
+
+def _read_value(job: Job) -> Any:
+    """Return the value of a job that the server itself has made; None without one."""
+    try:
+        (value,) = ast.literal_eval(job.value.text())
+    except _VALUE_ERRORS:
+        return None
+    return value
+
+
+def _last_line(error: str) -> str:
+    return error.strip().rpartition("\n")[2][:200]

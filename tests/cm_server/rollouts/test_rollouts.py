@@ -1,0 +1,290 @@
+"""Rollouts on a server with boards that a test controls: rights, limits, wrong requests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import ServerError
+from cm_server.store.rollout_rows import GenerationRow, NewRollout, RolloutPlace
+from cm_server.store.store import Store
+from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
+
+PARTS = ["run", "files", "trial"]
+GROUP: dict[str, Any] = {
+    "name": "lab",
+    "target": "lab-*",
+    "settings": '{"a": 1}',
+    "waves": ["100%"],
+}
+
+
+class Lab(NamedTuple):
+    service: Service
+    boards: dict[str, Identity]
+    owner: FakeCaller
+
+    async def join(self, name: str, **facts: Any) -> FakeBoard:
+        """Connect a board, whose client can go back by itself."""
+        usual = {"platform": "esp32", "mpy": 5, **facts}
+        return await FakeBoard.join(self.service, self.boards[name], parts=PARTS, facts=usual)
+
+    async def status(self) -> dict[str, Any]:
+        """Return the only rollout."""
+        (rollout,) = (await self.owner.ask("fleet-status"))["reply"]
+        return dict(rollout)
+
+    async def until_state(self, state: str) -> dict[str, Any]:
+        """Wait until the only rollout is in a state."""
+
+        def reached() -> bool:
+            rows = self.service.store.rollout_rows.latest()
+            return [row.state for row in rows] == [state]
+
+        await self.service.until(reached)
+        return await self.status()
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with running_service(tmp_path) as service:
+        boards = {each.name: each for each in service.enrol("lab-1", "lab-2", "vault-1")}
+        async with await FakeCaller.join(service) as owner:
+            yield Lab(service, boards, owner)
+
+
+def group(**more: Any) -> list[dict[str, Any]]:
+    return [{**GROUP, **more}]
+
+
+async def test_board_gets_the_switch_when_it_comes(lab: Lab):
+    reply = await lab.owner.ask("fleet-apply", groups=group())
+    assert reply["reply"]["rollouts"] == {"lab": 1}
+    assert [each["state"] for each in (await lab.status())["boards"]] == ["waiting", "waiting"]
+    async with await lab.join("lab-2") as board:
+        message = await board.next()
+        assert message.op == wire.FILE
+        states = {each["board"]: each["state"] for each in (await lab.status())["boards"]}
+        assert states == {"lab-1": "waiting", "lab-2": "switching"}
+
+
+async def test_rollout_of_a_revoked_token_pauses(lab: Lab):
+    token = lab.service.add_token("operator", name="leaver")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        await caller.ask("fleet-apply", groups=group())
+    lab.service.revoke_token("leaver")
+    async with await lab.join("lab-1") as board:
+        rollout = await lab.until_state("paused")
+        assert rollout["why"].startswith("the token 'leaver' was revoked")
+        assert rollout["boards"][0]["state"] == "waiting"
+        with pytest.raises(TimeoutError):
+            await board_message(board)
+
+
+async def board_message(board: FakeBoard) -> wire.Message:
+    """Return the next message of a board that comes soon."""
+    return await asyncio.wait_for(board.next(), 0.7)
+
+
+async def test_rollout_pauses_at_a_board_that_its_token_does_not_reach_any_more(lab: Lab):
+    token = lab.service.add_token("operator", "room=lab", name="ann")
+    await lab.owner.ask("label", target="lab-[1-2]", labels={"room": "lab"})
+    async with await FakeCaller.join(lab.service, token) as caller:
+        await caller.ask("fleet-apply", groups=group())
+    await lab.owner.ask("label", target="lab-1", labels={"room": "vault"})
+    async with await lab.join("lab-1"):
+        rollout = await lab.until_state("paused")
+        assert rollout["why"] == "lab-1 is not within reach of the token 'ann'"
+
+
+async def test_token_changes_only_rollouts_whose_boards_it_all_covers(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    token = lab.service.add_token("operator", "lab-1", name="ann")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        for verb in ("fleet-pause", "fleet-abort", "fleet-rollback"):
+            reply = await caller.ask(verb)
+            assert (reply["error"], reply["args"][0]) == (
+                "NotAllowed",
+                "operator on all boards of lab",
+            )
+        (seen,) = (await caller.ask("fleet-status"))["reply"]
+        assert [each["board"] for each in seen["boards"]] == ["lab-1"]
+    stranger = lab.service.add_token("viewer", "vault-1", name="eve")
+    async with await FakeCaller.join(lab.service, stranger) as caller:
+        assert (await caller.ask("fleet-status"))["reply"] == []
+        assert (await caller.ask("fleet-history"))["reply"] == []
+    assert (await lab.status())["state"] == "running"
+
+
+async def test_two_groups_that_claim_one_board_are_named(lab: Lab):
+    groups = [*group(), {**GROUP, "name": "roof", "target": "lab-2,vault-1"}]
+    reply = await lab.owner.ask("fleet-plan", groups=groups)
+    assert reply["args"] == ["lab-2: both lab and roof have them; a board is in one group"]
+
+
+async def test_apply_of_another_plan_is_refused_as_stale(lab: Lab):
+    plan = (await lab.owner.ask("fleet-plan", groups=group()))["reply"]
+    lab.service.enrol("lab-3")
+    reply = await lab.owner.ask("fleet-apply", groups=group(), fingerprint=plan["fingerprint"])
+    assert reply["args"][0].startswith("the plan is stale")
+    assert (await lab.owner.ask("fleet-status"))["reply"] == []
+
+
+async def test_second_apply_of_the_same_begins_nothing(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    reply = (await lab.owner.ask("fleet-apply", groups=group()))["reply"]
+    assert (reply["rollouts"], reply["in_progress"]) == ({}, {"lab": 1})
+
+
+async def test_newer_rollout_replaces_one_that_is_in_progress(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    await lab.owner.ask("fleet-apply", groups=group(settings='{"a": 2}'))
+    history = (await lab.owner.ask("fleet-history"))["reply"]
+    assert [(each["rollout"], each["state"]) for each in history] == [
+        (2, "running"),
+        (1, "replaced"),
+    ]
+
+
+async def test_board_that_has_the_generation_needs_no_rollout(lab: Lab):
+    plan = (await lab.owner.ask("fleet-plan", groups=group()))["reply"]
+    fact = f"proven {plan['groups'][0]['generation'][:16]}"
+    async with await lab.join("lab-1", generation=fact), await lab.join("lab-2", generation=fact):
+        reply = (await lab.owner.ask("fleet-apply", groups=group()))["reply"]
+        assert (reply["changed"], reply["rollouts"]) == (0, {})
+
+
+async def test_board_with_an_old_client_is_refused(lab: Lab):
+    identity = lab.boards["lab-1"]
+    async with await FakeBoard.join(lab.service, identity, parts=["run", "files", "switch"]):
+        reply = await lab.owner.ask("fleet-apply", groups=group())
+        assert reply["args"] == [
+            "lab-1: its client cannot go back by itself: run mbm board-upgrade-client"
+        ]
+
+
+async def test_pinned_boards_are_held_back(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group(pin=["lab-2"]))
+    assert [each["board"] for each in (await lab.status())["boards"]] == ["lab-1"]
+
+
+async def test_file_that_was_not_uploaded_is_refused(lab: Lab):
+    digest = hashlib.sha256(b"x").hexdigest()
+    reply = await lab.owner.ask("fleet-apply", groups=group(app={"/app.py": [digest, 1]}))
+    assert "not uploaded" in reply["args"][0]
+
+
+async def test_file_that_another_token_uploaded_is_refused(lab: Lab):
+    data = b"their secret"
+    digest = hashlib.sha256(data).hexdigest()
+    lab.service.server.installs.content_store.add_bytes(data)
+    app = {"/app.py": [digest, len(data)]}
+    reply = await lab.owner.ask("fleet-apply", groups=group(app=app))
+    assert "not uploaded" in reply["args"][0]
+
+
+DIGEST = hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"name": ""}, "a group needs a name"),
+        ({"name": 5}, "with a name"),
+        ({"target": None}, "lab: the target is missing"),
+        ({"target": "platform=esp32"}, "platform= is a fact"),
+        ({"target": "lab-["}, "lab: "),
+        ({"pin": ["lab-9"]}, "lab.pin: the group has no board 'lab-9'"),
+        ({"boards": {"vault-1": "{}"}}, "lab.board: the group has no board 'vault-1'"),
+        ({"app": {"/boot.py": [DIGEST, 0]}}, "belongs to the board's client"),
+        ({"app": {"/lib/cm/link.mpy": [DIGEST, 0]}}, "belongs to the board's client"),
+        ({"app": {"/settings.json": [DIGEST, 0]}}, "is no path of an app"),
+        ({"app": {"/../x": [DIGEST, 0]}}, "leaves its folder"),
+        ({"app": {"x.py": [DIGEST, 0]}}, "is no path of an app"),
+        ({"app": {"/a.py": [DIGEST, 0], "/a.mpy": [DIGEST, 0]}}, "cannot exist together"),
+        ({"app": {"/a.py": ["0", 0]}}, "needs its SHA-256"),
+        ({"app": {"/a.py": [DIGEST, -1]}}, "needs its SHA-256"),
+        ({"app": {"/a.py": [DIGEST, 9 * 1024 * 1024]}}, "at most 8 MiB"),
+        ({"settings": "[]"}, "must be the text of a JSON object"),
+        ({"settings": '{"a": [{"secret": "x"}]}'}, "a list cannot contain a secret"),
+        ({"waves": [1]}, 'waves must end with "100%"'),
+        ({"rollback": "network"}, "rollback must be one of local"),
+        ({"options": {"pause": -1}}, "pause must be a number"),
+        ({"options": {"pause": True}}, "pause must be a number"),
+        ({"options": {"on_failure": "x"}}, "on_failure must be one of"),
+        ({"options": {"health": 5}}, "health must be a cell"),
+        ({"packages": "logging"}, "packages must be a list of texts"),
+    ],
+)
+async def test_wrong_group_is_refused_in_a_sentence(lab: Lab, changed, why):
+    reply = await lab.owner.ask("fleet-plan", groups=group(**changed))
+    assert why in json.dumps(reply["args"], ensure_ascii=False).replace('\\"', '"')
+
+
+async def test_paused_rollout_begins_with_no_board_until_it_is_resumed(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    await lab.owner.ask("fleet-pause")
+    async with await lab.join("lab-1") as board:
+        with pytest.raises(TimeoutError):
+            await board_message(board)
+        (resumed,) = (await lab.owner.ask("fleet-resume"))["reply"]
+        assert resumed["state"] == "running"
+        assert (await board.next()).op == wire.FILE
+
+
+async def test_board_stays_awake_until_it_is_proven(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    async with await lab.join("lab-1") as board:
+        await board.send(wire.SLEEP, struct.pack(">II", 600_000, 5000))
+        reply = await board.next()
+        if reply.op == wire.FILE:  # the switch was sent first
+            reply = await board.next()
+        assert (reply.op, reply.flags) == (wire.SLEEP_REPLY, wire.STAY_AWAKE)
+
+
+async def test_only_open_rollouts_are_changed(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    await lab.owner.ask("fleet-abort")
+    for verb in ("fleet-pause", "fleet-resume", "fleet-abort"):
+        reply = await lab.owner.ask(verb)
+        assert reply["args"] == ["nothing to change: lab is aborted"]
+    reply = await lab.owner.ask("fleet-pause", group="roof")
+    assert reply["args"] == ["there is no rollout of a group 'roof'; there are lab"]
+
+
+async def test_group_without_an_earlier_generation_is_not_rolled_back(lab: Lab):
+    await lab.owner.ask("fleet-apply", groups=group())
+    reply = await lab.owner.ask("fleet-rollback")
+    assert reply["args"] == ["lab had no generation before"]
+    reply = await lab.owner.ask("fleet-rollback", generation="0123")
+    assert reply["args"] == ["no generation begins with 0123"]
+
+
+def test_files_of_generations_are_bounded():
+    store = Store(None)
+
+    def add(version: str, data: bytes) -> None:
+        generation = GenerationRow(version * 64, {}, float(ord(version)), "ann")
+        plan: dict[str, Any] = {"boards": []}
+        before = None if version == "a" else chr(ord(version) - 1) * 64
+        contents = {hashlib.sha256(data).hexdigest(): data}
+        new = NewRollout("lab", generation, before, "", plan, {}, contents)
+        store.add_rollouts([new], RolloutPlace("single", 10))
+
+    add("a", b"1111")
+    add("b", b"2222")
+    with pytest.raises(ServerError, match="no room"):
+        add("c", b"3333333")
+    add("c", b"33")
+    add("d", b"4444")
+    assert store.blob_rows.total_bytes() == 10, "the oldest one went"
+    assert store.rollout_rows.contents_of("a" * 64) == {}
+    store.close()

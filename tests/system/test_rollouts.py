@@ -1,0 +1,205 @@
+"""Desired state on seven boards: a canary, boards that go back, a server that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import ServerError
+from cloudmanager.results.fleet_plan import FleetPlan
+from tests.conftest import RunningServer, running_boards, running_server
+
+from .conftest import fleet_of, until
+
+NAMES = [f"lab-{number}" for number in range(1, 8)]
+WAIT = 60.0
+APP = """
+import json
+with open("/settings.json") as file:
+    settings = json.load(file)
+VERSION = {version}
+def ok():
+    if settings.get("bad") == VERSION:
+        raise OSError("no sensor")
+async def main():
+    import asyncio
+    while True:
+        await asyncio.sleep(1)
+"""
+
+
+class Field(NamedTuple):
+    """A server, a link to it, and a folder with ``fleet.toml`` and a program."""
+
+    server: RunningServer
+    fleet: Fleet
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "fleet.toml"
+
+    def write(self, app: str, *, target: str = "lab-*", more: str = "", **rollout: Any) -> Path:
+        """Write what the boards should be; return the path of the file."""
+        (self.folder / "src").mkdir(exist_ok=True)
+        (self.folder / "src/app.py").write_text(app)
+        rollout = {"waves": [1, "50%", "100%"], "pause": "0s", "health_timeout": "20s", **rollout}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in rollout.items()]
+        text = f'[lab]\ntarget = "{target}"\napp = "src"\nsettings = {{ a = 1 }}\n{more}\n'
+        text += "[lab.rollout]\n"
+        self.path.write_text(text + "\n".join(lines))
+        return self.path
+
+    def apply(self) -> dict[str, Any]:
+        return self.fleet.apply(self.fleet.plan(self.path))
+
+    def wait(self, done: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
+        """Wait until the newest rollout has ended, or ``done``; return it."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            (rollout,) = self.fleet.rollouts()
+            if done(rollout) if done else rollout["state"] != "running":
+                return rollout
+            assert time.monotonic() < deadline, repr(self.fleet.rollouts())
+            time.sleep(0.1)
+
+    def versions(self) -> dict[str, Any]:
+        return self.fleet["lab-*"].run("import app; app.VERSION").to_dict()
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    home = tmp_path_factory.mktemp("field")
+    with (
+        running_server(home) as server,
+        fleet_of(server) as fleet,
+        running_boards(server, fleet, NAMES),
+    ):
+        yield Field(server, fleet, tmp_path_factory.mktemp("file"))
+
+
+def states(rollout: dict[str, Any]) -> dict[str, str]:
+    return {board["board"]: board["state"] for board in rollout["boards"]}
+
+
+HEALTH = "import app; app.ok()"
+
+
+@pytest.mark.timeout(180)
+def test_failing_boards_go_back_and_the_others_have_the_new_generation(field: Field):
+    bad = '[lab.board."lab-7"]\nsettings = { bad = 2 }'
+    field.write(APP.format(version=1), more=bad, health=HEALTH)
+    plan = field.fleet.plan(field.path)
+    assert plan.changed == 7
+    assert "waves: 1, 3, 3" in repr(plan)
+    first = field.fleet.apply(plan)
+    assert first["rollouts"] == {"lab": 1}
+    assert field.wait()["state"] == "done"
+    assert set(field.versions().values()) == {1}
+
+    jobs = field.fleet.jobs()[0]["job"]
+    again = field.apply()
+    assert (again["rollouts"], again["changed"]) == ({}, 0)
+    assert field.fleet.jobs()[0]["job"] == jobs, "something was sent"
+
+    field.fleet["lab-2"].put(b"changed", ":/app.py").raise_for_error()
+    field.fleet["lab-3"].change_settings({"a": 7, "own": 1}).raise_for_error()
+    drift = field.fleet.drift()
+    assert drift == {
+        **{name: [] for name in NAMES},
+        "lab-2": ["/app.py was changed"],
+        "lab-3": ["/settings.json: a was changed"],
+    }
+    assert field.apply()["changed"] == 2
+    assert field.wait()["state"] == "done"
+    assert set(field.fleet.drift()["lab-2"]) == set()
+    assert field.fleet["lab-3"].settings()["lab-3"].value == {"a": 1, "own": 1}
+
+    field.write(APP.format(version=2), more=bad, health=HEALTH, max_failures=1)
+    field.apply()
+    rollout = field.wait()
+    assert rollout["state"] == "done"
+    assert states(rollout) == {**dict.fromkeys(NAMES, "proven"), "lab-7": "failed"}
+    (failed,) = [board for board in rollout["boards"] if board["state"] == "failed"]
+    assert failed["why"] == "health: OSError: no sensor"
+
+    def is_back() -> bool:
+        return set(field.versions()) == set(NAMES)
+
+    until(is_back, "lab-7 went back")
+    assert field.versions() == {**dict.fromkeys(NAMES, 2), "lab-7": 1}
+    assert field.fleet["lab-7"].settings()["lab-7"].value == {"a": 1, "bad": 2}
+
+    field.fleet.roll_back()
+    assert field.wait()["state"] == "done"
+    assert set(field.versions().values()) == {1}
+
+
+@pytest.mark.timeout(180)
+def test_rollout_stops_at_the_canary(field: Field):
+    field.write(APP.format(version=3) + "\nraise ValueError('broken')\n", health_timeout="5s")
+    field.apply()
+    rollout = field.wait()
+    assert (rollout["state"], rollout["why"]) == ("failed", "1 failed, and max_failures is 0")
+    found = states(rollout)
+    assert found.pop("lab-1") == "failed"
+    assert set(found.values()) == {"waiting"}
+    why = rollout["boards"][0]["why"]
+    assert why == "it went back: app.py ended: ValueError: broken"
+    assert set(field.versions().values()) == {1}
+
+
+@pytest.mark.timeout(180)
+def test_program_proves_itself_and_a_killed_server_goes_on(field: Field):
+    app = APP.format(version=4).replace(
+        "import asyncio\n", "import asyncio, cm\n    await asyncio.sleep(1)\n    cm.healthy()\n"
+    )
+    field.write(app, health_timeout="60s")
+    field.apply()
+    begun = time.monotonic()
+    field.wait(lambda rollout: "proven" in states(rollout).values())
+    pid = field.fleet.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    with running_server(field.server.home, tcp_port=field.server.tcp_port):
+        rollout = field.wait()
+        assert rollout["state"] == "done"
+        assert time.monotonic() - begun < 60, "they waited for the time instead of cm.healthy()"
+        assert set(field.versions().values()) == {4}
+        _test_revoked_token_pauses(field)
+        _test_stale_plan_is_refused(field)
+
+
+def _test_revoked_token_pauses(field: Field) -> None:
+    made = field.fleet.request("token-create", name="ann")
+    with Fleet(field.server.url, made["token"]) as ann:
+        field.write(APP.format(version=5), health=HEALTH, pause="1h")
+        ann.apply(ann.plan(field.path))
+    field.wait(lambda rollout: "proven" in states(rollout).values())
+    field.fleet.request("token-revoke", name="ann")
+    field.fleet.pause_rollout()
+    field.write(APP.format(version=5), health=HEALTH, pause="0s")
+    rollout = field.fleet.resume_rollout()[0]
+    assert rollout["state"] == "running"
+    field.fleet.abort_rollout("lab")
+    assert field.wait()["why"] == "by local"
+
+
+def _test_stale_plan_is_refused(field: Field) -> None:
+    field.write(APP.format(version=6), health=HEALTH)
+    plan = FleetPlan.load(field.fleet.plan(field.path).dump())
+    field.write(APP.format(version=7), health=HEALTH)
+    with pytest.raises(ServerError, match="app.py has changed; plan again"):
+        field.fleet.apply(plan)
+    field.write(APP.format(version=6), health=HEALTH)
+    field.fleet.apply(plan)
+    assert field.wait()["state"] == "done"
+    with pytest.raises(ServerError, match="the plan is stale"):
+        field.fleet.apply(plan)
