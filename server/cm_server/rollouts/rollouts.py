@@ -147,7 +147,7 @@ class Rollouts:
         self._timer: TimerHandle | None = None
         self._claim_timer: TimerHandle | None = None
         self._stopped = False
-        self._is_loading = False
+        self._is_loading = self._reload_again = False
 
     @property
     def place(self) -> RolloutPlace:
@@ -186,6 +186,8 @@ class Rollouts:
 
     def reload(self) -> None:
         """Read the open rollouts again: somebody has made, paused or aborted one."""
+        if self._is_loading:  # what has changed meanwhile may not be in what is being read
+            self._reload_again = True
         if self._stopped or self._is_loading:
             return
         owner, live = self._services.owner(), self._services.live_servers()
@@ -198,6 +200,10 @@ class Rollouts:
 
     def _on_loaded(self, operation: Operation[list[_Loaded]]) -> None:
         self._is_loading = False
+        if self._reload_again:
+            self._reload_again = False
+            self.reload()
+            return
         if self._stopped:
             return
         try:
