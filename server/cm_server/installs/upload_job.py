@@ -167,7 +167,7 @@ def stage_client(ops: Sequence[FileOp]) -> OpGenerator:
     Another cell restarts the board then.
 
     Raises:
-        OSError: there is no such folder, or the flash is too full.
+        OSError: the folder does not exist, or the flash is too full.
     """
     yield _FIRST_OPS
     yield [["stat", _NEW_CLIENT_FOLDER]]  # raises FileNotFoundError where there is none
