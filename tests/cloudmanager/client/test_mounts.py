@@ -153,9 +153,9 @@ def test_file_that_changes_while_a_cell_runs_is_not_served(one: Boards, folder: 
     with one.mount(folder):
         group = one.submit(code, listen=True)
         assert any(event.kind == "output" for event in group.events())
-        (folder / "data.txt").write_text("other")
+        (folder / "data.txt").write_text("FIRST\nsecönd\n")  # of the same size
         assert group.results(60)["demo-1"].value == errno.EIO
-        assert run(one, "open('/remote/data.txt').read()") == "other"
+        assert run(one, "open('/remote/data.txt').read()") == "FIRST\nsecönd\n"
 
 
 def test_links_that_leave_the_folder_and_ignored_files_do_not_exist(one: Boards, folder: Path):
