@@ -68,16 +68,20 @@ def hash(path, size):
 
 
 # Lists a folder. The paths are bytes in one that has a name that is not UTF-8. Older versions of
-# MicroPython return such a name as a str, which cannot be decoded again.
+# MicroPython return such a name as a str, which cannot be decoded again. Where another file system
+# is mounted, "/" has an entry without size (extmod/vfs.c): it is no part of a whole tree, so that
+# sync does not delete what is on an SD card.
 def ls(path, deep):
     slash = "/" if isinstance(path, str) else b"/"
     found = []
     try:
         for entry in os.ilistdir(path):
+            if deep and len(entry) < 4:
+                continue
             name = path.rstrip(slash) + slash + entry[0]
             if slash == "/":
                 name.encode().decode()
-            found.append((name, entry[1], entry[3]))
+            found.append((name, entry[1], entry[-1]))
             receive(False)
             if deep and entry[1] == _DIR:
                 found += ls(name, deep)

@@ -204,6 +204,15 @@ def test_names_with_odd_characters(one: Boards, folder: Path):
     assert len([note for note in notes if "left out" in note]) == 2
 
 
+def test_folders_are_listed_beside_a_mounted_one_which_sync_leaves_alone(one: Boards, folder: Path):
+    with one.mount(folder):
+        names = [entry.path for entry in one.ls(":/")["demo-1"].value]
+        assert {"/remote", "/cm.json"} <= set(names)
+        whole = [entry.path for entry in one.ls(":/", recursive=True)["demo-1"].value]
+        assert not [path for path in whole if path.startswith("/remote")]
+        assert one.ls(":/remote")["demo-1"].value
+
+
 def test_folder_with_too_many_files_is_refused(one: Boards, tmp_path: Path):
     for n in range(mounts.MAX_FILES):
         (tmp_path / f"{n}.py").write_text("")
