@@ -14,7 +14,8 @@ _MAX_BYTES = const(512)  # bytes of JSON
 _INTERVAL_MS = const(20)  # ms: 50 in a second
 _BURST_MS = const(1000)  # ms of unused intervals that accumulate: bursts of 50
 
-due = dropped = 0  # ticks when the next may be sent; samples dropped since the last that was sent
+due = -_BURST_MS  # ticks when the next may be sent; a board that woke may send many at once
+dropped = 0  # samples since the last that was sent
 
 
 # Returns whether the sample was sent. Other threads than that of cells are refused: a thread would
