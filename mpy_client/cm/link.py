@@ -192,7 +192,10 @@ def drop(part):
 # Called for what the package cm does not have yet: a part, or a function for the user's code, which
 # is in a part of its own name.
 def find(name):
-    part = __import__("cm." + name, None, None, True)
+    try:
+        part = __import__("cm." + name, None, None, True)
+    except ImportError:
+        raise AttributeError(name)
     cm.__dict__[name] = part = getattr(part, name, part)
     return part
 

@@ -131,3 +131,7 @@ def test_introspection_leaves_nothing_in_memory(board):
     left = "set(globals()) - before, [n for n in sys.modules if 'look' in n]"
     assert board.run(f"__cm__(({left}))").value == b"({'before'}, [])"
     assert board.run("import cm\n__cm__(('look' in cm.__dict__))").value == b"False"
+
+
+def test_package_of_the_client_lacks_what_is_no_part_of_it(board):
+    assert board.run("import cm\n__cm__((hasattr(cm, 'nonsense')))").value == b"False"
