@@ -56,10 +56,10 @@ class Sleeper:
         """Give the board a program, switch it off and on; return its row when it is asleep."""
         code = f"with open('/app.py', 'w') as file:\n    file.write({program!r})"
         self.boards.restart(NAME)  # an earlier test may have left it asleep for long
-        assert self.fleet[NAME].run(code, wait=SECONDS).ok
-        began = time.time()
+        # The server may not know yet that the link has ended: then the cell is lost.
+        wait_for(lambda: self.fleet[NAME].run(code, wait=SECONDS).ok)
         self.boards.restart(NAME)
-        return self.asleep(began)
+        return self.asleep(time.time())  # not that of an earlier program
 
     def asleep(self, after: float) -> dict[str, Any]:
         """Wait until the board has fallen asleep after a time; return its row."""
