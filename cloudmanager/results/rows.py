@@ -105,7 +105,7 @@ def job_rows(jobs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def what_text(job: Mapping[str, Any]) -> str:
     """Return what a job is: the first line of its code, or what is done with which files."""
-    kind, title = str(job["kind"]), str(job["what"])
+    kind, title = str(job.get("kind", "")), str(job.get("what", ""))  # 0.1 has neither
     if not title:
         return _KINDS.get(kind, kind)
     return title if kind in ("cell", "files") else f"{kind} {title}"

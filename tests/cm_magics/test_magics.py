@@ -297,7 +297,7 @@ def test_variables_do_not_change_line_numbers(shell: Shell):
             "x = 1\n%board_result x",
             "UsageError: x is not a cell that was submitted with --noblock.",
         ),
-        ("%board_result 7", "UsageError: 7 is not a cell that was submitted with --noblock."),
+        ("%board_result x7", "UsageError: x7 is not a cell that was submitted with --noblock."),
     ],
 )
 def test_wrong_values_are_one_line(shell: Shell, cell: str, message: str):

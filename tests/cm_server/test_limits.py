@@ -10,6 +10,8 @@ import pytest
 
 from cm_server.limits import KIB, MIB, Limits
 
+GIB = 1024 * MIB
+
 ROOT = Path(__file__).parents[2]
 NAMES = [field.name for field in dataclasses.fields(Limits)]
 
@@ -18,9 +20,13 @@ def shown(name: str) -> str:
     """Return a limit's value as the documentation writes it."""
     value = getattr(Limits(), name)
     if name.endswith("_bytes"):
-        return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
+        unit, size = next(
+            (u, s) for u, s in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)) if value % s == 0
+        )
+        return f"{value // size} {unit}"
     if name.endswith("_seconds"):
-        return f"{value / 86400:,.0f} days" if value >= 86400 else f"{value:g} s"
+        days = f"{value / 86400:,.0f} day{'' if value == 86400 else 's'}"
+        return days if value >= 86400 else f"{value:g} s"
     return f"{value:,}"
 
 

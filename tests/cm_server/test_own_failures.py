@@ -120,7 +120,8 @@ async def test_failure_while_a_cell_is_started_is_the_reply(service: Service):
 class Unsendable:
     """Files that cannot be sent because the server fails."""
 
-    reads_files = replaces_starter = False
+    reads_files = replaces_starter = is_local = False
+    part = "files"
     start = staticmethod(fail)
 
 

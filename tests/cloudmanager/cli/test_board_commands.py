@@ -432,7 +432,7 @@ def test_wrong_macro_or_argument_count_is_refused(two: Boards, line: str, why: s
 
 def test_macros_are_mpremotes_commands_and_more():
     of_mpremote = "bootloader cat cp df edit ls mkdir reset rm rmdir rtc sha256sum touch tree"
-    others = "echo identify mem_free mv set settings stat stop uname"
+    others = "echo identify mem_free mv set settings stat stay stop uname"
     assert set(board_commands.MACROS) == {*of_mpremote.split(), *others.split()}
 
 
@@ -444,6 +444,7 @@ ARGUMENTS = {
     "cp": [":a", ":b"],
     "rtc": ["--set"],
     "reset": ["--hard"],
+    "stay": ["10m"],
     **dict.fromkeys(("cat", "sha256sum", "touch", "mkdir", "rmdir", "rm", "stat", "edit"), ["a"]),
 }
 

@@ -23,7 +23,7 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "app.py", line 7, in mai
 def board(name: str = "lab-1", **values: Any) -> dict[str, Any]:
     """Describe a connected board that has no problem."""
     now = time.time()
-    usual = {"connected_since": now - 60, "last_seen": now, "program": "app.py"}
+    usual = {"connected_since": now - 60, "last_seen": now, "program": "app.py", "state": "idle"}
     return {"name": name, **usual, "heap": 90_000, "flash": 500_000, "rssi": -60, **values}
 
 

@@ -29,6 +29,7 @@ REPORTED = {
     "flash": 800_000,
     "watchdog": "timer, 60 s",
     "reset": "wdt",
+    "generation": "proven 8001",
     "uptime": 12,
     "address": "192.168.4.7",
     "mac": "28cdc1000001",
