@@ -34,7 +34,7 @@ _END_SECONDS = 10.0  # until a supervisor must have ended
 _PID_FILES = "supervisor*.pid"
 #: Bytes of heap and of flash with which a board boots, runs cells and receives files; a program and
 #: its packages need more. Measured by tests/cloudmanager/virtual/test_simulate.py.
-MIN_HEAP = 68 * 1024
+MIN_HEAP = 64 * 1024
 MIN_FLASH = 192 * 1024
 
 

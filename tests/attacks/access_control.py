@@ -335,10 +335,10 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "cm_server/api/test_health_verbs.py::test_viewers_get_no_text_of_logs",
     ),
     defence(
-        "viewers do not read code in lists of jobs",
+        "viewers and other operators do not read code in lists of jobs",
         SERVER + "api/job_verbs.py",
         "_without_code = lambda context, job: job",
-        "cm_server/api/test_job_verbs.py::test_viewers_do_not_see_code",
+        "cm_server/api/test_job_verbs.py::test_code_is_seen_by_its_author_and_by_administrators",
     ),
     defence(
         "an import changes boards within the token's reach only",

@@ -149,8 +149,16 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
 
 
 def _without_code(context: RequestContext, job: dict[str, Any]) -> dict[str, Any]:
-    """Return a job as the caller may see it: code is for those who may run it there."""
-    return job if access.has_role(context.token, access.SUBMIT_ROLE) else {**job, "what": ""}
+    """Return a job as the caller may see it.
+
+    A line of a cell, which may contain a password, is for its author and for administrators. Paths
+    of files and names of packages are for all who may run jobs.
+    """
+    token = context.token
+    may_read = access.has_role(token, access.SUBMIT_ROLE)
+    if job["kind"] == "cell" and job["caller"] != token.name:
+        may_read = access.has_role(token, "admin")
+    return job if may_read else {**job, "what": ""}
 
 
 def _describe_stored_job(

@@ -87,17 +87,35 @@ async def test_title_is_kept_after_the_end_and_code_is_not(service: Service):
         assert ended.cell.code == b""
 
 
-async def test_viewers_do_not_see_code(service: Service):
+async def test_code_is_seen_by_its_author_and_by_administrators(service: Service):
     """The title of a job is its first line, which may contain a password."""
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity),
-        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service) as administrator,
+        await FakeCaller.join(service, service.add_token("operator", "all", name="ann")) as author,
+        await FakeCaller.join(service, service.add_token("operator", "all", name="bob")) as other,
         await FakeCaller.join(service, service.add_token("viewer", "all")) as viewer,
     ):
-        await caller.submit("lab-1", CELL, title="password = 'x'")
-        assert await listed(viewer) == [("cell", "")]
-        assert "password" not in str(await viewer.ask("boards"))
+        await author.submit("lab-1", CELL, title="password = 'x'")
+        for caller in (author, administrator):
+            assert await listed(caller) == [("cell", "password = 'x'")]
+        for caller in (other, viewer):
+            assert await listed(caller) == [("cell", "")]
+            assert "password" not in str(await caller.ask("boards"))
+
+
+async def test_viewers_do_not_see_paths(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity),
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service, service.add_token("operator", "all", name="bob")) as other,
+        await FakeCaller.join(service, service.add_token("viewer", "all")) as viewer,
+    ):
+        await caller.submit("lab-1", b"", acts=[["rm", "/a.py", False]])
+        assert await listed(other) == [("files", "rm /a.py")]
+        assert await listed(viewer) == [("files", "")]
 
 
 async def test_other_servers_list_what_a_job_is(pair: Two):
