@@ -386,4 +386,10 @@ def poll(at, poll=poll):
         "RolloutRows._make_room = lambda self, size, max_bytes: None",
         "cm_server/rollouts/test_rollouts.py::test_files_of_generations_are_bounded",
     ),
+    defence(
+        "a board that sleeps is kept awake for a bounded time",
+        SERVER + "api/sleep_verbs.py",
+        "_read_seconds = lambda context: context.body['seconds']",
+        "cm_server/jobs/test_sleepers.py::test_time_to_stay_is_checked",
+    ),
 ]
