@@ -244,14 +244,17 @@ ROWS = [
 
 @pytest.fixture(params=["short", pytest.param("real", marks=pytest.mark.soak)])
 def table(
-    request: pytest.FixtureRequest, server: RunningServer, fleet: Fleet, client: dict[str, bytes]
+    request: pytest.FixtureRequest,
+    server: RunningServer,
+    fleet: Fleet,
+    client: dict[str, bytes],
+    tmp_path: Path,
 ) -> Iterator[tuple[Fleet, dict[str, Row], float]]:
     """One board for each row, and the seconds in which each must be back."""
     is_short = request.param == "short"
     rows = {f"row-{request.param}-{number}": row for number, row in enumerate(ROWS, 1)}
-    folder = server.home / f"recovery-{request.param}"
+    folder = tmp_path  # a board has nothing of a run before
     virtual = []
-    folder.mkdir(exist_ok=True)
     image = folder / "client.img"
     Flash(image).write(client)
     with contextlib.ExitStack() as stack:
