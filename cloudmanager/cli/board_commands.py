@@ -213,7 +213,9 @@ def _stay_awake(boards: Boards, span: str) -> Results:
         ValueError: it is no span of time.
     """
     names = boards.stay(0 if span == "0" else span)
-    text = "sleeps again\n" if span == "0" else f"stays awake for {span} when it wakes\n"
+    text = (
+        "sleeps again\n" if span == "0" else f"stays awake for {span} from its next cm.sleep on\n"
+    )
     return Results({name: Result(name, 0, "ok", stdout=text) for name in names}, ())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cloudmanager.protocol.text import fold_names
@@ -26,10 +27,22 @@ def _read_report(op_results: list[Any]) -> dict[str, Any]:
     return dict(op_results[0])
 
 
+def _reported_generations(boards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the generations, by their first digits, that boards say that they have proven."""
+    found = {}
+    for board in boards:
+        words = str(board.get("generation") or "").split("\n")[0].split()
+        if len(words) > 1 and words[0] in ("proven", "drifted"):
+            found[str(board["name"])] = words[1]
+    return found
+
+
 async def find_drift(exchange: Exchange) -> dict[str, list[str]]:
     """Return what differs on boards: see ``FleetVerbs.drift``."""
     rollouts = await exchange.request("fleet-status", {})
-    expected = {
+    # A newest rollout that failed, or mended a few boards, has not all that have a generation.
+    expected = _reported_generations(await exchange.request("boards", {"target": None}))
+    expected |= {
         board["board"]: str(rollout["generation"])
         for rollout in rollouts
         for board in rollout["boards"]

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cloudmanager.protocol.errors import TargetError
+from cloudmanager.protocol.errors import CellSyntaxError, TargetError
 from cloudmanager.protocol.facts import FACT_NAMES
 from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.targets import parse_target
 from cloudmanager.protocol.waves import DEFAULT_WAVES, Wave, check_waves
+
+from .cells import prepare_cell
 
 _MAX_COUNT: Final = 100_000
 #: Keys that are reserved for what this version does not do yet.
@@ -94,7 +96,9 @@ def parse_fleet_file(text: str) -> list[Group]:
         raise FleetFileError(f"this is no TOML: {error}") from error
     for name, group in body.items():
         if not isinstance(group, dict):
-            raise FleetFileError(f"{name}: is no group: a group is a table, [{_key(name)}]")
+            raise FleetFileError(
+                f"{name}: is in no group: write it below the name of one, such as [greenhouse]"
+            )
     if not body:
         raise FleetFileError("there is no group: a group is a table, such as [greenhouse]")
     return [_read_group(name, group) for name, group in body.items()]
@@ -108,9 +112,9 @@ def _key(name: str) -> str:
 
 def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     path = _key(name)
-    _check_keys(path, body, (*_GROUP_READERS, "target", "board", "rollout", *_FUTURE_KEYS))
     for key in sorted(_FUTURE_KEYS & body.keys()):
         raise FleetFileError(f"{path}.{key}: this version cannot do that yet")
+    _check_keys(path, body, (*_GROUP_READERS, "target", "board", "rollout"))
     if "target" not in body:
         raise FleetFileError(
             f'{path}.target: is missing: which boards the group has, such as "lab-*"'
@@ -194,6 +198,15 @@ def _text(value: Any) -> str:
     return value
 
 
+def _cell(value: Any) -> str:
+    text = _text(value)
+    try:
+        prepare_cell(text)
+    except CellSyntaxError as error:
+        raise ValueError(f"is not Python: {error.msg} (line {error.lineno})") from error
+    return text
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise ValueError('must be a list of texts, such as ["logging"]')
@@ -270,7 +283,7 @@ _ROLLOUT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "waves": check_waves,
     "parallel": _count,
     "pause": _span,
-    "health": _text,
+    "health": _cell,
     "health_timeout": _positive_span,
     "deadline": _positive_span,
     "max_failures": _count,

@@ -95,7 +95,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     for group in plan["gone"]:
         lines.append(f"{group}: no longer in the file; its boards stay as they are")
     if not plan["changed"]:
-        lines.append("Nothing to do: all boards are as they should be.")
+        lines.append("Nothing to do.")
     return sanitize_text("\n".join(lines))
 
 
@@ -170,6 +170,10 @@ _STATE_TEXTS: Final = {
 }
 
 
+#: States of a rollout that goes on, or may go on: its boards wait for something.
+_OPEN_STATES: Final = ("running", "paused")
+
+
 class RolloutList(list[dict[str, Any]]):
     """The newest rollout of each group, as the server describes it."""
 
@@ -185,7 +189,7 @@ def rollouts_text(rollouts: Sequence[Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for rollout in rollouts:
         lines.append(rollout_head(rollout))
-        lines += _board_lines(rollout["boards"])
+        lines += _board_lines(rollout["boards"], is_open=rollout["state"] in _OPEN_STATES)
     return sanitize_text("\n".join(lines))
 
 
@@ -194,26 +198,30 @@ def rollout_head(rollout: Mapping[str, Any]) -> str:
     state = rollout["state"]
     if state == "running" and rollout.get("waves"):
         state += f", wave {rollout['wave']} of {len(rollout['waves'])}"
-    why = f": {rollout['why']}" if rollout["why"] else ""
+    reason = rollout["why"]
+    by_caller = reason.startswith("by ")  # "paused by ann", but "failed: 2 failed, ..."
+    why = f" {reason}" if by_caller else f": {reason}" if reason else ""
     number = f"rollout {rollout['rollout']}"
     return f"{rollout['group']}  {rollout['generation'][:12]}  {number}  {state}{why}"
 
 
-def _board_lines(boards: Sequence[Mapping[str, Any]]) -> list[str]:
+def _board_lines(boards: Sequence[Mapping[str, Any]], *, is_open: bool) -> list[str]:
     """Return a line for the boards that have the same state and reason."""
+    texts = _STATE_TEXTS if is_open else {**_STATE_TEXTS, "waiting": "not begun"}
     groups: dict[tuple[str, str, bool], list[str]] = {}
     for board in boards:
         is_away = board["state"] in ("waiting", "unproven") and not board["online"]
         groups.setdefault((board["state"], board["why"], is_away), []).append(board["board"])
     order = list(_STATE_TEXTS)
-    lines = []
+    rows = []
     for (state, why, is_away), names in sorted(
         groups.items(), key=lambda each: order.index(each[0][0])
     ):
-        text = _STATE_TEXTS[state] + (", not connected" if is_away else "")
+        text = texts[state] + (", not connected" if is_away else "")
         reason = f": {why}" if why else ""
-        lines.append(f"  {len(names):>5}  {text:<16}  {fold_names(names)}{reason}")
-    return lines
+        rows.append((len(names), text, f"{fold_names(names)}{reason}"))
+    width = max((len(text) for _, text, _ in rows), default=0)
+    return [f"  {count:>5}  {text:<{width}}  {rest}" for count, text, rest in rows]
 
 
 def drift_text(drift: Mapping[str, Sequence[str]]) -> str:

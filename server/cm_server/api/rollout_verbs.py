@@ -180,7 +180,9 @@ def _new_rollout(context: RequestContext, plan: GroupPlan, latest: RolloutRow | 
         )
     previous = None
     if latest is not None:
-        previous = latest.generation if latest.state == "done" else latest.previous
+        # Boards that are mended get again what the group has: that is not the one before.
+        is_before = latest.state == "done" and latest.generation != plan.generation
+        previous = latest.generation if is_before else latest.previous
     return NewRollout(
         group=plan.group.name,
         generation=GenerationRow(plan.generation, dict(plan.manifest), now, token.name),
@@ -309,8 +311,11 @@ async def _change_rollouts(context: RequestContext, change: RolloutChange) -> li
     rows = await _requested(context)
     chosen = [row for row in rows if row.state in change.permitted]
     if not chosen:
-        states = ", ".join(f"{row.group} is {row.state}" for row in rows) or "there is no rollout"
-        raise ServerError(f"nothing to change: {states}")
+        if not rows:
+            raise ServerError("there is no rollout")
+        states = ", ".join(f"{row.group} is {row.state}" for row in rows)
+        wanted = " or ".join(change.permitted)
+        raise ServerError(f"no rollout is {wanted}: {states}")
     for row in chosen:
         _check_covers(context, row)
     numbers = [row.number for row in chosen]
@@ -357,8 +362,10 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
     """Bring a group back to an earlier generation: the one before, or one that is named."""
     services = context.services
     rows = await _requested(context)
+    if not rows:
+        raise ServerError("there is no rollout")
     if len(rows) != 1:
-        names = ", ".join(row.group for row in rows) or "none"
+        names = ", ".join(row.group for row in rows)
         raise ServerError(f"one group is rolled back at a time; there are {names}")
     (row,) = rows
     _check_covers(context, row)

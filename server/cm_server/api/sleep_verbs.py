@@ -42,4 +42,4 @@ def _read_seconds(context: RequestContext) -> float:
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if is_number and 0 <= seconds <= longest:  # not if NaN
         return float(seconds)
-    raise ServerError(f"a board that sleeps can stay awake for up to {longest / 86400:g} days")
+    raise ServerError(f"a board can be kept awake for up to {longest / 3600:g} hours")

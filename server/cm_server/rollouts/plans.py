@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -192,7 +192,7 @@ def plan_group(
         own = board.name if board.name in group.board_settings else ""
         key = (present_generation(board), _mpy(board), own, _refusal(board))
         kinds.setdefault(key, []).append(board)
-    changes = tuple(
+    changes = _fold(
         _compare(manifest, known.get(before), kind_boards, error)
         for (before, _, _, error), kind_boards in kinds.items()
     )
@@ -206,6 +206,16 @@ def plan_group(
         changes,
         lock=str((packages or {}).get("lock", "")),
     )
+
+
+def _fold(changes: Iterable[BoardChange]) -> tuple[BoardChange, ...]:
+    """Join the boards on which the same changes, such as those with own settings that stay."""
+    folded: dict[str, BoardChange] = {}
+    for change in changes:
+        key = repr(change._replace(names=()))
+        names = (*folded[key].names, *change.names) if key in folded else change.names
+        folded[key] = change._replace(names=tuple(sorted(names, key=natural_key)))
+    return tuple(folded.values())
 
 
 def _mpy(board: Board) -> int:

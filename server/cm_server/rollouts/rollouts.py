@@ -634,8 +634,10 @@ class Rollouts:
         if job.status == "ok":
             self._send_settle(rollout, run, board, confirm=True)
         elif job.status in ("error", "timeout"):
-            why = _last_line(job.error) or "its health timed out"
-            self._set_board(rollout, run, "failed", f"health: {why}")
+            why = f"health: {_last_line(job.error)}"
+            if job.status == "timeout":  # its error is the KeyboardInterrupt that ended it
+                why = f"the health cell did not end within {rollout.options.health_timeout:g} s"
+            self._set_board(rollout, run, "failed", why)
             self._restart(rollout, run, board)
         else:
             run.health_began = 0.0  # its link broke: it is asked again, or has gone back

@@ -72,11 +72,15 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
     ("text", "why"),
     [
         ("", "there is no group"),
-        ("lab = 1", r"lab: is no group: a group is a table, \[lab\]"),
+        ("lab = 1", r"lab: is in no group: write it below the name of one, such as"),
         ("[lab]\napp = 'src'", "lab.target: is missing"),
         ("[lab]\ntarget = 'lab-*'", "lab: says nothing about its boards"),
         (LAB + "setings = {}", "lab.setings: this key does not exist; did you mean settings?"),
-        (LAB + "x = 1", "lab.x: this key does not exist; there are app, board,"),
+        (
+            LAB + "x = 1",
+            "lab.x: this key does not exist; there are app, board, packages, pin, rollback, "
+            "rollout, settings, target$",
+        ),
         (LAB + "[lab.rollout]\npase = '1m'", r"lab\.rollout\.pase: .*; did you mean pause\?"),
         (LAB + "[lab.board.b1]\napp = 'x'", r"lab\.board\.b1\.app: this key does not exist"),
         (LAB + "firmware = 'x'", "lab.firmware: this version cannot do that yet"),
@@ -94,6 +98,7 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "[lab.rollout]\ndeadline = '0s'", "lab.rollout.deadline: must be longer than 0"),
         (LAB + "[lab.rollout]\nmax_failures = -1", "max_failures: must be a whole number"),
         (LAB + "[lab.rollout]\nmax_failures = true", "max_failures: must be a whole number"),
+        (LAB + "[lab.rollout]\nhealth = 'import app; app.ok('", r"health: is not Python: .*line 1"),
         (LAB + "[lab.rollout]\nwaves = [1]", "lab.rollout.waves: must end with"),
         (LAB + "[lab.rollout]\non_failure = 'x'", "on_failure: must be 'failed' or 'all'"),
         (LAB + "rollout = 1", "lab.rollout: must be a table"),

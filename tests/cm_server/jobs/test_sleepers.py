@@ -260,7 +260,7 @@ async def test_wish_to_stay_expires(service: Service, lab: Any):
 async def test_time_to_stay_is_checked(service: Service, lab: Any, seconds: Any):
     async with await FakeCaller.join(service) as caller:
         refused = await caller.ask("stay", target="lab-1", seconds=seconds)
-        assert "can stay awake for up to" in refused["args"][0]
+        assert "can be kept awake for up to" in refused["args"][0]
         assert board_of(service).describe()["stay"] is None
 
 

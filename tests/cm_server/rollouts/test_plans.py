@@ -66,6 +66,23 @@ def test_boards_with_the_same_change_are_one_line():
     ]
 
 
+def test_boards_whose_own_settings_stay_are_one_line_with_the_others():
+    def of(digest: str) -> DesiredGroup:
+        own = {"lab-2": {"offset": 1}}
+        app = {"/app.py": (digest, 20)}
+        return DesiredGroup("lab", "lab-*", app=app, board_settings=own)
+
+    old = desired.make_manifest(of(OLD_DIGEST), None)
+    generation = desired.manifest_hash(old)
+    boards = tuple(board(f"lab-{n}", generation) for n in range(1, 4))
+    known = {desired.short_id(generation): old}
+    plan = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, known)
+    (change,) = plan.changes
+    assert (change.names, dict(change.put)) == (("lab-1", "lab-2", "lab-3"), {"/app.py": 20})
+    new = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, {})
+    assert [each.names for each in new.changes] == [("lab-1", "lab-3"), ("lab-2",)]
+
+
 def test_boards_that_have_the_generation_do_not_change():
     manifest = desired.make_manifest(group(), None)
     boards = (board("lab-1", desired.manifest_hash(manifest)),)

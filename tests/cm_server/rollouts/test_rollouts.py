@@ -250,12 +250,21 @@ async def test_board_stays_awake_until_it_is_proven(lab: Lab):
         assert (reply.op, reply.flags) == (wire.SLEEP_REPLY, wire.STAY_AWAKE)
 
 
+async def test_without_a_rollout_there_is_none_to_change(lab: Lab):
+    for verb in ("fleet-pause", "fleet-resume", "fleet-abort", "fleet-rollback"):
+        assert (await lab.owner.ask(verb))["args"] == ["there is no rollout"]
+
+
 async def test_only_open_rollouts_are_changed(lab: Lab):
     await lab.owner.ask("fleet-apply", groups=group())
     await lab.owner.ask("fleet-abort")
-    for verb in ("fleet-pause", "fleet-resume", "fleet-abort"):
+    for verb, wanted in (
+        ("fleet-pause", "running"),
+        ("fleet-resume", "paused"),
+        ("fleet-abort", "running or paused"),
+    ):
         reply = await lab.owner.ask(verb)
-        assert reply["args"] == ["nothing to change: lab is aborted"]
+        assert reply["args"] == [f"no rollout is {wanted}: lab is aborted"]
     reply = await lab.owner.ask("fleet-pause", group="roof")
     assert reply["args"] == ["there is no rollout of a group 'roof'; there are lab"]
 
