@@ -106,5 +106,5 @@ def test_plan_for_ten_thousand_boards_takes_seconds_at_most():
     described = plan.describe()
     plans.fingerprint([plan])
     assert len(described["changed"]) == 10_000
-    assert len(plan.changes) == 4
+    assert len(plan.changes) == 1  # the same on all kinds of bytecode
     assert time.process_time() - begun < 10
