@@ -40,7 +40,7 @@ def test_secrets_are_only_in_their_own_files(tmp_path: Path):
             secret_part = token.partition(".")[0]  # a public fingerprint follows
             keys = [identity.key.hex() for identity in boards.identities]
             with Fleet(server.url, token) as guest:
-                assert guest["lab-1"].run("# A title\npassword = 'hunter2'\n6 * 7").value == 42
+                assert guest["lab-1"].run("42\npassword = 'hunter2'\n6 * 7").value == 42
                 fleet.set_secret("mqtt", "battery staple")
                 changed = guest["lab-1"].change_settings({"mqtt": {"secret": "mqtt"}})
                 settings = guest["lab-1"].settings()

@@ -344,8 +344,11 @@ def check(fleet: Fleet, name: str, row: Row, seconds: float) -> str:
         return f"not back: {seen[-3:]}"
     if row.restarts:
         jobs = [job for job in fleet.jobs() if job["board"] == name and job["status"] == "timeout"]
-        record = str(fleet.job(jobs[0]["job"])) if jobs else "no job"
-        return "" if STUBBORN in record else f"its record says: {record}"
+        ends = time.monotonic() + seconds
+        while STUBBORN not in (record := str(fleet.job(jobs[-1]["job"]))):
+            if time.monotonic() > ends:
+                return f"its record says: {record}"
+            time.sleep(0.2)
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -52,12 +53,19 @@ class Sleeper:
     def row(self) -> dict[str, Any]:
         return next(each for each in self.fleet.boards() if each["name"] == NAME)
 
+    def is_done(self, code: str) -> bool:
+        return self.fleet[NAME].run(code, wait=SECONDS).ok
+
     def start(self, program: str) -> dict[str, Any]:
         """Give the board a program, switch it off and on; return its row when it is asleep."""
-        code = f"with open('/app.py', 'w') as file:\n    file.write({program!r})"
-        self.boards.restart(NAME)  # an earlier test may have left it asleep for long
-        # The server may not know yet that the link has ended: then the cell is lost.
-        wait_for(lambda: self.fleet[NAME].run(code, wait=SECONDS).ok)
+        # The program of an earlier test ends first: it may sleep for long, or so shortly that the
+        # new one would be started twice. A cell is lost if the server does not know yet that the
+        # link has ended.
+        ending = "import os\nif 'app.py' in os.listdir('/'): os.remove('/app.py')"
+        starting = f"with open('/app.py', 'w') as file:\n    file.write({program!r})"
+        for code in (ending, starting):
+            self.boards.restart(NAME)
+            wait_for(functools.partial(self.is_done, code))
         self.boards.restart(NAME)
         return self.asleep(time.time())  # not that of an earlier program
 
