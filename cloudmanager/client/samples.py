@@ -74,7 +74,7 @@ class Samples(Sequence[Sample]):
         boards = fold_names(sample.board for sample in self)
         if not boards:
             return "<no samples>"
-        names = sanitize_text(", ".join(self.names[:8])).replace("\n", " ")
+        names = sanitize_text(", ".join(sorted(self.names)[:8])).replace("\n", " ")
         count = f"{len(self):,} sample{'' if len(self) == 1 else 's'}"
         return f"<{count} of {boards}: {names}>"
 

@@ -25,7 +25,7 @@ def test_samples_are_a_sequence():
 @pytest.mark.parametrize(
     ("samples", "shown"),
     [
-        (SAMPLES, "<3 samples of lab-[1-2]: temp, door>"),
+        (SAMPLES, "<3 samples of lab-[1-2]: door, temp>"),
         (Samples([]), "<no samples>"),
         (Samples([Sample("a", 1, 1, 0, {"\x1b[2J": 1})]), "<1 sample of a: \\x1b[2J>"),
     ],
