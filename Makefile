@@ -52,7 +52,7 @@ endif
 demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
-# First three files at a time, since most tests wait for servers and boards half of their time; those with the longest
+# First four files at a time, since most tests wait for servers and boards half of their time; those with the longest
 # single tests first, so that no process is left with one of them at the end. Then, alone, what compares times, keeps
 # the machine busy by itself, or loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
@@ -63,7 +63,7 @@ ALONE := tests/cloudmanager/cable/test_bridge.py tests/load tests/browser
 RERUN := --reruns 1 --rerun-show-tracebacks -rfER
 test: check
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest -q $(RERUN) -n 3 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
+	@$(BIN)/python -m pytest -q $(RERUN) -n 4 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
 	@$(BIN)/python -m pytest $(RERUN) $(ALONE)
 	@$(BIN)/python -m pytest --nbval-lax notebooks
 else

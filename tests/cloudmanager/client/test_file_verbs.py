@@ -201,7 +201,7 @@ def test_interrupted_upload_is_resumed(three, fleet: Fleet):
     work.join(10)
     again = fleet["demo-1"].put(data, ":t/x").value
     if results["demo-1"].status == "interrupted":  # else it was faster than our word
-        assert 0 < again < len(data)
+        assert again < len(data)  # 0 if the last bytes overtook the interrupt
     assert fleet["demo-1"].read(":t/x").value == data
 
 
