@@ -107,13 +107,17 @@ def test_rp2_counts_starts_after_a_deepsleep_of_the_program_but_writes_nothing(l
 
 
 def test_bad_starts_of_rp2_are_counted_over_resets_but_not_over_a_power_cut(lab):
-    lab.boot("import machine\nmachine.reset()", chip_options={"port": "rp2-1.28"})
-    lab.peer.until(
-        lambda peer: any(
+    def is_safe(peer):
+        return [
             "safe mode" in link.proof_fields["facts"]["program"] for link in peer.links.values()
-        ),
-        timeout=SECONDS,
-    )
+        ]
+
+    app = "import machine\nmachine.reset()"
+    lab.boot(app, chip_options={"port": "rp2-1.28"})
+    lab.peer.until(lambda peer: True in is_safe(peer), timeout=SECONDS)
+    lab.chip.power_off()
+    lab.boot(app, chip_options={"port": "rp2-1.28"})
+    lab.peer.until(lambda peer: False in is_safe(peer), timeout=SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,19 @@ def test_rollout_stops_at_the_canary(field: Field):
     assert set(field.versions().values()) == {1}
 
 
+@pytest.mark.soak
+def test_generation_whose_program_lets_no_health_cell_run_has_failed(field: Field):
+    app = "import time\nwhile True:\n    time.sleep(0.1)\n"
+    field.write(app, target="lab-1", waves=["100%"], health="1", health_timeout="2s")
+    field.apply()
+    rollout = field.wait()
+    assert rollout["state"] == "failed"
+    (board,) = rollout["boards"]
+    assert board["why"] == "health: app.py keeps the board busy, so that no cell can run"
+    until(lambda: field.fleet["lab-1"].run("6 * 7").value == 42, "it is back")
+    assert field.fleet.boards("lab-1")[0]["queued"] == 0
+
+
 @pytest.mark.timeout(180)
 def test_program_proves_itself_and_a_killed_server_goes_on(field: Field):
     app = APP.format(version=4).replace(

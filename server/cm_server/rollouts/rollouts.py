@@ -44,11 +44,12 @@ TICK_SECONDS: Final = 0.5  # between two looks at a rollout
 CLAIM_SECONDS: Final = 5.0  # between two looks whether another server's rollouts are orphaned
 RESTART_SECONDS: Final = 30.0  # after which a board that was asked to restart is asked again
 HEALTH_SLACK_SECONDS: Final = 2.0  # after the time that a program has to run
-BELIEVE_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
+BUSY_SLACK_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
 #: A board goes back by itself when it is not confirmed in this many times its health's time.
 LIMIT_FACTOR: Final = 2
 LIMIT_SECONDS: Final = 30.0
 MAX_ATTEMPTS: Final = 5  # of a switch that ends without a result
+HEALTH_BLOCKED: Final = "health: app.py keeps the board busy, so that no cell can run"
 _RESTART_CODE: Final = b"from cm.state import console\nconsole.hard_reset()"
 _VALUE_ERRORS: Final = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
@@ -470,13 +471,17 @@ class Rollouts:
         """
         options = rollout.options
         if options.health:
-            if not run.health_began:
+            if board.blocked:  # a cell would wait, and run after the board has gone back
+                if seconds >= options.health_timeout + BUSY_SLACK_SECONDS:
+                    self._set_board(rollout, run, "failed", HEALTH_BLOCKED)
+                    self._restart(rollout, run, board)
+            elif not run.health_began:
                 run.health_began = self._services.clock()
                 self._send_health(rollout, run, board)
             return
         good = options.health_timeout
         if board.blocked:
-            if seconds >= good + BELIEVE_SECONDS:  # it takes no job; it has proven itself alone
+            if seconds >= good + BUSY_SLACK_SECONDS:  # it takes no job; it has proven itself alone
                 self._on_proven(rollout, run, board)
             return
         # A program may prove itself earlier, by cm.healthy(): looked at after 2, 4, 8, … seconds.
