@@ -33,7 +33,10 @@ MODULES = 10
 
 @pytest.fixture
 def one(fleet: Fleet, boards: VirtualBoards) -> Boards:
-    return fleet["demo-1"]
+    """A board that other tests use, too, without what they left in its heap."""
+    board = fleet["demo-1"]
+    board.run("", fresh=True).raise_for_error()
+    return board
 
 
 @pytest.fixture
