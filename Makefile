@@ -53,19 +53,23 @@ demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
 # First four files at a time, since most tests wait for servers and boards half of their time; those with the longest
-# single tests first, so that no process is left with one of them at the end. Then, alone, what compares times, keeps
-# the machine busy by itself, or loses bytes on a busy one (the micro:bit's UART in QEMU).
+# single tests first, so that no process is left with one of them at the end. Then two browsers at a time. Then, alone,
+# what compares times, keeps the machine busy by itself, or loses bytes on a busy one (the micro:bit's UART in QEMU).
+# Notebooks last, three at a time in processes of their own: pytest-xdist leaves out cells of the same name.
 # With ARGS everything that they choose, one after the other.
 TOGETHER := $(addprefix tests/,system faults hardware board cm_kernel cm_magics attacks cloudmanager cm_server) $(wildcard tests/test_*.py)
-ALONE := tests/cloudmanager/cable/test_bridge.py tests/load tests/browser
+BROWSER := tests/browser
+ALONE := tests/cloudmanager/cable/test_bridge.py tests/load
 # A test that fails is run once more, since a busy machine can be late; the summary lists it (RERUN), and each is a
 # defect of the test or of the code. What fails twice has failed.
 RERUN := --reruns 1 --rerun-show-tracebacks -rfER
 test: check
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest -q $(RERUN) -n 4 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
-	@$(BIN)/python -m pytest $(RERUN) $(ALONE)
-	@$(BIN)/python -m pytest --nbval-lax notebooks
+	@$(BIN)/python -m pytest -q $(RERUN) -n 4 --dist loadfile --no-loadscope-reorder \
+		$(BROWSER:%=--ignore %) $(ALONE:%=--ignore %) $(TOGETHER)
+	@$(BIN)/python -m pytest -q $(RERUN) -n 2 --dist loadfile $(BROWSER)
+	@$(BIN)/python -m pytest -q $(RERUN) $(ALONE)
+	@printf '%s\n' notebooks/*.ipynb | xargs -P 3 -n 1 $(BIN)/python -m pytest -q --nbval-lax
 else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
 endif
