@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from cloudmanager.protocol.errors import CableError
 
-from .repl_output import RESTART_SIGNS, Outcome, OutputParser
+from .repl_output import Outcome, OutputParser
 from .serial_ports import BoardRepl
 
 OUTPUT_FLUSH_SECONDS: Final = 0.02  # until output is passed on
@@ -26,7 +26,8 @@ UNRESPONSIVE_SECONDS: Final = 15.0  # until a cell must end after its first inte
 #: runs leaves the question unread; a board that was reset answers, even if it prints nothing else.
 PROBE_SECONDS: Final = 1.0
 MAX_PROBES: Final = 10  # unread bytes: a full input buffer would keep Ctrl-C out
-_SYNC_SECONDS: Final = 2.0  # until the REPL has answered what it was asked
+_SYNC_SECONDS: Final = 2.0  # without output, until the REPL is asked again
+_SYNC_ATTEMPTS: Final = 2  # what prints between cells, such as a timer, can get into an answer
 MAX_OUTPUT_BYTES: Final = 16_384  # of output in one message
 _MARKER_BYTES: Final = 8  # random bytes of a marker
 
@@ -81,7 +82,7 @@ def execute_code(
         if outcome.restarted:
             raise BoardRestarted(repl.port)
         if run.probes:
-            _discard_prompts(repl)
+            _synchronize(repl)
     return outcome
 
 
@@ -89,25 +90,30 @@ def discard_output(repl: BoardRepl) -> None:
     """Discard output that belongs to no job.
 
     Raises:
-        BoardRestarted: it shows that the interpreter was restarted.
+        BoardRestarted: the interpreter was restarted.
         CableError: the board was unplugged.
     """
     with repl.cable_errors("The board is gone"):
-        serial = repl.transport.serial
-        if serial.in_waiting <= 1:  # the prompt
+        if repl.transport.serial.in_waiting > 1:  # more than the prompt
+            _synchronize(repl)
+
+
+def _synchronize(repl: BoardRepl) -> None:
+    """Read what the REPL has printed, and prints for probes, up to its last prompt.
+
+    That prompt stays unread. A second one must not be under way then: mpremote's transport would
+    take it for the answer to what it sends next.
+
+    Raises:
+        BoardRestarted: the prelude is gone.
+    """
+    for _ in range(_SYNC_ATTEMPTS):
+        token = secrets.token_hex(_MARKER_BYTES).encode()
+        repl.transport.serial.write(b"\x01__cm_p__('%s',end='')\x04" % token)
+        end = token + b"\x04\x04"
+        if repl.transport.read_until(1, end, timeout=_SYNC_SECONDS).endswith(end):
             return
-        waiting = serial.read(serial.in_waiting)
-        serial.write(b"\x01")  # Ctrl-A: print the prompt again
-    if any(sign in waiting for sign in RESTART_SIGNS):
-        raise BoardRestarted(repl.port)
-
-
-def _discard_prompts(repl: BoardRepl) -> None:
-    """Discard the prompts that the REPL prints for probes, which it reads when code has ended."""
-    token = secrets.token_hex(_MARKER_BYTES).encode()
-    repl.transport.serial.write(b"\x01__cm_p__('%s',end='')\x04" % token)
-    repl.transport.read_until(1, token + b"\x04\x04>", timeout=_SYNC_SECONDS)
-    repl.transport.serial.write(b"\x01")  # Ctrl-A: print the prompt again
+    raise BoardRestarted(repl.port)
 
 
 class _Execution:

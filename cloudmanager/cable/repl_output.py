@@ -48,8 +48,6 @@ __cm_a__=bytearray
 """
 EOT: Final = b"\x04"
 RAW_BANNER: Final = b"raw REPL; CTRL-B to exit\r\n>"
-#: What a REPL prints when it has started again.
-RESTART_SIGNS: Final = (b"soft reboot", b"\n>>> ")
 MAX_HELD_BYTES: Final = 4096  # that may be a traceback, before they are passed on as output
 MAX_HELD_SECONDS: Final = 1.0
 _PROMPT: Final = b"\x04>"
