@@ -26,7 +26,7 @@ from cloudmanager.protocol.errors import ServerError
 log = logging.getLogger("cm_server")
 
 #: The version that this program uses: the number of the newest script.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 _VERSION_0_TABLES = {"boards", "jobs", "tokens"}  # version 0 had no version number
 

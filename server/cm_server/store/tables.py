@@ -206,4 +206,31 @@ rollout_boards = sa.Table(
     sa.Column("why", sa.Text, nullable=False),
 )
 sa.Index("rollout_boards_board", rollout_boards.c.board)
+
+#: The values that boards emit, kept for days, and their minutes, for months: see history_tables.py.
+#: Only PostgreSQL's are used; a server with a store of its own has files (history_files.py).
+samples = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("board", sa.Text, nullable=False),  # its id
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("value", sa.Float, nullable=False),
+)
+sa.Index("samples_board", samples.c.board, samples.c.name, samples.c.time)
+sa.Index("samples_time", samples.c.time, postgresql_using="brin")
+sample_minutes = sa.Table(
+    "sample_minutes",
+    metadata,
+    sa.Column("board", sa.Text, primary_key=True),  # its id
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("time", sa.Float, primary_key=True),  # when the minute begins
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("sum", sa.Float, nullable=False),
+    sa.Column("min", sa.Float, nullable=False),
+    sa.Column("max", sa.Float, nullable=False),
+    sa.Column("last", sa.Float, nullable=False),
+    sa.Column("last_time", sa.Float, nullable=False),
+)
+sa.Index("sample_minutes_time", sample_minutes.c.time, postgresql_using="brin")
 version = schema.add_version_table(metadata)
