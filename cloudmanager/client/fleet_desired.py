@@ -52,6 +52,7 @@ class _Desired:
                 name: json.dumps(own, allow_nan=False) for name, own in group.board_settings.items()
             },
             "rollback": group.rollback,
+            "window": group.window,
             "waves": list(group.rollout.waves),
             "options": group.rollout.options(),
         }

@@ -21,7 +21,7 @@ from .cells import prepare_cell
 
 _MAX_COUNT: Final = 100_000
 #: Keys that are reserved for what this version does not do yet.
-_FUTURE_KEYS: Final = frozenset(("client", "firmware", "window"))
+_FUTURE_KEYS: Final = frozenset(("client", "firmware"))
 
 
 class FleetFileError(ValueError):
@@ -69,6 +69,7 @@ class Group:
         settings: keys of ``/settings.json``.
         pin: names of boards that are held back.
         rollback: whether boards keep what they need to go back ("local").
+        window: when boards may begin: "start", "for" in seconds and "tz"; None: at any time.
         board_settings: name of a board -> its own settings.
         rollout: how it gets there.
     """
@@ -80,6 +81,7 @@ class Group:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pin: tuple[str, ...] = ()
     rollback: str = "local"
+    window: Mapping[str, Any] | None = None
     board_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rollout: RolloutSettings = RolloutSettings()
 
@@ -114,7 +116,7 @@ def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     path = _key(name)
     for key in sorted(_FUTURE_KEYS & body.keys()):
         raise FleetFileError(f"{path}.{key}: this version cannot do that yet")
-    _check_keys(path, body, (*_GROUP_READERS, "target", "board", "rollout"))
+    _check_keys(path, body, (*_GROUP_READERS, "target", "board", "rollout", "window"))
     if "target" not in body:
         raise FleetFileError(
             f'{path}.target: is missing: which boards the group has, such as "lab-*"'
@@ -122,12 +124,13 @@ def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     values = _read_values(path, body, _GROUP_READERS)
     target = _read_target(f"{path}.target", body["target"])
     boards = _read_boards(f"{path}.board", body.get("board", {}))
+    window = _read_window(f"{path}.window", body["window"]) if "window" in body else None
     rollout = body.get("rollout", {})
     if not isinstance(rollout, dict):
         raise FleetFileError(f"{path}.rollout: must be a table, [{path}.rollout]")
     _check_keys(f"{path}.rollout", rollout, _ROLLOUT_READERS)
     settings = RolloutSettings(**_read_values(f"{path}.rollout", rollout, _ROLLOUT_READERS))
-    group = Group(name, target, board_settings=boards, rollout=settings, **values)
+    group = Group(name, target, window=window, board_settings=boards, rollout=settings, **values)
     if not (group.app or group.packages or group.settings or group.board_settings):
         raise FleetFileError(
             f"{path}: says nothing about its boards: give it app, packages or settings"
@@ -190,6 +193,19 @@ def _read_boards(path: str, body: Any) -> dict[str, dict[str, Any]]:
         _check_keys(own_path, own, ("settings",))
         boards[name] = _read_values(own_path, own, {"settings": _settings}).get("settings", {})
     return boards
+
+
+def _read_window(path: str, body: Any) -> dict[str, Any]:
+    """Return a window; the server, which has a clock and time zones, checks what it means."""
+    if not isinstance(body, dict):
+        raise FleetFileError(
+            f'{path}: must be a table, such as {{ start = "0 3 * * *", for = "2h" }}'
+        )
+    _check_keys(path, body, _WINDOW_READERS)
+    for key in ("start", "for"):
+        if key not in body:
+            raise FleetFileError(f"{path}.{key}: is missing")
+    return {"tz": "UTC", **_read_values(path, body, _WINDOW_READERS)}
 
 
 def _text(value: Any) -> str:
@@ -278,6 +294,11 @@ _GROUP_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "settings": _settings,
     "pin": _texts,
     "rollback": _rollback,
+}
+_WINDOW_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "start": _text,
+    "for": _positive_span,
+    "tz": _text,
 }
 _ROLLOUT_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "waves": check_waves,

@@ -114,12 +114,20 @@ def _group_lines(group: Mapping[str, Any]) -> list[str]:
     least = group["seconds_at_least"]
     took = f", at least {format_duration(least)}" if least else ""
     lines.append(f"  waves: {', '.join(waves)}{took}")
+    if group.get("window"):
+        lines.append(f"  {window_text(group['window'])}")
     if group["away"]:
         lines.append(f"  not connected now: {fold_names(group['away'])}")
     if group["pinned"]:
         lines.append(f"  held back: {fold_names(group['pinned'])}")
     lines += [f"  note: {note}" for note in group["notes"]]
     return lines
+
+
+def window_text(window: Mapping[str, Any]) -> str:
+    """Return when boards may begin, as the server describes it."""
+    now = "open now; " if window["open"] else ""
+    return f"{now}next window: {window['text']}"
 
 
 def _wave_texts(sizes: Sequence[int]) -> list[str]:
@@ -202,6 +210,8 @@ def rollout_head(rollout: Mapping[str, Any]) -> str:
     by_caller = reason.startswith("by ")  # "paused by ann", but "failed: 2 failed, ..."
     why = f" {reason}" if by_caller else f": {reason}" if reason else ""
     number = f"rollout {rollout['rollout']}"
+    if rollout.get("window") and rollout["state"] == "running":
+        state += f", {window_text(rollout['window'])}"
     return f"{rollout['group']}  {rollout['generation'][:12]}  {number}  {state}{why}"
 
 

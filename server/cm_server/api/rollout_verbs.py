@@ -21,6 +21,7 @@ from cm_server.jobs.model import Board
 from cm_server.rollouts import desired, generation_packages, plans
 from cm_server.rollouts.desired import DesiredGroup
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
+from cm_server.rollouts.windows import read_window
 from cm_server.store.rollout_rows import (
     GenerationRow,
     NewRollout,
@@ -54,7 +55,7 @@ async def _describe(context: RequestContext, made: Sequence[GroupPlan]) -> dict[
         if group is not None and name not in reached:
             released.setdefault(group, []).append(name)
     return {
-        "groups": [plan.describe() for plan in made],
+        "groups": [plan.describe(context.services.rollouts.now()) for plan in made],
         "changed": sum(len(plan.changed) for plan in made),
         "released": released,
         "gone": sorted(row.group for row in latest if row.group not in names),
@@ -160,6 +161,7 @@ def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
         and row.state == "running"
         and row.generation == plan.generation
         and row.plan["options"] == vars(plan.group.options)
+        and row.plan.get("window") == plan.group.stored_window
         and set(row.plan["boards"]) >= {board.id for board in plan.changed}
     )
 
@@ -194,6 +196,7 @@ def _new_rollout(context: RequestContext, plan: GroupPlan, latest: RolloutRow | 
             "caller": token.name,
             "waves": list(plan.group.waves),
             "options": vars(plan.group.options).copy(),
+            "window": plan.group.stored_window,
             "boards": [board.id for board in plan.changed],
             "position": [0, now, None],
         },
@@ -262,6 +265,7 @@ def _describe_rollout(
 
 
 def _describe_row(context: RequestContext, row: RolloutRow) -> dict[str, Any]:
+    window = read_window(row.plan.get("window"))
     return {
         "rollout": row.number,
         "group": row.group,
@@ -274,6 +278,7 @@ def _describe_row(context: RequestContext, row: RolloutRow) -> dict[str, Any]:
         "changed": row.changed,
         "wave": int(row.plan["position"][0]) + 1,
         "options": row.plan["options"],
+        "window": None if window is None else window.describe(context.services.rollouts.now()),
     }
 
 
@@ -394,6 +399,7 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
         token=context.token.hash,
         plan={
             **row.plan,
+            "window": None,  # the way back is not put off
             "caller": context.token.name,
             "boards": [board.id for board in changed],
             "position": [0, now, None],

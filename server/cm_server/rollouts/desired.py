@@ -21,6 +21,7 @@ from cm_server.limits import KIB, MIB, Limits
 from cm_server.packages.install_paths import check_relative_path, find_clash, is_reserved
 
 from .steps import RolloutOptions
+from .windows import Window, read_window
 
 BOARD_ID_CHARS: Final = 16  # of a generation's id that boards know
 _DIGEST_CHARS: Final = 64
@@ -52,6 +53,7 @@ class DesiredGroup:
         rollback: "local": boards keep what they need to go back.
         waves: of a rollout.
         options: of a rollout.
+        window: when boards may begin; None: at any time.
     """
 
     name: str
@@ -64,6 +66,12 @@ class DesiredGroup:
     rollback: str = "local"
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     options: RolloutOptions = RolloutOptions()
+    window: Window | None = None
+
+    @property
+    def stored_window(self) -> dict[str, Any] | None:
+        """The window as it is stored with a rollout."""
+        return None if self.window is None else self.window.to_json()
 
 
 def read_groups(groups: object, limits: Limits) -> list[DesiredGroup]:
@@ -102,6 +110,7 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
             rollback=_read_choice(body.get("rollback"), "rollback", ("local",)),
             waves=check_waves(body.get("waves", list(DEFAULT_WAVES))),
             options=_read_options(body.get("options") or {}),
+            window=read_window(body.get("window")),
         )
     except (ServerError, PackageError, TargetError) as error:
         raise ServerError(f"{name}: {error.args[0]}") from error

@@ -100,8 +100,13 @@ class GroupPlan:
             waves[board.id] = wave
         return waves
 
-    def describe(self) -> dict[str, Any]:
-        """Return it as JSON."""
+    def describe(self, now: float) -> dict[str, Any]:
+        """Return it as JSON.
+
+        Args:
+            now: the time, in seconds since 1970.
+        """
+        window = self.group.window
         sizes = wave_sizes(self.group.waves, len(self.changed))
         options = self.group.options
         pauses = max(len(sizes) - 1, 0) * options.pause
@@ -117,6 +122,7 @@ class GroupPlan:
             "changes": [change.describe() for change in self.changes],
             "bytes": sum(len(change.names) * sum(change.put.values()) for change in self.changes),
             "seconds_at_least": pauses + health,
+            "window": None if window is None else window.describe(now),
             "lock": self.lock,
             "notes": list(self.notes),
         }
@@ -291,6 +297,7 @@ def fingerprint(plans: Sequence[GroupPlan]) -> str:
             "pinned": list(plan.pinned),
             "waves": list(plan.group.waves),
             "options": vars(plan.group.options),
+            "window": plan.group.stored_window,
         }
         for plan in plans
     ]

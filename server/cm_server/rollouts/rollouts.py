@@ -37,6 +37,7 @@ from cm_server.store.store_queue import Operation
 
 from . import board_switch, desired, steps
 from .steps import BoardProgress, Position, RolloutOptions
+from .windows import Window, read_window
 
 log = logging.getLogger("cm_server")
 
@@ -117,6 +118,7 @@ class Rollout:
         position: how far it has come.
         manifest: of its generation.
         runs: its boards, by id, in the order in which they begin.
+        window: when boards may begin; None: at any time.
         contents: the files of the generation, by SHA-256.
     """
 
@@ -126,6 +128,7 @@ class Rollout:
     position: Position
     manifest: Mapping[str, Any]
     runs: dict[str, BoardRun]
+    window: Window | None = None
     contents: dict[str, Content] = field(default_factory=dict)
 
     @property
@@ -168,10 +171,13 @@ class Rollouts:
                 continue
             if run.row.state in steps.ACTIVE:
                 return True
+            now = self._services.clock()
             is_its_turn = run.row.wave <= rollout.position.wave
+            if rollout.window is not None and not rollout.window.is_open(now):
+                continue
             if rollout.row.state == "running" and is_its_turn:
                 progress = self._progress(run)._replace(online=True)
-                return steps.may_begin(progress, self._services.clock())
+                return steps.may_begin(progress, now)
         return False
 
     def start(self) -> None:
@@ -252,6 +258,7 @@ class Rollouts:
             _position(row),
             loaded.manifest or {},
             runs,
+            read_window(plan.get("window")),
         )
 
     def _name_of(self, board_id: str) -> str:
@@ -289,7 +296,7 @@ class Rollouts:
         """Let further boards begin, or end the rollout, as ``steps.next_step`` says."""
         now = self._services.clock()
         progress = [self._progress(run) for run in rollout.runs.values()]
-        step = steps.next_step(progress, rollout.options, rollout.position, now)
+        step = steps.next_step(progress, rollout.options, rollout.position, now, rollout.window)
         for board_id, (state, why) in step.overdue.items():
             self._set_board(rollout, rollout.runs[board_id], state, why)
         if step.position != rollout.position:
@@ -375,6 +382,7 @@ class Rollouts:
         plan = {
             **row.plan,
             "waves": ["100%"],
+            "window": None,  # the way back is not put off
             "options": options,
             "boards": list(proven),
             "position": [0, changed, None],

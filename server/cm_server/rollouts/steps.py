@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from .windows import Window
+
 ENDED: Final = frozenset(("proven", "failed", "missed"))
 ACTIVE: Final = frozenset(("switching", "trial"))
 #: Seconds until a board that came back unproven is tried again.
@@ -105,7 +107,11 @@ class Step:
 
 
 def next_step(
-    boards: Sequence[BoardProgress], options: RolloutOptions, position: Position, now: float
+    boards: Sequence[BoardProgress],
+    options: RolloutOptions,
+    position: Position,
+    now: float,
+    window: Window | None = None,
 ) -> Step:
     """Return what a rollout that runs does next.
 
@@ -114,8 +120,11 @@ def next_step(
         options: of the rollout.
         position: how far it has come.
         now: the time, in seconds since 1970.
+        window: outside of it no board begins, and deadlines do not come nearer; None: any time.
     """
-    overdue = _overdue(boards, options, position, now)
+    overdue: dict[str, tuple[str, str]] = {}
+    if _has_passed(options.deadline, position.started, now, window):
+        overdue = _overdue(boards, position)
     if overdue:
         boards = [
             each._replace(state=overdue[each.board_id][0]) if each.board_id in overdue else each
@@ -132,6 +141,8 @@ def next_step(
     present = [each for each in boards if each.wave <= position.wave]
     ready = [each for each in present if may_begin(each, now)]
     room = options.parallel - len(active) if options.parallel else len(ready)
+    if window is not None and not window.is_open(now):
+        room = 0
     begin = tuple(each.board_id for each in ready[: max(room, 0)])
     if ready or any(each.online for each in active) or _is_returning(active, now):
         return Step(position._replace(settled=None), begin, overdue)
@@ -151,12 +162,15 @@ def _is_returning(active: Sequence[BoardProgress], now: float) -> bool:
     return any(not each.online and now - each.since < RETURN_SECONDS for each in active)
 
 
-def _overdue(
-    boards: Sequence[BoardProgress], options: RolloutOptions, position: Position, now: float
-) -> dict[str, tuple[str, str]]:
-    """Return the boards whose deadline has passed, with their new states and the reason."""
-    if now - position.started < options.deadline:
-        return {}
+def _has_passed(deadline: float, started: float, now: float, window: Window | None) -> bool:
+    """Return whether a deadline has passed; of a rollout with a window, that time alone counts."""
+    if now - started < deadline:
+        return False
+    return window is None or window.open_seconds(started, now) >= deadline
+
+
+def _overdue(boards: Sequence[BoardProgress], position: Position) -> dict[str, tuple[str, str]]:
+    """Return the boards that have not ended, with their new states at the deadline and why."""
     found = {}
     for each in boards:
         if each.wave > position.wave or each.state in ENDED:

@@ -17,6 +17,7 @@ packages = ["logging", "github:acme/sht31@v1.2"]
 settings = { interval = 30, mqtt = { secret = "mqtt" } }
 pin      = ["greenhouse-7"]
 rollback = "local"
+window   = { start = "0 3 * * *", for = "2h", tz = "Europe/Berlin" }
 [greenhouse.board."greenhouse-3"]
 settings = { offset = 0.4 }
 [greenhouse.rollout]
@@ -40,6 +41,7 @@ def test_all_keys_are_read():
         packages=("logging", "github:acme/sht31@v1.2"),
         settings={"interval": 30, "mqtt": {"secret": "mqtt"}},
         pin=("greenhouse-7",),
+        window={"start": "0 3 * * *", "for": 7200, "tz": "Europe/Berlin"},
         board_settings={"greenhouse-3": {"offset": 0.4}},
         rollout=RolloutSettings(
             waves=(1, "10%", "100%"),
@@ -79,12 +81,17 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (
             LAB + "x = 1",
             "lab.x: this key does not exist; there are app, board, packages, pin, rollback, "
-            "rollout, settings, target$",
+            "rollout, settings, target, window$",
         ),
         (LAB + "[lab.rollout]\npase = '1m'", r"lab\.rollout\.pase: .*; did you mean pause\?"),
         (LAB + "[lab.board.b1]\napp = 'x'", r"lab\.board\.b1\.app: this key does not exist"),
         (LAB + "firmware = 'x'", "lab.firmware: this version cannot do that yet"),
-        (LAB + "[lab.window]\nstart = 'x'", "lab.window: this version cannot do that yet"),
+        (LAB + "window = 'x'", "lab.window: must be a table"),
+        (LAB + "[lab.window]\nstart = 'x'", "lab.window.for: is missing"),
+        (LAB + "[lab.window]\nfor = '1h'", "lab.window.start: is missing"),
+        (LAB + "[lab.window]\nstrat = 'x'", r"lab\.window\.strat: .*; did you mean start\?"),
+        (LAB + "[lab.window]\nstart = 'x'\nfor = 2", "lab.window.for: must be a span"),
+        (LAB + "[lab.window]\nstart = 1\nfor = '2h'", "lab.window.start: must be a text"),
         (LAB + "rollback = 'network'", "lab.rollback: this version knows only"),
         (LAB + "rollback = 'no'", "lab.rollback: must be 'local'"),
         (LAB + "packages = 'logging'", "lab.packages: must be a list of texts"),

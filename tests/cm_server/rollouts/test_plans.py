@@ -45,7 +45,7 @@ def test_boards_with_the_same_change_are_one_line():
     assert (dict(first.put), first.removed) == ({"/app.py": 300}, ("/gone.py",))
     assert first.settings == ("a", "b")
     assert (second.names, dict(second.put)) == (("lab-4",), {"/app.py": 300, "/same.py": 20})
-    described = plan.describe()
+    described = plan.describe(0.0)
     assert described["bytes"] == 3 * 300 + 320
     assert described["waves"] == [1, 2, 4]
     assert list(plan.waves().values()) == [0, 1, 2, 2]
@@ -103,7 +103,7 @@ def test_plan_for_ten_thousand_boards_takes_seconds_at_most():
     begun = time.process_time()
     found = plans.find_boards([group()], boards)
     plan = plans.plan_group(group(), found["lab"], None, {desired.short_id(generation): old})
-    described = plan.describe()
+    described = plan.describe(0.0)
     plans.fingerprint([plan])
     assert len(described["changed"]) == 10_000
     assert len(plan.changes) == 1  # the same on all kinds of bytecode

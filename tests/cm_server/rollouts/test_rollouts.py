@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.results.fleet_plan import plan_text, rollout_head
 from cm_server.store.rollout_rows import GenerationRow, NewRollout, RolloutPlace
 from cm_server.store.store import Store
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
@@ -171,6 +173,31 @@ async def test_board_with_an_old_client_is_refused(lab: Lab):
         ]
 
 
+def closed_window() -> dict[str, Any]:
+    """Return a window that opens in some hours."""
+    start = datetime.now(UTC) + timedelta(hours=6)
+    return {"start": f"{start.minute} {start.hour} * * *", "for": 3600, "tz": "UTC"}
+
+
+async def test_board_begins_only_within_the_window(lab: Lab):
+    plan = (await lab.owner.ask("fleet-plan", groups=group(window=closed_window())))["reply"]
+    assert "next window: " in plan_text(plan)
+    await lab.owner.ask("fleet-apply", groups=group(window=closed_window()))
+    async with await lab.join("lab-1") as board:
+        with pytest.raises(TimeoutError):
+            await board_message(board)
+        status = await lab.status()
+        assert status["boards"][0]["state"] == "waiting"
+        assert "running, wave 1 of 1, next window: " in rollout_head(status)
+        async with await lab.join("lab-2") as other:
+            await other.send(wire.SLEEP, struct.pack(">II", 600_000, 5000))
+            reply = await other.next()
+            assert (reply.op, reply.flags) == (wire.SLEEP_REPLY, 0), "it need not stay awake"
+        open_now = {"start": "0 * * * *", "for": 7200, "tz": "UTC"}
+        await lab.owner.ask("fleet-apply", groups=group(window=open_now))
+        assert (await board.next()).op == wire.FILE
+
+
 async def test_pinned_boards_are_held_back(lab: Lab):
     await lab.owner.ask("fleet-apply", groups=group(pin=["lab-2"]))
     assert [each["board"] for each in (await lab.status())["boards"]] == ["lab-1"]
@@ -222,6 +249,8 @@ DIGEST = hashlib.sha256().hexdigest()
         ({"options": {"on_failure": "x"}}, "on_failure must be one of"),
         ({"options": {"health": 5}}, "health must be a cell"),
         ({"packages": "logging"}, "packages must be a list of texts"),
+        ({"window": "nightly"}, "lab: window must be a JSON object"),
+        ({"window": {"start": "x", "for": 60, "tz": "UTC"}}, "lab: window.start: 'x' is no cron"),
     ],
 )
 async def test_wrong_group_is_refused_in_a_sentence(lab: Lab, changed, why):
