@@ -101,7 +101,7 @@ def discard_output(repl: BoardRepl) -> None:
 def _synchronize(repl: BoardRepl) -> None:
     """Read what the REPL has printed, and prints for probes, up to its last prompt.
 
-    That prompt stays unread. A second one must not be under way then: mpremote's transport would
+    That prompt stays unread. A second one must not be pending then: mpremote's transport would
     take it for the answer to what it sends next.
 
     Raises:

@@ -73,10 +73,10 @@ def test_samples_over_the_rate_are_dropped_and_counted(board):
     assert len(board.samples) == left + 1
     # A sample says how many were dropped before it, as many as fit in a byte. A board that computes
     # slowly sends more samples in between, which count some of them.
-    told = [lost for _, lost, _ in board.samples]
-    assert sum(told) == 500 - left or max(told) == 255
+    counts = [lost for _, lost, _ in board.samples]
+    assert sum(counts) == 500 - left or max(counts) == 255
     assert board.samples[-1][2] == {"n": -1}
-    assert told[-1] > 0
+    assert counts[-1] > 0
 
 
 def test_rate_limit_works_after_a_pause_of_a_week(board):
