@@ -135,6 +135,12 @@ class ServerOptions:
         "days to keep the audit log, at least 31",
         _whole_number("a number of days,", 31),
     )
+    keep_texts: int = _option(
+        30,
+        "DAYS",
+        "days to keep what cells ran, for boards' histories; 0: not at all",
+        _whole_number("a number of days,", 0),
+    )
     viewers_read_logs: bool = _option(
         False, "", "let viewers read what boards print outside of cells; else operators only"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from IPython.core.error import UsageError
@@ -11,6 +12,7 @@ from cloudmanager.client.health import Health
 from cloudmanager.client.run_arguments import add_wait_options, wait_keywords
 from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.history import History
 from cloudmanager.results.results import Results
 
 from . import cell_display
@@ -34,6 +36,22 @@ _RESET_PARSER: Final = make_reset_parser()
 _INFO_PARSER: Final = make_parser(
     "board_info", "Show the facts of boards, online or offline: %board_info lab-1"
 )
+
+
+def make_history_parser() -> MagicParser:
+    """Make the parser of `%board_history`."""
+    text = "Show what ran on boards: cells, files, installs, resets: %board_history lab-1"
+    parser = make_parser("board_history", text)
+    parser.add_argument(
+        "--since", metavar="SPAN", help="only what ran in the last SPAN, such as 2h"
+    )
+    parser.add_argument(
+        "--export", metavar="FILE.ipynb", help="write a notebook that runs the cells again"
+    )
+    return parser
+
+
+_HISTORY_PARSER: Final = make_history_parser()
 _HEALTH_PARSER: Final = make_parser(
     "fleet_health", "Show what is wrong in the fleet, and what to do: %fleet_health"
 )
@@ -52,12 +70,13 @@ def _reset_display(kind: str) -> cell_display.VerbDisplay:
 
 @magics_class
 class ManagementMagics(TargetMagics):
-    """``%board_reset``, ``%board_info``, ``%board_rename``, ``%fleet_health``."""
+    """``%board_reset``, ``%board_info``, ``%board_history`` and the like, ``%fleet_health``."""
 
     parsers = {
         "%board_reset": _RESET_PARSER,
         "%board_info": _INFO_PARSER,
         "%board_rename": _RENAME_PARSER,
+        "%board_history": _HISTORY_PARSER,
         "%fleet_health": _HEALTH_PARSER,
     }
 
@@ -101,6 +120,23 @@ class ManagementMagics(TargetMagics):
             cell_display.display_text(f"{boards.target} was renamed to {name}.")
 
     board_rename.__doc__ = _RENAME_PARSER.format_help()
+
+    @line_magic
+    @with_variables
+    def board_history(self, line: str) -> History | None:
+        """Return what ran on boards; the parser's help replaces this docstring."""
+        boards, words, options = self._parse_line(_HISTORY_PARSER, line)
+        if words:
+            raise UsageError("Usage: %board_history TARGET [--since SPAN] [--export FILE.ipynb]")
+        with without_traceback():
+            history = boards.history(options.since)
+            if options.export is None:
+                return history
+            Path(options.export).write_text(history.to_notebook(), encoding="utf-8")
+            cell_display.display_text(f"Wrote {len(history):,} jobs to {options.export}.")
+            return None
+
+    board_history.__doc__ = _HISTORY_PARSER.format_help()
 
     @line_magic
     def fleet_health(self, line: str) -> Health:

@@ -34,6 +34,7 @@ from . import (
     dashboard_command,
     file_commands,
     fleet_commands,
+    history_commands,
     inventory_commands,
     log_commands,
     mount_commands,
@@ -225,6 +226,7 @@ def _make_parser() -> argparse.ArgumentParser:
     mount_commands.add_verbs(add_verb)
     package_commands.add_verbs(add_verb)
     log_commands.add_verbs(add_verb)
+    history_commands.add_verbs(add_verb)
     repl_commands.add_verbs(add_verb)
     watch_commands.add_verbs(add_verb)
     dashboard_command.add_verbs(add_verb)

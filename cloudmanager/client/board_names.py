@@ -107,7 +107,7 @@ async def _ask_boards(connect: Connect, target: str, call: str) -> dict[str, Any
     """Return the answer of each board that answered in time; {} if the server is unreachable."""
     options = RunOptions(idle=True, timeout=ANSWER_SECONDS)
     cell = cell_verbs.prepare_cached(_BOARD_CALL + call)
-    group = JobGroup(dataclasses.replace(cell, name=_JOB_NAME), options)
+    group = JobGroup(dataclasses.replace(cell, name=_JOB_NAME, own=()), options)
     # Completion shows no errors.
     with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_submit_and_wait(connect, target, group), ANSWER_SECONDS)

@@ -9,16 +9,19 @@ from dataclasses import replace
 from typing import Any, Final, Unpack
 
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunKeywords, RunOptions, WaitKeywords
-from cloudmanager.protocol.spans import parse_span
+from cloudmanager.protocol.spans import parse_span, time_since
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.history import History
 from cloudmanager.results.results import Results
 from cloudmanager.results.rows import BoardList
 
 from . import cells, restarts
 from .cells import Cell
+from .histories import read_history
 from .input_values import argv_assignment, prelude
 from .jobs import Event, JobGroup
 from .keywords import run_keywords, wait_keywords
+from .log_lines import Since
 from .progress import ProgressCallback
 from .verb import HasTarget, verb
 from .waiting import wait_options
@@ -95,7 +98,7 @@ class CellVerbs(HasTarget):
         """
         run_options = wait_options(options)
         if run_options.when_online:
-            cell = prepare_cached(restarts.RESET_CELL if hard else "")
+            cell = restarts.hard_reset_cell() if hard else prepare_cached("")
             return await _run_cell(self, cell, replace(run_options, fresh=True), None)
         if hard:
             return await restarts.reset_chips(self, progress)
@@ -150,6 +153,23 @@ class CellVerbs(HasTarget):
     async def info(self) -> BoardList:
         """Return the server's information about each of the boards, as a list of dicts."""
         return BoardList(await self.exchange().request("boards", {"target": self.target}))
+
+    @verb
+    async def history(self, since: Since = None) -> History:
+        """Return what ran on the boards, connected or not, the oldest job first.
+
+        The texts of cells, and from which notebooks they came, are for their authors and for
+        administrators; the server keeps texts for 30 days (`mbm server-start --keep-texts`).
+
+        Args:
+            since: only jobs from then on: a span before now (``"2h"``), seconds since 1970, or a
+                datetime; None: all that the server has, 90 days by default.
+
+        Raises:
+            TargetError, NoSuchBoard: the target selects no boards.
+            ValueError: ``since`` is no time.
+        """
+        return await read_history(self.exchange(), self.target, time_since(since))
 
     @verb
     async def stop(self) -> list[str]:
@@ -295,6 +315,5 @@ def make_cell(
     if not lines:
         return prepare_cached(code)
     cell = cells.prepare_cell(code, "\n".join(lines))
-    if argv and argv[0] not in _NO_FILES:
-        cell = dataclasses.replace(cell, name=argv[0])
-    return cell
+    name = argv[0] if argv and argv[0] not in _NO_FILES else ""
+    return dataclasses.replace(cell, name=name, inputs=tuple(inputs or ()))

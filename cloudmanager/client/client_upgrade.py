@@ -132,7 +132,7 @@ def _waiting_cell(
     code: str, options: RunOptions, inputs: Mapping[str, Any] | None = None
 ) -> JobGroup:
     cell = prepare_cell(code, prelude(inputs) if inputs else "")
-    return JobGroup(cell, replace(options, timeout=CELL_SECONDS))
+    return JobGroup(_name_cell(cell), replace(options, timeout=CELL_SECONDS))
 
 
 class ClientUpgrade:
@@ -245,7 +245,7 @@ class ClientUpgrade:
 
 def _name_cell(cell: Cell) -> Cell:
     """Return a step of an upgrade, as lists of jobs call it."""
-    return dataclasses.replace(cell, name="upgrade of the client")
+    return dataclasses.replace(cell, name="upgrade of the client", own=())
 
 
 def _failed_result(board: str, why: str) -> Result:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cloudmanager.board_client import client_parts
+from cloudmanager.protocol.spans import parse_span
 from cloudmanager.results.fleet_plan import FleetPlan, RolloutList
 from cloudmanager.results.rows import BoardList, JobList
 
@@ -285,6 +286,36 @@ class FleetVerbs(HasExchange):
             ServerError: the job does not exist.
         """
         return dict(await self.exchange().request("job", {"job": number}))
+
+    @verb
+    async def forget_history(
+        self,
+        target: str | None = None,
+        *,
+        caller: str | None = None,
+        older_than: str | float | None = None,
+    ) -> dict[str, Any]:
+        """Let the server forget what ran: texts of cells, files, packages, notebooks.
+
+        That jobs ran, for whom, and how they ended, stays. Without the role admin, only what this
+        token ran is forgotten.
+
+        Args:
+            target: only of these boards; None: of all.
+            caller: only of the token with this name.
+            older_than: only what ran before: a span such as ``"7d"``, or seconds.
+
+        Returns:
+            ``jobs`` and ``texts``: how many; ``erased``: whether the database's files have nothing
+            of them any more (docs/security.md).
+
+        Raises:
+            ValueError: ``older_than`` is no span.
+            ServerError: none of the three is given.
+        """
+        seconds = parse_span(older_than) if isinstance(older_than, str) else older_than
+        body = {"target": target, "caller": caller, "older_than": seconds}
+        return dict(await self.exchange().request("history-forget", body))
 
     @verb
     async def samples(self, target: str = "all", count: int | None = None) -> Samples:

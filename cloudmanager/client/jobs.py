@@ -24,6 +24,7 @@ from cloudmanager.results.rows import MAX_HTML_ROWS, html_rows
 
 from .cells import Cell, map_traceback
 from .future import Future
+from .origin import find_origin
 from .outgoing import OutgoingFrame
 from .runner import run_blocking
 from .unread_events import UnreadEvents
@@ -39,6 +40,9 @@ LOST_VALUE: Final = "<lost with the link>"
 _CLIENT_FRAMES: Final = re.compile(
     r'^  File "cm[/.][^\n]*\n(?:  File "asyncio/core\.py"[^\n]*\n)*', re.MULTILINE
 )
+#: Numbers that say which parts of a cell are its text: with more of them, a SUBMIT would be refused
+#: (``Limits.request_values``), and the server does not keep the text.
+MAX_OWN_SPANS: Final = 20_000
 INTERRUPT_GRACE_SECONDS: Final = 2.0  # how long an interrupted wait waits for the outcomes
 
 
@@ -413,9 +417,16 @@ class JobGroup:
 
     def submit_head(self) -> dict[str, Any]:
         """Return the entries of the group in the JSON of a SUBMIT."""
-        head = {"awaits": self.cell.awaits, **self.options.to_wire()}
-        if title := self.cell.title:
+        cell = self.cell
+        head: dict[str, Any] = {"awaits": cell.awaits, **self.options.to_wire(), **find_origin()}
+        if title := cell.title:
             head["title"] = title
+        if cell.own and len(cell.own) <= MAX_OWN_SPANS:
+            head["own"] = cell.own
+        if cell.name:
+            head["named"] = True
+        if cell.inputs:
+            head["inputs"] = cell.inputs
         return head
 
     # Called by the link's thread

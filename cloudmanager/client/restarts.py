@@ -10,6 +10,7 @@ from typing import Final
 
 from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.history import HARD_RESET
 from cloudmanager.results.results import Result, Results
 
 from .cells import Cell, prepare_cell
@@ -39,8 +40,6 @@ try:
 except ImportError:
     from machine import reset
 """ + _LATER.replace("FUNCTION", "reset")
-#: A cell that resets the chip once its result has been sent.
-RESET_CELL: Final = f"exec({_RESET_CODE!r}, {{}})"
 _BOOTLOADER_CODE: Final = """
 try:
     from machine import bootloader
@@ -57,7 +56,7 @@ async def reset_chips(boards: HasTarget, progress: ProgressCallback | None) -> R
     if not target:
         return fresh
     before = await _connected_since(boards, target)
-    last = await _run_before_end(boards, target, _make_cell(_RESET_CODE, "hard reset"))
+    last = await _run_before_end(boards, target, hard_reset_cell())
     results = {**fresh, **last}
     waiting = [name for name, result in last.items() if result.ok]
     deadline = time.monotonic() + RESTART_SECONDS
@@ -79,9 +78,14 @@ async def start_bootloaders(boards: HasTarget) -> Results:
     return await _run_before_end(boards, boards.target, cell, fresh=True)
 
 
+def hard_reset_cell() -> Cell:
+    """Return a cell that resets the chip once its result has been sent."""
+    return _make_cell(_RESET_CODE, HARD_RESET)
+
+
 def _make_cell(code: str, name: str) -> Cell:
     """Return a cell that leaves no names on a board; lists of jobs call it ``name``."""
-    return dataclasses.replace(prepare_cell(f"exec({code!r}, {{}})"), name=name)
+    return dataclasses.replace(prepare_cell(f"exec({code!r}, {{}})"), name=name, own=())
 
 
 def _report(

@@ -12,6 +12,7 @@ from typing import Any, Final
 from cloudmanager.protocol.facts import FACTS, fact_text
 from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.results.history import HISTORY_HEADINGS, HistoryEntry, history_rows
 from cloudmanager.results.rows import (
     JOB_HEADINGS,
     MAX_JOB_CHARS,
@@ -114,6 +115,13 @@ def job_text(job: Mapping[str, Any]) -> str:
     if job["status"] == "ok" and job["value"]:
         parts.append(f"Out: {job['value']}")
     return sanitize_text("\n".join(part for part in parts if part))
+
+
+def history_table(history: Sequence[HistoryEntry]) -> str:
+    """Return what ran on boards as a table, the newest last; a sentence if nothing did."""
+    if not history:
+        return "Nothing ran there, or the server does not have it any more."
+    return format_table(HISTORY_HEADINGS, history_rows(history))
 
 
 def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:

@@ -74,6 +74,8 @@ from .status import ServerStatus
 from .store.shared_store import SharedStore
 from .store.store import Store
 from .store.store_queue import StoreQueue
+from .text_expiry import TextExpiry
+from .times import DAY
 
 log = logging.getLogger("cm_server")
 
@@ -159,6 +161,9 @@ class Server:
                 limits=limits,
                 lost_after=self.reconnects.lost_after,
             )
+        )
+        self.text_expiry = TextExpiry(
+            self.dispatch.job_texts, loop.call_later, options.keep_texts, self.clock
         )
         self.dispatch.sleepers.spread = lambda: self.reconnects.spread
         self.enrolment = Enrolment(
@@ -276,6 +281,7 @@ class Server:
             board_health=self.board_health,
             rollouts=self.rollouts,
             viewers_read_logs=options.viewers_read_logs,
+            keep_texts_seconds=options.keep_texts * DAY,
         )
         self._caller_link_services = CallerLinkServices(
             requests=services,
@@ -331,12 +337,14 @@ class Server:
             self.loop_lag_monitor.stop,
             self.loop_clock.stop,
             self.housekeeper.stop,
+            self.text_expiry.stop,
             self.board_logs.write,
             self.board_health.write,
             self.completion_words.stop,
             self.mounts.stop,
             self.rollouts.stop,
             self.dispatch.stop,
+            self.dispatch.job_texts.write_all,
             lambda: self.callers.close_all(why),
             lambda: self.registry.close_links(why),
             self.cluster.leave,

@@ -122,6 +122,16 @@ class Limits:
     reserved_waiting_bytes: int = 64 * MIB  # of these, for administrators
     output_chars: int = 64 * MIB  # of what jobs printed that have waited; the oldest go first
 
+    # What ran where.
+    text_chars: int = (
+        256 * KIB
+    )  # of the text of one cell; of a longer one, only its SHA-256 is kept
+    text_token_chars: int = 32 * MIB  # of the texts of one token in a day; the same
+    text_total_chars: int = 256 * MIB  # of all texts; those that were not run for longest go first
+    #: Rows of jobs that are examined in one transaction, for a history, or to forget texts. 5 ms.
+    examined_jobs: int = 10_000
+    reply_history_chars: int = 512 * KIB  # of texts in one reply; what is more is in the next
+
     # Files.
     content_bytes: int = 64 * MIB  # of one file for boards
     #: Of files on disk: those that are kept to be used again, unfinished uploads, and what jobs and

@@ -341,6 +341,45 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
         "cm_server/api/test_job_verbs.py::test_code_is_seen_by_its_author_and_by_administrators",
     ),
     defence(
+        "viewers and other operators do not read the texts of cells in histories",
+        SERVER + "api/history_verbs.py",
+        "_may_read = lambda token, row, kind: True",
+        "cm_server/api/test_history_verbs.py::test_text_is_for_its_author_and_for_administrators",
+    ),
+    defence(
+        "another token of an author's name does not read what the author ran",
+        SERVER + "api/history_verbs.py",
+        "_is_author = lambda token, row: token.name == row.caller",
+        "cm_server/api/test_history_verbs.py::test_text_is_for_its_author_and_for_administrators",
+    ),
+    defence(
+        "an administrator of some boards forgets nothing of others",
+        SERVER + "api/history_verbs.py",
+        "_forgotten_boards = lambda context: None",
+        "cm_server/api/test_history_verbs.py::"
+        "test_administrator_of_some_boards_forgets_only_of_these",
+    ),
+    defence(
+        "a text is not stored where inputs may be in it",
+        SERVER + "jobs/job_texts.py",
+        "find_text = lambda origin: origin.code.decode()",
+        "cm_server/jobs/test_job_texts.py::test_inputs_are_not_in_the_text[print(1)]",
+        "cm_server/api/test_history_verbs.py::"
+        "test_text_of_a_client_that_does_not_say_its_inputs_is_not_stored",
+    ),
+    defence(
+        "a deleted text is overwritten",
+        SERVER + "store/databases.py",
+        "Sqlite.erasing = lambda self: contextlib.nullcontext()",
+        "cm_server/store/test_text_rows.py::test_deleted_text_is_in_no_file_of_sqlite",
+    ),
+    defence(
+        "SQLite's log does not keep a deleted text",
+        SERVER + "store/databases.py",
+        "Sqlite.erase_log = lambda self: True",
+        "cm_server/store/test_text_rows.py::test_deleted_text_is_in_no_file_of_sqlite",
+    ),
+    defence(
         "an import changes boards within the token's reach only",
         SERVER + "api/inventory_verbs.py",
         """

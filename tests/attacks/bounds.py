@@ -34,6 +34,19 @@ BOUNDS: Final = [
         "cm_server/jobs/test_waiting_jobs.py::test_bytes_of_all_tokens_are_bounded",
     ),
     defence(
+        "the texts of cells that are kept are bounded for each token",
+        SERVER + "jobs/job_texts.py",
+        "JobTexts._has_share = lambda self, token, text: True",
+        "cm_server/jobs/test_job_texts.py::test_texts_of_one_token_do_not_use_the_share_of_others",
+        "cm_server/jobs/test_job_texts.py::test_full_store_of_texts_asks_for_room",
+    ),
+    defence(
+        "all texts of cells together are bounded",
+        SERVER + "text_expiry.py",
+        "TextExpiry._before_limit = lambda self: None",
+        "cm_server/test_text_expiry.py::test_too_many_texts_are_reduced_to_the_last_days",
+    ),
+    defence(
         "work that waits has a bounded size",
         SERVER + "api/waiting_work.py",
         "_check_size = lambda size, limits: None",

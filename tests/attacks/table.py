@@ -2,7 +2,7 @@
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
 to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38, input that is almost right
-40, boards' logs 41. (Packages, 25 to 34, are in packages.py; several servers, 39, in servers.py.)
+40, boards' logs 41, histories 42. (Packages, 25 to 34, are in packages.py; several servers, 39, in servers.py.)
 For parts that do not apply, a row states why.
 test_table.py checks that all tests exist and that no number is missing.
 """
@@ -359,6 +359,20 @@ ATTACKS: Final = [
         "board_that_floods_its_log_loses_the_excess_and_delays_nobody",
         "cm_server/test_board_logs.py: all_boards_together_keep_a_bounded_amount "
         "empty_and_short_texts_count_too empty_texts_that_wait_for_the_store_are_bounded",
+    ),
+    attack(
+        42,
+        "what ran where: who reads and forgets it, what is left then, inputs in it, texts that fill it",
+        "cm_server/api/test_history_verbs.py: text_is_for_its_author_and_for_administrators "
+        "successor_of_a_board_has_no_history forgotten_text_is_in_no_reply_and_in_no_file "
+        "operator_forgets_only_what_its_token_ran "
+        "administrator_of_some_boards_forgets_only_of_these "
+        "text_of_a_client_that_does_not_say_its_inputs_is_not_stored",
+        "cm_server/jobs/test_job_texts.py: inputs_are_not_in_the_text "
+        "hostile_origin_is_shortened texts_of_one_token_do_not_use_the_share_of_others "
+        "of_a_long_text_only_the_hash_is_kept",
+        "cm_server/store/test_text_rows.py: deleted_text_is_in_no_file_of_sqlite",
+        not_here="backups, PostgreSQL's files and the disk keep deleted texts: docs/security.md",
     ),
     attack(
         37,

@@ -35,6 +35,7 @@ ALL = ServerOptions(
     lost_after=60.0,
     samples=5,
     keep_jobs=1,
+    keep_texts=0,
     keep_audit=31,
     log_json=True,
     viewers_read_logs=True,

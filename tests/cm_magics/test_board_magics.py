@@ -10,6 +10,7 @@ from cloudmanager import Results
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.health import Health
 from cloudmanager.protocol.errors import NoSuchBoard
+from cloudmanager.results.history import History
 
 from .test_magics import Shell, ip, shell  # noqa: F401
 
@@ -71,3 +72,17 @@ def test_fleet_health_returns_what_is_wrong(shell: Shell, fleet: Fleet):  # noqa
         assert "Usage: %fleet_health" in shell.run("%fleet_health lab-1")
     finally:
         fleet.revoke("away-2")
+
+
+def test_history_is_returned_and_exported(shell: Shell, fleet: Fleet, tmp_path):  # noqa: F811
+    fleet["demo-1"].run("before = 1").raise_for_error()
+    shell.run("%%board demo-1\nkept = 42\nkept")
+    shell.run("h = %board_history demo-1 --since 1h")
+    history: Any = shell.ip.user_ns["h"]
+    assert isinstance(history, History)
+    assert [entry.text for entry in history[-2:]] == ["before = 1", "kept = 42\nkept\n"]
+    assert "kept = 42" in str(history._repr_html_())
+    path = tmp_path / "past.ipynb"
+    assert f"to {path}." in shell.run(f"%board_history demo-1 --export {path}")
+    assert "%%board demo-1\\n" in path.read_text()
+    assert "Usage: %board_history" in shell.run("%board_history demo-1 demo-2")

@@ -17,6 +17,7 @@ from cm_server.installs.mounts import MountOwner, MountSpec
 from cm_server.installs.plan_cache import PreparedPlan
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
+from cm_server.jobs.job_texts import JobOrigin
 from cm_server.jobs.model import Cell
 from cm_server.rollouts import board_drift
 
@@ -137,6 +138,19 @@ def make_cell(
         request.kind,
         title and shorten(title, title_chars),
     )
+
+
+def read_origin(request: JobRequest, head: Mapping[str, Any], code: bytes) -> JobOrigin:
+    """Return what a request runs and where it comes from, for the history.
+
+    Args:
+        request: the checked request.
+        head: the JSON head of the SUBMIT.
+        code: the rest of it.
+    """
+    if request.kind == "cell":
+        return JobOrigin(request.kind, head, code)
+    return JobOrigin(request.kind, head, detail=request.detail)
 
 
 def read_file_ops(

@@ -48,6 +48,7 @@ class Services:
         board_health: what went wrong on boards.
         rollouts: bring boards to what they should be.
         viewers_read_logs: whether viewers may read that.
+        keep_texts_seconds: for how long the texts of cells are shown after they ran.
     """
 
     limits: Limits
@@ -66,6 +67,7 @@ class Services:
     board_health: BoardHealth
     rollouts: Rollouts
     viewers_read_logs: bool
+    keep_texts_seconds: float
 
 
 class RequestContext(NamedTuple):

@@ -27,6 +27,7 @@ from cm_server.store.store import Store
 
 from . import (
     health_verbs,
+    history_verbs,
     inventory_verbs,
     job_verbs,
     reservation_verbs,
@@ -499,6 +500,8 @@ VERBS = {
     "installed": Verb("viewer", _list_installed),
     "jobs": Verb("viewer", job_verbs.list_jobs),
     "job": Verb("viewer", job_verbs.show_job),
+    "history": Verb("viewer", history_verbs.read_history),
+    "history-forget": Verb("operator", history_verbs.forget_history),
     "samples": Verb("viewer", _list_samples),
     "logs": Verb(health_verbs.LOGS_ROLE, _read_logs),
     "health": Verb("viewer", health_verbs.read_health),

@@ -15,6 +15,7 @@ A job is never started twice. It ends once, for its caller and in the store, fro
 * ``BoardMessages``: output, values and results that boards report.
 * ``JobResults``: the jobs, how they ended, and the correction of what had to be assumed.
 * ``JobRecovery``: jobs whose board lost its link, or whose server restarted.
+* ``JobTexts``: what jobs ran and where they came from, for boards' histories.
 * ``WaitingJobs``: jobs that wait in the store until their board connects; then they are running.
 
 No sockets, no SQL. Call from the thread of the event loop only.
@@ -39,6 +40,7 @@ from .board_messages import BoardMessages
 from .job_recovery import JobRecovery
 from .job_results import JobResults
 from .job_services import JobServices
+from .job_texts import JobOrigin, JobTexts
 from .model import Board, Cell, Job, JobObserver, Requester
 from .open_jobs import OpenCell, OpenJobs
 from .scheduler import Scheduler
@@ -58,12 +60,14 @@ class Submission(NamedTuple):
         cell: what runs.
         requester: who submits it.
         audit: for the audit log.
+        origin: where it comes from, for the history; None of a job of the server itself.
     """
 
     boards: Sequence[Board]
     cell: Cell
     requester: Requester
     audit: CellAudit = NO_CELL_AUDIT
+    origin: JobOrigin | None = None
 
 
 class Dispatch:
@@ -80,6 +84,7 @@ class Dispatch:
         recovery: settles the jobs of boards that connect and of servers that start.
         sleepers: answers boards that want to sleep.
         waiting: jobs that wait in the store for their boards.
+        job_texts: writes what jobs run, for the history.
         jobs: all jobs that have not ended, by number.
         recent_jobs: those that ended recently.
         counters: of jobs and links.
@@ -95,6 +100,7 @@ class Dispatch:
             self.job_results, self.scheduler, services.limits.program_chars
         )
         self.waiting = WaitingJobs(services, self.job_results)
+        self.job_texts = JobTexts(self._store_queue, services.call_later, services.limits)
         self.waiting.send = self.scheduler.send_taken
         self.waiting.start_next = self.scheduler.start_next
         self.scheduler.start_waiting = self.waiting.start
@@ -169,16 +175,19 @@ class Dispatch:
             submission: the cell.
             numbers: as ``submit`` returned them.
         """
+        cell = submission.cell
         jobs = [
-            self.job_results.new_job(number, board, submission.cell, submission.requester)
+            self.job_results.new_job(number, board, cell, submission.requester)
             for number, board in zip(numbers, submission.boards, strict=True)
         ]
         if jobs:
-            size = len(submission.cell.code)
+            size = len(cell.code)
             open_cell = OpenCell(self.open_jobs, submission.requester.token, len(jobs), size)
             for job in jobs:
                 job.open_cell = open_cell
         self.jobs.update((job.id, job) for job in jobs)
+        origin = submission.origin or JobOrigin(cell.kind, {}, detail=cell.title)
+        self.job_texts.add(numbers, submission.requester.token, origin)
         self.counters.on_submitted(jobs, submission.requester.caller, submission.audit.target)
         return jobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol import wire
@@ -61,6 +62,12 @@ class RecentJobs:
         """Return a job, None if it is not kept."""
         found = self._jobs.get(number)
         return found[0] if found else None
+
+    def forget_titles(self, numbers: Collection[int]) -> None:
+        """Forget by which lines of code some jobs are listed."""
+        for number in numbers:
+            if job := self.get(number):
+                job.cell = job.cell._replace(title="")
 
     def newest(self) -> list[Job]:
         """Return all jobs, newest first."""

@@ -606,7 +606,8 @@ class CallerConnection:
         waiting = WaitingSubmission(boards, self.token, work, audit)
         operation = services.dispatch.waiting.submit(waiting)
         requester = Requester(self.token.name, self, self.token.hash)
-        submission = Submission(boards, Cell(b"", options), requester, audit)
+        origin = job_requests.read_origin(request, head, code)
+        submission = Submission(boards, Cell(b"", options), requester, audit, origin)
         return _SubmittedCell(ref, submission, (), operation, expires)
 
     def _accept_waiting(self, cell: _SubmittedCell, expires: float) -> None:
@@ -617,6 +618,8 @@ class CallerConnection:
             self._log_refused_cell(cell.submission.audit.target, error)
             raise
         boards = cell.submission.boards
+        if (origin := cell.submission.origin) is not None:
+            self._services.dispatch.job_texts.add(numbers, self.token.hash, origin)
         accepted = {
             "jobs": [[n, board.name] for n, board in zip(numbers, boards, strict=True)],
             "left_out": cell.left_out,
@@ -665,7 +668,8 @@ class CallerConnection:
         cell = job_requests.make_cell(request, head, options, self._services.limits.title_chars)
         requester = Requester(self.token.name, self, self.token.hash)
         audit = self._cell_audit(target, request)
-        return Submission(boards, cell, requester, audit), left_out
+        origin = job_requests.read_origin(request, head, code)
+        return Submission(boards, cell, requester, audit, origin), left_out
 
     # To the caller
 

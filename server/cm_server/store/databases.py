@@ -181,6 +181,34 @@ class Sqlite:
         _, pages, moved = row
         return 0 if restart and pages == moved else int(pages) * PAGE_BYTES
 
+    @contextlib.contextmanager
+    def erasing(self) -> Iterator[None]:
+        """Overwrite what is deleted inside with zeros: https://sqlite.org/pragma.html.
+
+        Its log has it until ``erase_log``.
+        """
+        self.driver.execute("PRAGMA secure_delete=ON")
+        try:
+            yield
+        finally:
+            self.driver.execute("PRAGMA secure_delete=OFF")
+
+    def erase_log(self) -> bool:
+        """Move the write-ahead log into the file and cut it; nobody may write meanwhile.
+
+        Returns:
+            Whether that was possible: another program may be reading.
+        """
+        if self._path is None:
+            return True
+        with contextlib.closing(sqlite3.connect(self._path, timeout=1)) as connection:
+            try:
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                log.warning("the store's log could not be moved into its file: %s", error)
+                return False
+        return not busy
+
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
@@ -391,6 +419,14 @@ class Postgres:
     def checkpoint(self, *, restart: bool = False) -> int:
         """Return 0: PostgreSQL makes its checkpoints itself."""
         return 0
+
+    def erasing(self) -> contextlib.AbstractContextManager[object]:
+        """Do nothing: deleted rows stay in PostgreSQL's files until its VACUUM."""
+        return contextlib.nullcontext()
+
+    def erase_log(self) -> bool:
+        """Return False: PostgreSQL's own log and files have what was deleted for a while."""
+        return False
 
     @property
     def driver(self) -> Any:

@@ -42,6 +42,7 @@ from .log_rows import LogRows
 from .rollout_rows import NewRollout, RolloutChange, RolloutPlace, RolloutRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, NewCell, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
+from .text_rows import TextRows
 from .waiting_rows import JobOutput, TakenJob, WaitingRows, WaitingUse, WaitingWork
 
 T = TypeVar("T")
@@ -151,6 +152,7 @@ class Store:
         self.waiting_rows = WaitingRows(
             self._connection, self.blob_rows, tables.jobs, self.database.insert
         )
+        self.text_rows = TextRows(self.database, self._rollback_on_error)
         self.rollout_rows = RolloutRows(
             self._connection, self.blob_rows, self._rollback_on_error, self.database.insert
         )

@@ -74,7 +74,8 @@ jobs = sa.Table(
     # With several servers: which one owns it, and the board's epoch in which it was sent.
     sa.Column("server", sa.Text),
     sa.Column("epoch", _BigInt),
-    # What ran where: the SHA-256 of its text, the notebook it came from, its token's hash.
+    # What ran where: the SHA-256 of its text; JSON of what it is and which notebook it comes from
+    # (jobs/job_texts.py); the hash of its caller's token.
     sa.Column("text", sa.Text),
     sa.Column("notebook", sa.Text),
     sa.Column("token", sa.Text),
@@ -165,7 +166,7 @@ texts = sa.Table(
     metadata,
     sa.Column("sha256", sa.Text, primary_key=True),
     sa.Column("text", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),  # when it was last run
 )
 
 #: What boards should be: files, packages, settings. Never changed; the files are in ``blobs``.

@@ -53,6 +53,49 @@ def run(*texts):
     return json.loads(done.stdout)
 
 
+def own_text(cell: Cell) -> str:
+    """Return the text of a cell as a server finds it in what is sent."""
+    spans = zip(cell.own[::2], cell.own[1::2], strict=True)
+    return b"".join(cell.code[start:end] for start, end in spans).decode()
+
+
+OWN_TEXTS = [
+    "print(1)",
+    "1",
+    "x=1\nx+1",
+    "",
+    "# c\n",
+    "x = (1,\n 2)\nx  ; ",
+    "for i in range(3):\n  pass\ni",
+    "await f()\n'''a\nb'''\nx",
+    "é='ü'\né  # c",
+    "async def f():\n  pass\nawait f()",
+    '"""a\nb""";await x',
+    "(1,\n2)",
+]
+
+
+@pytest.mark.parametrize("text", OWN_TEXTS)
+def test_text_of_a_cell_is_found_in_what_is_sent_without_its_inputs(text):
+    assert own_text(make_cell(text, None)) == text
+    with_inputs = make_cell(text, {"p": "sécret", "q": [1, 2]}, argv=["hidden"])
+    assert own_text(with_inputs) == text
+    assert with_inputs.inputs == ("p", "q")
+
+
+OWN_PIECES = ["x", "x = 1", "'é'", "'''a\n", "b'''", "await x", "if x:", " x", "", "x;"]
+
+
+@given(st.lists(st.sampled_from(OWN_PIECES), max_size=8), st.booleans())
+def test_own_text_of_any_valid_cell_is_the_cell(lines, has_inputs):
+    text = "\n".join(lines)
+    try:
+        cell = prepare_cell(text, "secret = 'hunter2'" if has_inputs else "")
+    except CellSyntaxError:
+        return
+    assert own_text(cell) == text
+
+
 @pytest.fixture(scope="module")
 def ran():
     """The outcome of each of RUNS; all run in one process, which is the fastest."""

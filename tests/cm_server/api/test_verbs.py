@@ -131,6 +131,7 @@ class FakeServer:
             board_health=BoardHealth(queue, registry, later, LIMITS),
             rollouts=None,  # type: ignore[arg-type]
             viewers_read_logs=False,
+            keep_texts_seconds=30 * 86400.0,
         )
 
     def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
@@ -186,6 +187,7 @@ def test_viewer_may_use_reading_verbs_only():
         "samples",
         "installed",
         "health",
+        "history",
         "fleet-status",
         "fleet-history",
     }
