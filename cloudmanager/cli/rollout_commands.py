@@ -13,7 +13,13 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.text_files import read_text
 from cloudmanager.display.terminal import print_error, print_text
 from cloudmanager.display.text_tables import format_table
-from cloudmanager.results.fleet_plan import FleetPlan, drift_text, rollout_head, rollouts_text
+from cloudmanager.results.fleet_plan import (
+    FleetPlan,
+    drift_text,
+    rollback_text,
+    rollout_head,
+    rollouts_text,
+)
 from cloudmanager.results.rows import format_time, shorten
 
 from .commands import FAILED, OK, USAGE, AddVerb, print_json, print_outcome
@@ -54,6 +60,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="4 or more digits of its id (default: the one before)",
     )
     back.add_argument("--group", metavar="GROUP", help="needed if there are several groups")
+    back.add_argument("--yes", action="store_true", help="do not ask")
+    back.add_argument("--watch", action="store_true", help="show what happens until it has ended")
     add_verb("fleet-drift", fleet_drift, "show which boards are not as their generation says")
     history = add_verb("fleet-history", fleet_history, "list rollouts, the newest first")
     history.add_argument("-n", dest="count", type=int, metavar="N", help="at most N")
@@ -86,7 +94,8 @@ def fleet_apply(options: argparse.Namespace) -> int:
             print_json(reply)
         elif not options.watch:
             for group, number in begun.items():
-                print_text(f"{group}: rollout {number} has begun; `mbm fleet-status` shows it.")
+                has_begun = "has begun" if group in reply["rollouts"] else "does this already"
+                print_text(f"{group}: rollout {number} {has_begun}; `mbm fleet-status` shows it.")
         return _watch(fleet, options, set(begun.values())) if options.watch else OK
 
 
@@ -124,6 +133,10 @@ def _watch(fleet: Fleet, options: argparse.Namespace, numbers: set[int] | None) 
         time.sleep(_POLL_SECONDS)
     if options.json:
         print_json(rollouts)
+    paused = [each["group"] for each in rollouts if each["state"] == "paused"]
+    if paused and not options.json:
+        # Whoever has paused it may resume it much later.
+        print_error(f"It has not ended: `mbm fleet-resume {paused[0]}` lets it go on.")
     is_done = all(each["state"] == "done" for each in rollouts)
     return OK if is_done and (numbers is None or len(rollouts) == len(numbers)) else FAILED
 
@@ -162,13 +175,19 @@ def _print_rollouts(options: argparse.Namespace, rollouts: Sequence[dict[str, An
 def fleet_rollback(options: argparse.Namespace) -> int:
     """Bring a group back to an earlier generation."""
     with Fleet() as fleet:
-        reply = fleet.roll_back(options.generation, group=options.group)
-    text = f"{reply['group']}: all boards have {reply['generation'][:12]} already."
-    if reply["rollout"] is not None:
-        text = (
-            f"{reply['group']}: rollout {reply['rollout']} to {reply['generation'][:12]} has "
-            f"begun on {len(reply['boards'])} boards; `mbm fleet-status` shows it."
-        )
+        reply = fleet.roll_back(options.generation, group=options.group, dry_run=True)
+        if not reply["boards"]:
+            return print_outcome(options, reply, rollback_text(reply))
+        if not options.json:
+            print_text(rollback_text(reply))
+        if not options.yes and not _confirms(options, len(reply["boards"])):
+            return FAILED
+        reply = fleet.roll_back(reply["generation"], group=reply["group"])
+        if reply["rollout"] is None:  # another rollout has done it meanwhile
+            return print_outcome(options, reply, rollback_text(reply))
+        if options.watch:
+            return _watch(fleet, options, {reply["rollout"]})
+    text = f"{reply['group']}: rollout {reply['rollout']} has begun; `mbm fleet-status` shows it."
     return print_outcome(options, reply, text)
 
 

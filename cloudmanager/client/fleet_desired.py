@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.results.fleet_plan import FleetPlan
+from cloudmanager.results.fleet_plan import FleetPlan, StartedRollouts
 
 from .exchange import Exchange
 from .file_jobs import upload_content
 from .fleet_file import FleetFileError, Group, parse_fleet_file
 from .local_packages import is_local_source, local_package_name, read_local_package
+from .mpy_check import may_be_micropython
 from .sources import ContentSource, LocalEntry, PathLike, source_from_file, walk
 from .syncing import read_ignore_file
 from .text_files import read_text
 
 _LOCK_FORMAT: Final = 1
+_SETTINGS_PATH: Final = "/settings.json"
 
 
 class _Desired:
@@ -35,7 +38,10 @@ class _Desired:
         self.sources: dict[str, ContentSource] = {}
         self.package_sources: list[ContentSource] = []
         self._sent: dict[str, dict[str, str]] = {}
-        groups = parse_fleet_file(read_text(path))
+        try:
+            groups = parse_fleet_file(read_text(path))
+        except FleetFileError as error:
+            raise FleetFileError(f"{path.name}: {error}") from error
         described = [self._describe(group) for group in groups]
         locks = _read_locks(self.lock_path, described)
         self.request: dict[str, Any] = {"groups": described, "sent": self._sent, "locks": locks}
@@ -72,9 +78,17 @@ class _Desired:
         files = {}
         for entry in walk(folder, is_left_out=is_left_out):
             if not entry.is_dir:
+                path = f"/{entry.inner.as_posix()}"
+                if path.lower() == _SETTINGS_PATH:
+                    raise FleetFileError(
+                        f"{group.name}.app: {entry.path} cannot be one of its files: its keys "
+                        "belong into `settings`"
+                    )
+                if path.endswith(".py"):
+                    _check_syntax(f"{group.name}.app", entry.path)
                 source = source_from_file(entry.path)
                 self.sources[source.digest] = source
-                files[f"/{entry.inner.as_posix()}"] = [source.digest, source.size]
+                files[path] = [source.digest, source.size]
         if not files:
             raise FleetFileError(f"{group.name}.app: the folder {folder} has no files")
         return files
@@ -91,6 +105,23 @@ class _Desired:
         self.package_sources += files.values()
         self._sent[name] = {inner: source.digest for inner, source in files.items()}
         return name
+
+
+def _check_syntax(key: str, path: Path) -> None:
+    """Refuse a program that no board can compile.
+
+    Raises:
+        FleetFileError: it has a syntax error; the text names the line.
+    """
+    source = path.read_bytes()
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if may_be_micropython(source):  # what is an error, MicroPython decides
+            return
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise FleetFileError(f"{key}: {path}{line}: {reason}") from error
 
 
 def _read_locks(path: Path, groups: list[dict[str, Any]]) -> dict[str, str]:
@@ -143,7 +174,7 @@ def _write_lock(plan: FleetPlan) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-async def apply_plan(exchange: Exchange, plan: FleetPlan) -> dict[str, Any]:
+async def apply_plan(exchange: Exchange, plan: FleetPlan) -> StartedRollouts:
     """Begin the rollouts of a plan: see ``FleetVerbs.apply``."""
     if plan.changed:
         for digest in _needed(plan.request):
@@ -155,7 +186,7 @@ async def apply_plan(exchange: Exchange, plan: FleetPlan) -> dict[str, Any]:
                 raise ServerError(f"the plan is stale: {path} has changed; plan again")
             await upload_content(exchange, source)
     body = {**plan.request, "fingerprint": plan.reply["fingerprint"]}
-    return dict(await exchange.request("fleet-apply", body))
+    return StartedRollouts(await exchange.request("fleet-apply", body))
 
 
 def _needed(request: Mapping[str, Any]) -> list[str]:

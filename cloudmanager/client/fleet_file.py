@@ -54,7 +54,10 @@ class RolloutSettings:
 
     def options(self) -> dict[str, Any]:
         """Return the options of a rollout as the server takes them."""
-        return {name: value for name, value in vars(self).items() if name != "waves"}
+        options = {name: value for name, value in vars(self).items() if name != "waves"}
+        cell = prepare_cell(self.health)
+        # A cell that awaits is sent as a coroutine function; others as they are.
+        return {**options, "health_code": cell.code.decode() if cell.awaits else ""}
 
 
 @dataclass(frozen=True)

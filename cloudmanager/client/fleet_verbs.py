@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cloudmanager.board_client import client_parts
 from cloudmanager.protocol.spans import parse_span
-from cloudmanager.results.fleet_plan import FleetPlan, RolloutList
+from cloudmanager.results.fleet_plan import FleetPlan, RolloutList, StartedRollouts
 from cloudmanager.results.rows import BoardList, JobList
 
 from .fleet_desired import apply_plan, make_plan
@@ -193,7 +193,7 @@ class FleetVerbs(HasExchange):
         return await make_plan(self.exchange(), path)
 
     @verb
-    async def apply(self, plan: FleetPlan) -> dict[str, Any]:
+    async def apply(self, plan: FleetPlan) -> StartedRollouts:
         """Begin what a plan says; the server carries it out, also when this program ends.
 
         Args:
@@ -255,15 +255,20 @@ class FleetVerbs(HasExchange):
 
     @verb
     async def roll_back(
-        self, generation: str | None = None, *, group: str | None = None
+        self, generation: str | None = None, *, group: str | None = None, dry_run: bool = False
     ) -> dict[str, Any]:
         """Bring a group back to an earlier generation, as a rollout.
 
         Args:
             generation: 4 or more digits of its id; by default, the one before.
             group: the name of the group; needed if there are several.
+            dry_run: change nothing, but return which boards would change.
+
+        Returns:
+            ``group``, ``generation``, ``boards`` (the names of those that change), ``waves`` (how
+            many have been reached after each), and ``rollout``: its number, or None.
         """
-        body = {"generation": generation, "group": group}
+        body = {"generation": generation, "group": group, "dry_run": dry_run}
         return dict(await self.exchange().request("fleet-rollback", body))
 
     @verb

@@ -108,7 +108,7 @@ def _generation_text(state: Any) -> str:
     if len(words) > 1:
         text = words[1] + _GENERATION_STATES.get(words[0], "")
     back = note.split(None, 2)
-    if len(back) > 1:
+    if len(back) > 1 and back[0] == "reverted":
         text = f"{text}, back from {back[1]}".lstrip(", ")
     return text
 

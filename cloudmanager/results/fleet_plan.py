@@ -12,7 +12,7 @@ from typing import Any, Final
 from cloudmanager.protocol.spans import format_duration
 from cloudmanager.protocol.text import fold_names, sanitize_text
 
-FORMAT: Final = 1  # of the file that a plan is saved in
+FORMAT: Final = 2  # of the file that a plan is saved in
 _MAX_PATHS: Final = 8  # that the text lists of a change
 
 
@@ -90,13 +90,22 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for group in plan["groups"]:
         lines += _group_lines(group)
+        if rollout := plan["open"].get(group["group"]):
+            lines.append(_open_line(group, rollout))
     for group, names in plan["released"].items():
         lines.append(f"{fold_names(names)}: no longer in {group}; nothing is removed there")
-    for group in plan["gone"]:
-        lines.append(f"{group}: no longer in the file; its boards stay as they are")
-    if not plan["changed"]:
-        lines.append("Nothing to do.")
+    if plan["gone"]:
+        lines.append(f"not in this file: {', '.join(plan['gone'])}; their boards stay as they are")
     return sanitize_text("\n".join(lines))
+
+
+def _open_line(group: Mapping[str, Any], rollout: Mapping[str, Any]) -> str:
+    """Return a line about a rollout of the same group that has not ended."""
+    number, state = rollout["rollout"], rollout["state"]
+    if rollout["generation"] == group["generation"]:
+        return f"  rollout {number} of this generation is {state}"
+    text = f"  rollout {number} of {rollout['generation'][:12]} is {state}"
+    return f"{text}; applying this replaces it" if group["changed"] else text
 
 
 def _group_lines(group: Mapping[str, Any]) -> list[str]:
@@ -110,10 +119,9 @@ def _group_lines(group: Mapping[str, Any]) -> list[str]:
     lines = [f"{head}, {len(changed)} to change, {size_text(group['bytes'])} to send at most"]
     for change in group["changes"]:
         lines += _change_lines(change)
-    waves = _wave_texts(group["waves"])
     least = group["seconds_at_least"]
     took = f", at least {format_duration(least)}" if least else ""
-    lines.append(f"  waves: {', '.join(waves)}{took}")
+    lines.append(f"  {waves_text(group['waves'])}{took}")
     if group.get("window"):
         lines.append(f"  {window_text(group['window'])}")
     if group["away"]:
@@ -130,8 +138,12 @@ def window_text(window: Mapping[str, Any]) -> str:
     return f"{now}next window: {window['text']}"
 
 
-def _wave_texts(sizes: Sequence[int]) -> list[str]:
-    return [f"{size - before}" for before, size in zip([0, *sizes], sizes, strict=False)]
+def waves_text(sizes: Sequence[int]) -> str:
+    """Return how many boards each wave has, of how many are reached at the end of each."""
+    counts = [f"{size - before}" for before, size in zip([0, *sizes], sizes, strict=False)]
+    if len(counts) < 2:
+        return "all in one wave"
+    return f"waves of {', '.join(counts[:-1])} and {counts[-1]} boards"
 
 
 def _change_lines(change: Mapping[str, Any]) -> list[str]:
@@ -198,6 +210,9 @@ def rollouts_text(rollouts: Sequence[Mapping[str, Any]]) -> str:
     for rollout in rollouts:
         lines.append(rollout_head(rollout))
         lines += _board_lines(rollout["boards"], is_open=rollout["state"] in _OPEN_STATES)
+        for key, text in (("have", "have it already"), ("lack", "not in this rollout")):
+            if names := rollout["others"][key]:
+                lines.append(f"  {len(names):>5}  {text}  {fold_names(names)}")
     return sanitize_text("\n".join(lines))
 
 
@@ -212,7 +227,8 @@ def rollout_head(rollout: Mapping[str, Any]) -> str:
     number = f"rollout {rollout['rollout']}"
     if rollout.get("window") and rollout["state"] == "running":
         state += f", {window_text(rollout['window'])}"
-    return f"{rollout['group']}  {rollout['generation'][:12]}  {number}  {state}{why}"
+    joined = " of boards that joined" if rollout.get("joined") else ""
+    return f"{rollout['group']}  {rollout['generation'][:12]}  {number}{joined}  {state}{why}"
 
 
 def _board_lines(boards: Sequence[Mapping[str, Any]], *, is_open: bool) -> list[str]:
@@ -232,6 +248,32 @@ def _board_lines(boards: Sequence[Mapping[str, Any]], *, is_open: bool) -> list[
         rows.append((len(names), text, f"{fold_names(names)}{reason}"))
     width = max((len(text) for _, text, _ in rows), default=0)
     return [f"  {count:>5}  {text:<{width}}  {rest}" for count, text, rest in rows]
+
+
+class StartedRollouts(dict[str, Any]):
+    """What ``Fleet.apply`` has begun: the server's reply, as text in notebooks."""
+
+    def __repr__(self) -> str:
+        """Return a sentence for each group; which boards change is in the plan."""
+        lines = [
+            f"{group}: rollout {number} has begun; fleet.rollouts() shows it."
+            for group, number in self["rollouts"].items()
+        ]
+        lines += [
+            f"{group}: rollout {number} does this already; fleet.rollouts() shows it."
+            for group, number in self["in_progress"].items()
+        ]
+        return sanitize_text("\n".join(lines) or "All boards are as they should be.")
+
+
+def rollback_text(reply: Mapping[str, Any]) -> str:
+    """Return what a rollback changes, of the server's reply."""
+    group, generation, boards = reply["group"], reply["generation"][:12], reply["boards"]
+    if not boards:
+        return sanitize_text(f"{group}: all boards have {generation} already.")
+    count = f"{len(boards)} board{'' if len(boards) == 1 else 's'}"
+    head = f"{group}  {generation}  {count} to change"
+    return sanitize_text(f"{head}\n  {fold_names(boards)}\n  {waves_text(reply['waves'])}")
 
 
 def drift_text(drift: Mapping[str, Sequence[str]]) -> str:

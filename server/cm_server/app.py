@@ -68,6 +68,7 @@ from .net.work_shares import WorkShares
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
 from .rate_limits import RateLimiter, UnauthenticatedConnections
+from .rollouts.desired import is_switch_restart
 from .rollouts.rollouts import Rollouts, RolloutServices
 from .sample_collector import SampleCollector
 from .status import ServerStatus
@@ -232,11 +233,12 @@ class Server:
                 live_servers=lambda: (
                     tuple(self.cluster.servers) if self.cluster.is_shared else None
                 ),
+                publish_generation=self.cluster.publish_generation,
                 clock=environment.clock,
             )
         )
-
         self.dispatch.sleepers.is_in_rollout = self.rollouts.needs
+        self.board_health.is_switch_restart = is_switch_restart
 
         # Connections
         rate = functools.partial(RateLimiter, max_keys=limits.rate_limit_keys)

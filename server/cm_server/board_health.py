@@ -36,6 +36,10 @@ class BoardHealth:
         registry: all boards; what concerns one that is not enrolled any more is not stored.
         call_later: calls a function after a number of seconds.
         limits: how long a traceback may be, and when it is written.
+
+    Attributes:
+        is_switch_restart: returns whether a board has restarted for a rollout, of its facts
+            ``generation`` before and after that.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class BoardHealth:
         self._crashes: dict[Board, dict[str, Crash]] = {}  # each board's last ones, by digest
         self._tracebacks: dict[Board, str] = {}  # those whose end was not received yet
         self._timer: TimerHandle | None = None
+        self.is_switch_restart: Callable[[object, object], bool] = lambda _before, _after: False
 
     def on_connected(self, board: Board, facts: Mapping[str, Any]) -> None:
         """Record a restart, if this is the first link since then that nobody asked for.
@@ -66,7 +71,9 @@ class BoardHealth:
         cause = facts.get("reset")
         if known and boot and known != boot:
             self._tracebacks.pop(board, None)
-            if not board.is_restarting and cause != WAKE_CAUSE:
+            generations = board.reported_facts.get("generation"), facts.get("generation")
+            is_expected = board.is_restarting or self.is_switch_restart(*generations)
+            if not is_expected and cause != WAKE_CAUSE:
                 hour = int(time.time() // HOUR)
                 self._restarts[board.id, hour, _known_cause(cause)] += 1
                 self._write_later()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from cloudmanager.protocol.errors import NotAllowed, ServerError
-from cloudmanager.protocol.targets import natural_key
-from cloudmanager.protocol.waves import wave_sizes
+from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, ServerError
+from cloudmanager.protocol.targets import natural_key, parse_target
+from cloudmanager.protocol.waves import Wave, wave_sizes
 from cm_server.auth import access
 from cm_server.auth.credentials import ROLES
 from cm_server.installs import planning
@@ -21,8 +21,10 @@ from cm_server.jobs.model import Board
 from cm_server.rollouts import desired, generation_packages, plans
 from cm_server.rollouts.desired import DesiredGroup
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
+from cm_server.rollouts.rollouts import rollback_options
 from cm_server.rollouts.windows import read_window
 from cm_server.store.rollout_rows import (
+    OPEN_STATES,
     GenerationRow,
     NewRollout,
     RolloutBoardRow,
@@ -52,11 +54,21 @@ async def _describe(context: RequestContext, made: Sequence[GroupPlan]) -> dict[
     released: dict[str, list[str]] = {}
     for name in sorted(context.boards, key=natural_key):
         group = generations.get(plans.present_generation(context.boards[name]))
-        if group is not None and name not in reached:
-            released.setdefault(group, []).append(name)
+        if group in names and name not in reached:
+            released.setdefault(str(group), []).append(name)
     return {
         "groups": [plan.describe(context.services.rollouts.now()) for plan in made],
         "changed": sum(len(plan.changed) for plan in made),
+        "open": {
+            row.group: {
+                "rollout": row.number,
+                "generation": row.generation,
+                "state": row.state,
+                "boards": len(row.plan["boards"]),
+            }
+            for row in latest
+            if row.group in names and row.state in OPEN_STATES
+        },
         "released": released,
         "gone": sorted(row.group for row in latest if row.group not in names),
         "fingerprint": plans.fingerprint(made),
@@ -69,9 +81,9 @@ async def _make_plans(context: RequestContext) -> list[GroupPlan]:
     found = plans.find_boards(groups, context.boards)
     context.audit_entry.boards = sum(len(each.boards) for each in found.values())
     context.audit_entry.detail = ", ".join(group.name for group in groups)
-    shorts = {
-        plans.present_generation(board) for each in found.values() for board in each.boards
-    } - {""}
+    shorts = {plans.known_generation(board) for each in found.values() for board in each.boards} - {
+        ""
+    }
     known = await services.store_queue.run(lambda store: _known(store, shorts), refusable=True)
     made = []
     for group in groups:
@@ -81,11 +93,13 @@ async def _make_plans(context: RequestContext) -> list[GroupPlan]:
     return made
 
 
-def _known(store: Store, shorts: set[str]) -> dict[str, Mapping[str, Any]]:
-    """Return the manifests of generations, by the first digits of their ids."""
+def _known(store: Store, shorts: set[str]) -> plans.Known:
+    """Return what the store knows of generations, by the first digits of their ids."""
     ids = [each for short in shorts for each in store.rollout_rows.find_generation(short)]
     rows = store.rollout_rows.generations_of(ids)
-    return {desired.short_id(row.sha256): row.manifest for row in rows.values()}
+    manifests = {desired.short_id(row.sha256): row.manifest for row in rows.values()}
+    secrets = {info.name: parse_target(info.target) for info in store.secret_rows.infos()}
+    return plans.Known(manifests, secrets)
 
 
 async def _packages(
@@ -133,8 +147,12 @@ async def apply_rollouts(context: RequestContext) -> dict[str, Any]:
     chosen = [plan for plan in made if plan.changed]
     latest = {row.group: row for row in await _visible_rollouts(context)}
     running = [plan for plan in chosen if _is_in_progress(latest.get(plan.group.name), plan)]
+    groups = {plan.group.name: plan.generation for plan in chosen if plan not in running}
+    previous = await services.store_queue.run(
+        lambda store: _generations_before(store, groups), refusable=True
+    )
     new = [
-        _new_rollout(context, plan, latest.get(plan.group.name))
+        _new_rollout(context, plan, previous[plan.group.name])
         for plan in chosen
         if plan not in running
     ]
@@ -154,6 +172,20 @@ async def apply_rollouts(context: RequestContext) -> dict[str, Any]:
     }
 
 
+def _generations_before(store: Store, groups: Mapping[str, str]) -> dict[str, str | None]:
+    """Return to which generation each group goes back from another one; None for none.
+
+    Args:
+        store: the store.
+        groups: the name of a group -> the id of the generation that it gets.
+    """
+    found = {
+        group: store.rollout_rows.newest_done(group, besides=generation)
+        for group, generation in groups.items()
+    }
+    return {group: row and row.generation for group, row in found.items()}
+
+
 def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
     """Return whether a group is being brought to the same generation in the same way already."""
     return (
@@ -166,7 +198,7 @@ def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
     )
 
 
-def _new_rollout(context: RequestContext, plan: GroupPlan, latest: RolloutRow | None) -> NewRollout:
+def _new_rollout(context: RequestContext, plan: GroupPlan, previous: str | None) -> NewRollout:
     services, token = context.services, context.token
     now = services.rollouts.now()
     store = services.installs.content_store
@@ -180,15 +212,10 @@ def _new_rollout(context: RequestContext, plan: GroupPlan, latest: RolloutRow | 
         raise ServerError(
             f"{plan.group.name} has more than {services.limits.generation_bytes} bytes of files"
         )
-    previous = None
-    if latest is not None:
-        # Boards that are mended get again what the group has: that is not the one before.
-        is_before = latest.state == "done" and latest.generation != plan.generation
-        previous = latest.generation if is_before else latest.previous
     return NewRollout(
         group=plan.group.name,
         generation=GenerationRow(plan.generation, dict(plan.manifest), now, token.name),
-        previous=previous if previous != plan.generation else None,
+        previous=previous,
         token=token.hash,
         plan={
             "target": plan.group.target,
@@ -260,8 +287,14 @@ def _describe_rollout(
                 }
             )
     listed.sort(key=lambda each: (each["wave"], natural_key(str(each["board"]))))
-    sizes = wave_sizes(row.plan["waves"], len(row.plan["boards"]))
-    return {**_describe_row(context, row), "waves": list(sizes), "boards": listed}
+    names = {each["board"] for each in listed}
+    others: dict[str, list[str]] = {"have": [], "lack": []}
+    short = desired.short_id(row.generation)
+    for board in _group_boards(context, row):
+        if board.name not in names:
+            has_it = plans.present_generation(board) == short
+            others["have" if has_it else "lack"].append(board.name)
+    return {**_describe_row(context, row), "boards": listed, "others": others}
 
 
 def _describe_row(context: RequestContext, row: RolloutRow) -> dict[str, Any]:
@@ -277,6 +310,8 @@ def _describe_row(context: RequestContext, row: RolloutRow) -> dict[str, Any]:
         "created": row.created,
         "changed": row.changed,
         "wave": int(row.plan["position"][0]) + 1,
+        "waves": list(wave_sizes(row.plan["waves"], len(row.plan["boards"]))),
+        "joined": bool(row.plan.get("joined")),
         "options": row.plan["options"],
         "window": None if window is None else window.describe(context.services.rollouts.now()),
     }
@@ -364,7 +399,10 @@ def _check_covers(context: RequestContext, row: RolloutRow) -> None:
 
 
 async def roll_back(context: RequestContext) -> dict[str, Any]:
-    """Bring a group back to an earlier generation: the one before, or one that is named."""
+    """Bring a group back to an earlier generation: the one before, or one that is named.
+
+    With ``dry_run``, nothing is changed.
+    """
     services = context.services
     rows = await _requested(context)
     if not rows:
@@ -382,25 +420,35 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
     if not isinstance(wanted, str) or len(wanted) < _MIN_GENERATION:
         raise ServerError("a generation is named by 4 or more digits of its id")
     found = await services.store_queue.run(
-        lambda store: _find_generation(store, wanted), refusable=True
+        lambda store: _find_generation(store, row, wanted), refusable=True
     )
-    generation, contents = found
+    generation = found.generation
     reached = _group_boards(context, row)
     short = desired.short_id(generation.sha256)
     changed = [board for board in reached if plans.present_generation(board) != short]
-    if not changed:
-        return {"group": row.group, "generation": generation.sha256, "rollout": None, "boards": []}
-    sizes = wave_sizes(row.plan["waves"], len(changed))
+    sizes = wave_sizes(found.waves, len(changed))
+    reply = {
+        "group": row.group,
+        "generation": generation.sha256,
+        "rollout": None,
+        "boards": [board.name for board in changed],
+        "waves": list(sizes),
+    }
+    if not changed or context.body.get("dry_run"):
+        return reply
     now = services.rollouts.now()
     new = NewRollout(
         group=row.group,
         generation=generation,
-        previous=row.generation if row.generation != generation.sha256 else row.previous,
+        previous=found.previous,
         token=context.token.hash,
         plan={
-            **row.plan,
+            "target": row.plan["target"],
+            "pin": row.plan["pin"],
+            "waves": list(found.waves),
             "window": None,  # the way back is not put off
             "caller": context.token.name,
+            "options": found.options,
             "boards": [board.id for board in changed],
             "position": [0, now, None],
         },
@@ -408,7 +456,7 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
             board.id: next(wave for wave, size in enumerate(sizes) if number < size)
             for number, board in enumerate(changed)
         },
-        contents=contents,
+        contents=found.contents,
     )
     context.audit_entry.detail = f"{row.group} to {short}"
     audit_row, place = context.audit_entry.to_row(), services.rollouts.place
@@ -417,25 +465,58 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
     )
     context.audit_entry.written = True
     services.rollouts.reload()
-    return {
-        "group": row.group,
-        "generation": generation.sha256,
-        "rollout": numbers[0],
-        "boards": [board.name for board in changed],
-    }
+    return {**reply, "rollout": numbers[0]}
 
 
 def _group_boards(context: RequestContext, row: RolloutRow) -> list[Board]:
     """Return the boards of a rollout's group that are enrolled now, in natural order."""
     group = DesiredGroup(row.group, row.plan["target"])
-    found = plans.find_boards([group], context.boards)[row.group].boards
+    try:
+        found = plans.find_boards([group], context.boards)[row.group].boards
+    except CloudmanagerError:  # a board that the target names is not enrolled any more
+        return []
     return [board for board in found if board.name not in row.plan["pin"]]
 
 
-def _find_generation(store: Store, text: str) -> tuple[GenerationRow, dict[str, bytes]]:
+class _WayBack(NamedTuple):
+    """What a group is brought back to.
+
+    Attributes:
+        generation: what its boards get.
+        contents: the files of that, by SHA-256.
+        previous: the id of what they had before; None for nothing that was proven.
+        waves: of the rollout.
+        options: of the rollout.
+    """
+
+    generation: GenerationRow
+    contents: dict[str, bytes]
+    previous: str | None
+    waves: Sequence[Wave]
+    options: dict[str, Any]
+
+
+def _find_generation(store: Store, row: RolloutRow, text: str) -> _WayBack:
+    """Return the way back of a group to the generation whose id begins with a text.
+
+    Args:
+        store: the store.
+        row: the newest rollout of the group.
+        text: digits.
+    """
     found = store.rollout_rows.find_generation(text)
     if len(found) != 1:
         many = "several generations begin" if found else "no generation begins"
         raise ServerError(f"{many} with {text[:64]}")
-    rows = store.rollout_rows.generations_of(found)
-    return rows[found[0]], store.rollout_rows.contents_of(found[0])
+    (wanted,) = found
+    rows = store.rollout_rows
+    before = rows.newest_done(row.group, besides=wanted)
+    # That of boards that have joined the group has one wave.
+    applied = rows.newest_done(row.group) if row.plan.get("joined") else None
+    return _WayBack(
+        rows.generations_of(found)[wanted],
+        rows.contents_of(wanted),
+        before and before.generation,
+        (applied or row).plan["waves"],
+        rollback_options(rows, applied or row, wanted),
+    )

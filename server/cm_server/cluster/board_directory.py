@@ -72,6 +72,7 @@ class BoardDirectory:
             "older-samples": self._on_older_samples,
             "who": self._on_boards_requested,
             "rows": self._on_rows_changed,
+            "generation": self._on_generation,
         }
 
     @property
@@ -126,6 +127,21 @@ class BoardDirectory:
         self._sample_counts[board.id] += 1
         self._pending_samples.append([board.id, self._sample_counts[board.id], *sample])
         self._schedule_publish()
+
+    def publish_generation(self, board: Board) -> None:
+        """Publish the generation of a board, which another server may hold.
+
+        It reports it itself only when it connects. Without this, its server would publish what it
+        reported before.
+        """
+        body = {"board": board.id, "generation": board.reported_facts.get("generation")}
+        self._peer_messages.send(ALL, "generation", body)
+
+    def _on_generation(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        board = self._registry.by_id.get(head["board"])
+        if board is not None:
+            board.reported_facts = {**board.reported_facts, "generation": head["generation"]}
+            board.notify_changed()
 
     def publish_changes(self) -> None:
         """Publish pending changes and samples, and record closed links in the store."""

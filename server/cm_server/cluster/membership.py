@@ -333,6 +333,10 @@ class Cluster:
         if board.link is not None:
             self.board_directory.on_sample(board, sample)
 
+    def publish_generation(self, board: Board) -> None:
+        """Publish what a job of this server has made of the generation of a board."""
+        self.board_directory.publish_generation(board)
+
     def _is_reserved(self, board: Board) -> bool:
         """Return whether a job is in the store that is about to be sent to a board."""
         dispatch = self._services.dispatch

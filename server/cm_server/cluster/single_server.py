@@ -71,6 +71,9 @@ class SingleServer:
     def on_sample(self, _board: Board, _sample: Sample) -> None:
         """Do nothing: nobody else has subscribers."""
 
+    def publish_generation(self, _board: Board) -> None:
+        """Do nothing: nobody else knows the board."""
+
     def follow_logs(self, _is_followed: bool) -> None:
         """Do nothing: all boards are connected here."""
 

@@ -159,6 +159,11 @@ def _references(value: Any) -> Iterator[tuple[Path, str]]:
             yield path, name
 
 
+def secret_names(settings: Mapping[str, Any]) -> set[str]:
+    """Return the names of the secrets that settings refer to."""
+    return {name for _, name in _references(settings)}
+
+
 def _reference(value: Any) -> str | None:
     """Return the name of the secret that a value refers to; None if it is no reference."""
     is_reference = isinstance(value, dict) and value.keys() == {_REFERENCE_KEY}

@@ -112,6 +112,8 @@ class JobRecovery:
             self._job_results.end_job(job, reported.status, reported.error, output_lost=True)
         elif same_boot:
             self._job_results.end_job(job, "lost", "it never reached the board")
+        elif job.cell.restarts:
+            self._job_results.end_job(job, "ok", "")
         else:
             slept = job.board.reported_facts.get("reset") == WAKE_CAUSE
             why = (

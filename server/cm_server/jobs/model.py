@@ -29,6 +29,7 @@ MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPyt
 #: Smallest buffer of a board that can be served, in bytes: a frame header, a message head, some
 #: code.
 MIN_BUFFER = 64
+_SENT_STATES = ("running", "adrift")  # of a job that its board may have started
 MAX_WAIT_CALLERS = 4  # callers that a queued job's ACCEPTED names; of more, the user sees "others"
 
 
@@ -163,10 +164,11 @@ class Cell(NamedTuple):
         options: how it is run.
         awaits: whether the cell is a coroutine function that the board has to run.
         files: how the file operations are carried out; None for a cell.
-        kind: cell, reset, files, settings, mount, install, uninstall or packages; "" if it is not
-            known.
+        kind: cell, reset, files, settings, mount, install, uninstall, packages, drift or rollout;
+            "" if it is not known.
         title: what lists of jobs call it: the first line of its code, or the operations and their
             paths.
+        restarts: whether it restarts the board, which is a good end then.
     """
 
     code: bytes
@@ -175,6 +177,7 @@ class Cell(NamedTuple):
     files: TransferSpec | None = None
     kind: str = "cell"
     title: str = ""
+    restarts: bool = False
 
 
 class Tail:
@@ -331,7 +334,7 @@ class Job:
     @property
     def may_have_started(self) -> bool:
         """Whether its board may have started it: it was sent."""
-        return self.state in ("running", "adrift")
+        return self.state in _SENT_STATES
 
     def exec_messages(self) -> Iterator[bytes]:
         """Yield the messages that bring the job to its board (EXEC or FILE)."""
@@ -607,7 +610,18 @@ class Board:
     @property
     def is_restarting(self) -> bool:
         """Whether this server has asked it to restart: it is expected back, connected or not."""
-        return self.current_job is not None and self.current_job.state == "resetting"
+        job = self.current_job
+        if job is None:
+            return False
+        return job.state == "resetting" or (job.cell.restarts and job.state in _SENT_STATES)
+
+    @property
+    def is_kept_busy(self) -> bool:
+        """Whether its own program keeps it busy, at whichever server it is connected."""
+        remote = self._remote_state
+        if self.link is not None or remote is None:
+            return self.blocked
+        return remote.state == "busy" and remote.job is None
 
     def expect(self, seconds: float) -> None:
         """Note that a server has asked the board to connect again, to any server, and until when.

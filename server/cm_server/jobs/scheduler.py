@@ -433,7 +433,9 @@ class Scheduler:
 
     def _on_grace_expired(self, board: Board, links: int) -> None:
         """End the jobs of a board that has not reconnected."""
-        if board.link_count != links or board.is_restarting:
+        current = board.current_job
+        is_resetting = current is not None and current.state == "resetting"  # it has its own time
+        if board.link_count != links or is_resetting:
             return
         why = f"its link broke and it did not come back within {self._lost_after():g} s"
         self._end_current(board, why)

@@ -50,10 +50,11 @@ def read_drift_job(services: InstallServices, boards: int) -> SteppedJobSpec:
         report = yield from comparison
         if report["generation"] and report["differences"]:
             # Until it connects again: so the next plan changes it.
-            state = f"drifted {report['generation']}"
+            parts = report["paths"], report["settings"]
+            state = desired.drifted_fact(report["generation"], *parts)
             board.reported_facts = {**board.reported_facts, "generation": state}
             board.notify_changed()
-        return report
+        return {key: report[key] for key in ("generation", "differences")}
 
     return SteppedJobSpec(
         _FIRST_OPS,
@@ -84,17 +85,20 @@ def find_drift(
         manifests: manifests of generations, by the first digits of their ids.
 
     Returns:
-        ``generation``: the first digits of its id, "" for none; ``differences``: a list of phrases.
+        ``generation``: the first digits of its id, "" for none; ``differences``: a list of phrases;
+        ``paths`` and ``settings``: the files, and the keys of settings, that differ.
     """
     state_hash, settings_hash = yield list(_FIRST_OPS)
+    report: dict[str, Any] = {"generation": "", "differences": [], "paths": [], "settings": []}
     if not state_hash:
-        return {"generation": "", "differences": ["it has no generation"]}
+        return {**report, "differences": ["it has no generation"]}
     (state,) = yield [["get", STATE_PATH]]
     current = desired.read_board_generation(state.decode("utf-8", "replace"))
+    report["generation"] = current.generation
     manifest = manifests.get(current.generation)
     if manifest is None:
         unknown = "its generation is not known here" if current.generation else "it has none"
-        return {"generation": current.generation, "differences": [unknown]}
+        return {**report, "differences": [unknown]}
     differences = [] if current.state == "proven" else ["its generation is on trial"]
     try:
         files = desired.files_for(manifest, mpy)
@@ -102,33 +106,33 @@ def find_drift(
             {path: size for path, (_, size) in files.items()}, ()
         )
     except PackageError as error:
-        return {"generation": current.generation, "differences": [str(error.args[0])]}
+        return {**report, "differences": [str(error.args[0])]}
     for path, (digest, _) in sorted(files.items()):
-        if path not in found:
-            differences.append(f"{path} is missing")
-        elif found[path] != digest:
-            differences.append(f"{path} was changed")
+        if found.get(path) != digest:
+            report["paths"].append(path)
+            differences.append(f"{path} was changed" if path in found else f"{path} is missing")
     wanted = desired.settings_for(manifest, name)
     if wanted:
         raw = b""
         if settings_hash:
             (raw,) = yield [["get", SETTINGS_PATH]]
-        differences += _settings_drift(raw, secrets, wanted)
-    return {"generation": current.generation, "differences": differences}
+        found_settings = _settings_drift(raw, secrets, wanted)
+        report["settings"] = list(found_settings)
+        differences += found_settings.values()
+    return {**report, "differences": differences}
 
 
-def _settings_drift(raw: bytes, secrets: StoredSecrets, wanted: Mapping[str, Any]) -> list[str]:
-    """Return which keys of a board's settings differ; no values."""
+def _settings_drift(
+    raw: bytes, secrets: StoredSecrets, wanted: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return which keys of a board's settings differ, each with a phrase; no values."""
     try:
         settings = board_settings.parse_settings(raw) if raw else {}
         changed, _ = board_settings.change_settings(settings, secrets, wanted)
     except ServerError as error:
-        return [error.reason]
-    keys = sorted(wanted)
-    return [
-        f"{SETTINGS_PATH}: {key} was changed"
-        if key in settings
-        else f"{SETTINGS_PATH}: {key} is missing"
-        for key in keys
+        return dict.fromkeys(sorted(wanted), error.reason)
+    return {
+        key: f"{SETTINGS_PATH}: {key} {'was changed' if key in settings else 'is missing'}"
+        for key in sorted(wanted)
         if key not in settings or settings[key] != changed[key]
-    ]
+    }

@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cloudmanager.protocol.errors import PackageError
+from cloudmanager.protocol.errors import PackageError, ServerError
 from cloudmanager.protocol.file_ops import disk_space
 from cm_server.installs import board_install, board_settings, install_manifest
 from cm_server.installs.board_install import ANY_SIZE, AddBytes, OpResults
@@ -153,8 +153,7 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
         (it is on trial) or "busy" (another generation is on trial); ``files`` and ``bytes`` sent.
 
     Raises:
-        PackageError: the generation does not suit the board.
-        ServerError: its settings cannot be changed.
+        PackageError: the generation does not suit the board, or its settings cannot be changed.
         OSError: it has too little space, or an operation failed.
     """
     results = yield list(FIRST_OPS)
@@ -178,9 +177,8 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
     if leftovers:
         *_, space = yield [*leftovers, ["statvfs", "/"]]
     change, switched = yield from _plan_change(plan, board, found)
-    if change is None and (current.state, current.generation) == ("proven", short):
+    if change is None:
         return {"state": "same", "files": 0, "bytes": 0}
-    assert change is not None
     on_planned(switched)
     sizes = [content.size for content in change.staged.values()]
     board_install.check_space(sizes, disk_space(space)[1])
@@ -269,9 +267,12 @@ def _new_settings(
     gone = set(record["settings"]) - wanted.keys()
     if not wanted and not gone:
         return raw, board.secrets.uses
-    old = board_settings.parse_settings(raw) if raw else {}
-    kept = {key: value for key, value in old.items() if key not in gone}
-    settings, uses = board_settings.change_settings(kept, board.secrets, wanted)
+    try:
+        old = board_settings.parse_settings(raw) if raw else {}
+        kept = {key: value for key, value in old.items() if key not in gone}
+        settings, uses = board_settings.change_settings(kept, board.secrets, wanted)
+    except ServerError as error:  # that is the name of errors which say nothing of the generation
+        raise PackageError(error.args[0]) from error
     if settings == old:
         return raw, uses
     data = board_settings.settings_bytes(settings)
@@ -368,11 +369,11 @@ def settle(generation: str, add_bytes: AddBytes, *, confirm: bool) -> OpGenerato
     state = raw.decode("utf-8", "replace")
     current = desired.read_board_generation(state)
     short = desired.short_id(generation)
-    if confirm and (current.state, current.generation) == ("trying", short):
+    if confirm and current.is_trying(short):
         state = f"proven {short}"
         yield [["put", STATE_PATH, add_bytes(state.encode())]]
         current = desired.read_board_generation(state)
-    if (current.state, current.generation) == ("proven", short):
+    if current.has(short):
         for path in (KEPT_PATH, BACK_PATH):
             with contextlib.suppress(OSError):  # what is left is removed by the next switch
                 yield [["rm", path, True]]

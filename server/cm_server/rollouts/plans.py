@@ -10,17 +10,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from cloudmanager.protocol.errors import PackageError, ServerError
-from cloudmanager.protocol.targets import fold_names, natural_key, parse_target
+from cloudmanager.protocol.targets import Target, fold_names, natural_key, parse_target
 from cloudmanager.protocol.waves import wave_sizes
+from cm_server.installs import board_settings
 from cm_server.installs.content_store import Content
 from cm_server.jobs.model import Board
 
 from . import desired
-from .desired import DesiredGroup
+from .desired import DesiredGroup, DriftedParts
 
+_T = TypeVar("_T")
 TRIAL_PART: Final = "trial"  # of the client, which goes back by itself
 _LIST_PATHS: Final = 50  # paths that a plan lists of a kind of change
 
@@ -128,6 +130,18 @@ class GroupPlan:
         }
 
 
+class Known(NamedTuple):
+    """What the store knows, for plans.
+
+    Attributes:
+        manifests: of generations that boards have, by the first digits of their ids.
+        secrets: name of a secret -> the boards that may get it.
+    """
+
+    manifests: Mapping[str, Mapping[str, Any]]
+    secrets: Mapping[str, Target]
+
+
 class GroupBoards(NamedTuple):
     """The boards of a group: those that it brings to its generation, and those held back."""
 
@@ -172,14 +186,20 @@ def find_boards(
 def present_generation(board: Board) -> str:
     """Return the first digits of the id of the generation that a board has; "" for none."""
     current = desired.read_board_generation(board.reported_facts.get("generation"))
-    return current.generation if current.state == "proven" else ""
+    return current.generation if current.has(current.generation) else ""
+
+
+def known_generation(board: Board) -> str:
+    """Return the same, also of a board on which something of its generation was changed."""
+    drift = desired.read_drifted_fact(board.reported_facts.get("generation"))
+    return drift.generation or present_generation(board)
 
 
 def plan_group(
     group: DesiredGroup,
     boards: GroupBoards,
     packages: Mapping[str, Any] | None,
-    known: Mapping[str, Mapping[str, Any]],
+    known: Known,
 ) -> GroupPlan:
     """Return what a rollout of a group would do.
 
@@ -187,20 +207,19 @@ def plan_group(
         group: what its boards should be.
         boards: its boards.
         packages: its packages, resolved; None without any.
-        known: manifests of generations, by the first digits of their ids.
+        known: what the store knows of generations and secrets.
     """
     manifest = desired.make_manifest(group, packages)
     generation = desired.manifest_hash(manifest)
     short = desired.short_id(generation)
     changed = tuple(board for board in boards.boards if present_generation(board) != short)
-    kinds: dict[tuple[str, int, str, str], list[Board]] = {}
+    kinds: dict[_Kind, list[Board]] = {}
     for board in changed:
-        own = board.name if board.name in group.board_settings else ""
-        key = (present_generation(board), _mpy(board), own, _refusal(board))
-        kinds.setdefault(key, []).append(board)
+        missing = _missing_secret(manifest, board, known.secrets)
+        kinds.setdefault(_kind_of(group, board, missing), []).append(board)
     changes = _fold(
-        _compare(manifest, known.get(before), kind_boards, error)
-        for (before, _, _, error), kind_boards in kinds.items()
+        _compare(manifest, known.manifests.get(kind.before), kind_boards, kind)
+        for kind, kind_boards in kinds.items()
     )
     return GroupPlan(
         group,
@@ -211,6 +230,47 @@ def plan_group(
         boards.pinned,
         changes,
         lock=str((packages or {}).get("lock", "")),
+    )
+
+
+class _Kind(NamedTuple):
+    """What boards have in common on which the same changes.
+
+    Attributes:
+        before: the first digits of the id of the generation that they have; "" for none.
+        mpy: their kind of bytecode.
+        own: the name of a board with settings of its own; else "".
+        drift: what they have no longer of their generation.
+        error: why they cannot get another one; "" if they can, or that is not known.
+    """
+
+    before: str
+    mpy: int
+    own: str
+    drift: DriftedParts
+    error: str
+
+
+def _missing_secret(
+    manifest: Mapping[str, Any], board: Board, secrets: Mapping[str, Target]
+) -> str:
+    """Return why a board cannot get its settings; "" if there are all secrets that they need."""
+    for name in sorted(board_settings.secret_names(desired.settings_for(manifest, board.name))):
+        target = secrets.get(name)
+        # What secrets other boards have is not for all callers.
+        if target is None or not target.covers(board.name, board):
+            return f"there is no secret {name!r} for it: run mbm secret-set {name}"
+    return ""
+
+
+def _kind_of(group: DesiredGroup, board: Board, missing: str) -> _Kind:
+    drift = desired.read_drifted_fact(board.reported_facts.get("generation"))
+    return _Kind(
+        before=known_generation(board),
+        mpy=_mpy(board),
+        own=board.name if board.name in group.board_settings else "",
+        drift=drift,
+        error=_refusal(board) or missing,
     )
 
 
@@ -240,10 +300,10 @@ def _compare(
     manifest: Mapping[str, Any],
     before: Mapping[str, Any] | None,
     boards: Sequence[Board],
-    error: str,
+    kind: _Kind,
 ) -> BoardChange:
     """Return what changes on boards of one kind."""
-    name, mpy = boards[0].name, _mpy(boards[0])
+    name, mpy, error = boards[0].name, kind.mpy, kind.error
     files: Mapping[str, tuple[str, int]] = {}
     old_files: Mapping[str, tuple[str, int]] = {}
     try:
@@ -252,11 +312,12 @@ def _compare(
         error = error or str(wrong.args[0])
     if before is not None:
         try:
-            old_files = desired.files_for(before, mpy)
+            old_files = _without(desired.files_for(before, mpy), kind.drift.paths)
         except PackageError:
             old_files = {}
     settings = desired.settings_for(manifest, name)
     old_settings = {} if before is None else desired.settings_for(before, name)
+    old_settings = _without(old_settings, kind.drift.settings)
     keys = [
         key
         for key in sorted({*settings, *old_settings})
@@ -280,6 +341,10 @@ def _compare(
         tuple(sorted(old_packages.keys() - packages.keys())),
         error,
     )
+
+
+def _without(mapping: Mapping[str, _T], keys: frozenset[str]) -> dict[str, _T]:
+    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def _versions(manifest: Mapping[str, Any], mpy: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,21 +28,35 @@ from cm_server.installs.job_steps import FileOp, OpGenerator, SteppedJobSpec
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import ack_bytes_for
 from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.job_results import UNCONFIRMED_STOP
 from cm_server.jobs.model import Board, Cell, Job, Requester, TimerHandle
 from cm_server.jobs.registry import Registry
-from cm_server.store.rollout_rows import NewRollout, RolloutBoardRow, RolloutPlace, RolloutRow
+from cm_server.store.rollout_rows import (
+    OPEN_STATES,
+    GroupState,
+    NewRollout,
+    NextRollout,
+    RolloutBoardRow,
+    RolloutPlace,
+    RolloutRow,
+    RolloutRows,
+)
 from cm_server.store.rows import CellAudit
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation
 
-from . import board_switch, desired, steps
+from . import board_restart, board_switch, desired, steps
+from .joining import JoiningBoards, access_reason
 from .steps import BoardProgress, Position, RolloutOptions
 from .windows import Window, read_window
 
 log = logging.getLogger("cm_server")
 
-TICK_SECONDS: Final = 0.5  # between two looks at a rollout
+TICK_SECONDS: Final = 0.5  # between two looks at rollouts
+ACTIVE_TICK_SECONDS: Final = 0.1  # the same while boards are being switched
+MAX_SHARE: Final = 0.05  # of the time that looks may take then; rollouts of many boards take more
 CLAIM_SECONDS: Final = 5.0  # between two looks whether another server's rollouts are orphaned
+JOIN_SECONDS: Final = 2.0  # between two looks whether boards have joined a group
 RESTART_SECONDS: Final = 30.0  # after which a board that was asked to restart is asked again
 HEALTH_SLACK_SECONDS: Final = 2.0  # after the time that a program has to run
 BUSY_SLACK_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
@@ -51,7 +65,9 @@ LIMIT_FACTOR: Final = 2
 LIMIT_SECONDS: Final = 30.0
 MAX_ATTEMPTS: Final = 5  # of a switch that ends without a result
 HEALTH_BLOCKED: Final = "health: app.py keeps the board busy, so that no cell can run"
-_RESTART_CODE: Final = b"from cm.state import console\nconsole.hard_reset()"
+RESTART_TIMEOUT: Final = 20.0  # seconds for the cell that restarts a board
+#: Seconds in which a board comes back whose rollout has ended while it was being switched.
+RETURN_SECONDS: Final = 600.0
 _VALUE_ERRORS: Final = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
@@ -67,6 +83,7 @@ class RolloutServices:
         call_later: calls a function after a number of seconds.
         owner: returns the id of this server.
         live_servers: returns the ids of all servers that are there; None: this is the only one.
+        publish_generation: tells other servers that a board has another fact ``generation``.
         clock: seconds since 1970.
     """
 
@@ -77,6 +94,7 @@ class RolloutServices:
     call_later: Callable[[float, Callable[[], None]], TimerHandle]
     owner: Callable[[], str]
     live_servers: Callable[[], Collection[str] | None]
+    publish_generation: Callable[[Board], None] = lambda _board: None
     clock: Callable[[], float] = time.time
 
 
@@ -93,7 +111,9 @@ class BoardRun:
         attempts: how often a switch has ended without a result.
         asked_at: when it was asked to restart.
         checks: how often its trial was looked at.
-        health_began: whether its health cell has been sent in this trial.
+        health_began: when its health cell was sent in this trial; 0: it was not.
+        failing: why its trial has failed, until it has gone back; "" if it has not.
+        is_written: whether the store has its row.
     """
 
     row: RolloutBoardRow
@@ -105,6 +125,8 @@ class BoardRun:
     asked_at: float = 0.0
     checks: int = 0
     health_began: float = 0.0
+    failing: str = ""
+    is_written: bool = True
 
 
 @dataclass
@@ -120,6 +142,7 @@ class Rollout:
         runs: its boards, by id, in the order in which they begin.
         window: when boards may begin; None: at any time.
         contents: the files of the generation, by SHA-256.
+        writes: how many changes of its boards are being written.
     """
 
     row: RolloutRow
@@ -130,6 +153,12 @@ class Rollout:
     runs: dict[str, BoardRun]
     window: Window | None = None
     contents: dict[str, Content] = field(default_factory=dict)
+    writes: int = 0
+
+    @property
+    def unwritten(self) -> list[BoardRun]:
+        """The boards whose rows the store does not have yet."""
+        return [run for run in self.runs.values() if not run.is_written]
 
     @property
     def is_active(self) -> bool:
@@ -150,8 +179,11 @@ class Rollouts:
         self._rollouts: dict[int, Rollout] = {}
         self._timer: TimerHandle | None = None
         self._claim_timer: TimerHandle | None = None
+        self._join_timer: TimerHandle | None = None
         self._stopped = False
         self._is_loading = self._reload_again = False
+        self._version: tuple[int, float] | None = None  # of the store's rollouts, as last read
+        self._joining = JoiningBoards(services.registry, services.tokens)
 
     @property
     def place(self) -> RolloutPlace:
@@ -183,11 +215,12 @@ class Rollouts:
     def start(self) -> None:
         """Take up the rollouts of this server, and those of servers that are gone."""
         self.reload()
+        self._join_timer = self._services.call_later(JOIN_SECONDS, self._look_for_joining)
 
     def stop(self) -> None:
         """Stop; the rollouts stay open."""
         self._stopped = True
-        for timer in (self._timer, self._claim_timer):
+        for timer in (self._timer, self._claim_timer, self._join_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -202,10 +235,11 @@ class Rollouts:
             self._schedule_claim()
             return
         self._is_loading = True
-        operation = self._queue.run(lambda store: _load(store.rollout_rows, owner, live))
+        known = self._version
+        operation = self._queue.run(lambda store: _load(store.rollout_rows, owner, live, known))
         operation.when_done(lambda _: self._on_loaded(operation))
 
-    def _on_loaded(self, operation: Operation[list[_Loaded]]) -> None:
+    def _on_loaded(self, operation: Operation[_LoadedAll]) -> None:
         self._is_loading = False
         if self._reload_again:
             self._reload_again = False
@@ -214,11 +248,15 @@ class Rollouts:
         if self._stopped:
             return
         try:
-            loaded = {each.row.number: each for each in operation.result()}
+            found = operation.result()
         except ServerError as error:
             log.warning("rollouts cannot be read: %s", error.reason)
             self._schedule_claim()
             return
+        loaded = {each.row.number: each for each in found.rollouts}
+        if found.groups is not None:
+            self._version = found.version
+            self._joining.set_groups(found.groups)
         for number, rollout in list(self._rollouts.items()):
             if number not in loaded:
                 # Boards that are being switched finish, unless another server has the rollout.
@@ -242,6 +280,33 @@ class Rollouts:
             self._claim_timer = None
         if self._services.live_servers() is not None or self._rollouts:
             self._claim_timer = self._services.call_later(CLAIM_SECONDS, self.reload)
+
+    def _look_for_joining(self) -> None:
+        """Begin rollouts for boards that have joined a group since its last one."""
+        if self._stopped:
+            return
+        self._join_timer = self._services.call_later(JOIN_SECONDS, self._look_for_joining)
+        try:
+            found = self._joining.find(self._services.clock())
+        except Exception as error:
+            cleanup.log_failure("boards that have joined a group", error)
+            return
+        for new, proven in found:
+            self._add_joined(new, proven)
+
+    def _add_joined(self, new: NewRollout, proven: int) -> None:
+        place = self.place
+        operation = self._queue.run(
+            lambda store: store.add_joined_boards(new, place, proven), durable=True
+        )
+
+        def on_added(_: object) -> None:
+            if operation.error is not None or not operation.result():
+                self._joining.look_again(list(new.boards))
+                self._version = None  # the group is another one than it was thought to be
+            self.reload()
+
+        operation.when_done(on_added)
 
     def _make_rollout(self, loaded: _Loaded) -> Rollout:
         row = loaded.row
@@ -275,44 +340,62 @@ class Rollouts:
 
     def _tick(self) -> None:
         self._timer = None
+        begun = time.perf_counter()
         for rollout in list(self._rollouts.values()):
             try:
                 self._advance(rollout)
             except Exception as error:
                 cleanup.log_failure(f"rollout {rollout.row.number}", error)
-        self._schedule()
+        seconds = TICK_SECONDS
+        if any(rollout.is_active for rollout in self._rollouts.values()):
+            took = time.perf_counter() - begun
+            seconds = min(max(took / MAX_SHARE, ACTIVE_TICK_SECONDS), TICK_SECONDS)
+        self._schedule(seconds)
 
     def _advance(self, rollout: Rollout) -> None:
         """Do what is due for a rollout."""
-        for run in rollout.runs.values():
+        if not rollout.writes and (unwritten := rollout.unwritten):
+            self._write_boards(rollout, unwritten)
+        for run in list(rollout.runs.values()):
             if run.row.state in steps.ACTIVE:
                 self._examine(rollout, run)
         if rollout.row.state == "running":
             self._proceed(rollout)
-        elif rollout.row.state != "paused" and not rollout.is_active:
-            del self._rollouts[rollout.row.number]
+        elif rollout.row.state != "paused" and not (rollout.is_active or rollout.unwritten):
+            self._rollouts.pop(rollout.row.number, None)
 
     def _proceed(self, rollout: Rollout) -> None:
         """Let further boards begin, or end the rollout, as ``steps.next_step`` says."""
         now = self._services.clock()
         progress = [self._progress(run) for run in rollout.runs.values()]
         step = steps.next_step(progress, rollout.options, rollout.position, now, rollout.window)
-        for board_id, (state, why) in step.overdue.items():
-            self._set_board(rollout, rollout.runs[board_id], state, why)
+        self._set_boards(
+            rollout,
+            [
+                (rollout.runs[board_id], state, why)
+                for board_id, (state, why) in step.overdue.items()
+            ],
+        )
         if step.position != rollout.position:
             rollout.position = step.position
             self._save_position(rollout)
         if step.outcome:
-            self._end(rollout, step.outcome, step.why)
+            if not rollout.unwritten:  # else it is looked at again
+                self._end(rollout, step.outcome, step.why)
             return
+        begun = []
+        why = ""
+        refusal_reason = self._refusals(rollout)
         for board_id in step.begin:
-            run = rollout.runs[board_id]
-            if why := self._refusal_reason(rollout, board_id):
-                self._end(rollout, "paused", why)
-                return
+            if why := refusal_reason(board_id):
+                break
+            begun.append(rollout.runs[board_id])
+        for run in begun:
             run.begun = True
             run.attempts = 0
-            self._set_board(rollout, run, "switching", "")
+        self._set_boards(rollout, [(run, "switching", "") for run in begun])
+        if why:
+            self._end(rollout, "paused", why)
 
     def _progress(self, run: BoardRun) -> BoardProgress:
         board = self._services.registry.by_id.get(run.row.board)
@@ -322,37 +405,58 @@ class Rollouts:
 
     def _refusal_reason(self, rollout: Rollout, board_id: str) -> str:
         """Return why the token of a rollout may not change a board; "" if it may."""
-        token = self._services.tokens.by_hash(rollout.row.token)
+        return self._refusals(rollout)(board_id)
+
+    def _refusals(self, rollout: Rollout) -> Callable[[str], str]:
+        """Return a function that returns why a board may not be changed, for many boards."""
+        registry = self._services.registry
+        why, token = access_reason(self._services.tokens, rollout.row.token, rollout.caller)
         if token is None:
-            return f"the token of {rollout.caller!r} is not known here"
-        if why := self._services.tokens.refusal_reason(token):
-            return why
-        if not access.has_role(token, access.SUBMIT_ROLE):
-            return f"the token {token.name!r} may not change boards"
-        board = self._services.registry.by_id.get(board_id)
-        if board is None:
-            return ""
-        reachable = access.reachable_boards(token, self._services.registry.by_name)
-        if reachable.get(board.name) is not board:
+            return lambda _board_id: why
+        reachable = access.reachable_boards(token, registry.by_name)
+
+        def reason(board_id: str) -> str:
+            board = registry.by_id.get(board_id)
+            if board is None or reachable.get(board.name) is board:
+                return ""
             return f"{board.name} is not within reach of the token {token.name!r}"
-        return ""
+
+        return reason
 
     # Changes of the store
 
     def _set_board(self, rollout: Rollout, run: BoardRun, state: str, why: str) -> None:
-        """Record the state of a board; it is written before a job that follows is sent."""
+        """Record the state of a board."""
+        self._set_boards(rollout, [(run, state, why)])
+
+    def _set_boards(self, rollout: Rollout, changes: Sequence[tuple[BoardRun, str, str]]) -> None:
+        """Record the states of boards, each with the reason.
+
+        They are written before a job that follows is sent, if the store answers.
+        """
         now = self._services.clock()
-        run.row = run.row._replace(state=state, since=now, why=why)
-        run.asked_at = run.health_began = 0.0
-        run.checks = 0
+        number = rollout.row.number
+        for run, state, why in changes:
+            run.row = run.row._replace(state=state, since=now, why=why)
+            run.asked_at = run.health_began = 0.0
+            run.checks = 0
+            run.failing = ""
+            if state in steps.ENDED:
+                log.info("%s: rollout %d: %s %s", self._name_of(run.row.board), number, state, why)
+        if changes:
+            self._write_boards(rollout, [run for run, _, _ in changes])
+
+    def _write_boards(self, rollout: Rollout, runs: Sequence[BoardRun]) -> None:
         number, epoch = rollout.row.number, rollout.row.epoch
-        change = {run.row.board: (state, now, why)}
+        rows = {run.row.board: run.row for run in runs}
+        changes = {board_id: (row.state, row.since, row.why) for board_id, row in rows.items()}
+        for run in runs:
+            run.is_written = False
+        rollout.writes += 1
         operation = self._queue.run(
-            lambda store: store.rollout_rows.set_boards(number, epoch, change)
+            lambda store: store.rollout_rows.set_boards(number, epoch, changes)
         )
-        operation.when_done(lambda _: self._on_written(rollout, operation))
-        if state in ("failed", "missed", "proven"):
-            log.info("%s: rollout %d: %s %s", self._name_of(run.row.board), number, state, why)
+        operation.when_done(lambda _: self._on_written(rollout, operation, rows))
 
     def _save_position(self, rollout: Rollout) -> None:
         plan = {**rollout.row.plan, "position": list(rollout.position)}
@@ -360,64 +464,88 @@ class Rollouts:
         self._update(rollout, plan=plan)
 
     def _end(self, rollout: Rollout, state: str, why: str) -> None:
-        number = rollout.row.number
+        number, epoch = rollout.row.number, rollout.row.epoch
         log.info("rollout %d of %s: %s %s", number, rollout.row.group, state, why)
-        if state == "failed" and rollout.options.on_failure == "all":
-            self._roll_all_back(rollout, why)
-            return
         rollout.row = rollout.row._replace(state="ending")
-        self._update(rollout, state=state, why=why, changed=self._services.clock())
+        values = {"state": state, "why": why, "changed": self._services.clock()}
+        if state == "failed" and rollout.options.on_failure == "all":
+            roll_back = self._make_rollback(rollout, why)
+        else:
+            roll_back = lambda _store: (values, None)  # noqa: E731 (the other one is a function)
 
-    def _roll_all_back(self, rollout: Rollout, why: str) -> None:
-        """Bring the boards that have a failed generation back to the one before, as a rollout."""
-        row = rollout.row
-        proven = {each: 0 for each, run in rollout.runs.items() if run.row.state == "proven"}
-        rollout.row = row._replace(state="ending")
-        changed = self._services.clock()
-        if row.previous is None or not proven:
-            why += "" if row.previous else "; there was no generation before"
-            self._update(rollout, state="failed", why=why, changed=changed)
-            return
-        options = {**row.plan["options"], "on_failure": "failed", "max_failures": len(proven)}
-        plan = {
-            **row.plan,
-            "waves": ["100%"],
-            "window": None,  # the way back is not put off
-            "options": options,
-            "boards": list(proven),
-            "position": [0, changed, None],
-        }
-        number, epoch, previous, place = row.number, row.epoch, row.previous, self.place
-
-        def write(store: Store) -> None:
-            if not store.rollout_rows.update(
-                number, epoch, state="failed", why=f"{why}; rolled back", changed=changed
-            ):
-                return
-            made = store.rollout_rows.generations_of([previous])
-            if previous in made:
-                new = NewRollout(row.group, made[previous], None, row.token, plan, proven, {})
-                store.add_rollouts([new], place)
+        def write(store: Store) -> bool:
+            return store.end_rollout(number, epoch, *roll_back(store))
 
         self._queue.run(write).when_done(lambda _: self.reload())
+
+    def _end_if_running(self, rollout: Rollout, state: str, why: str) -> None:
+        if rollout.row.state == "running":
+            self._end(rollout, state, why)
+
+    def _make_rollback(
+        self, rollout: Rollout, why: str
+    ) -> Callable[[Store], tuple[dict[str, Any], NextRollout | None]]:
+        """Return what brings the boards of a failed rollout back to the generation before.
+
+        Returns:
+            A function that returns how the rollout ends, and the rollout that follows.
+        """
+        row, place, changed = rollout.row, self.place, self._services.clock()
+        taken = [
+            board_id
+            for board_id, run in rollout.runs.items()
+            if run.row.state == "proven" or run.row.state in steps.ACTIVE
+        ]
+        values = {"state": "failed", "changed": changed}
+
+        def make(store: Store) -> tuple[dict[str, Any], NextRollout | None]:
+            if not taken:
+                return {**values, "why": why}, None
+            rows = store.rollout_rows
+            before = rows.generations_of([row.previous]).get(row.previous) if row.previous else None
+            if before is None:
+                return {**values, "why": f"{why}; there was no generation before"}, None
+            plan = {
+                **row.plan,
+                "waves": ["100%"],
+                "window": None,  # the way back is not put off
+                "options": {
+                    **rollback_options(rows, row, before.sha256),
+                    "on_failure": "failed",
+                    "max_failures": len(taken),
+                },
+                "boards": taken,
+                "position": [0, changed, None],
+            }
+            waves = dict.fromkeys(taken, 0)
+            earlier = rows.newest_done(row.group, besides=before.sha256)
+            previous = earlier.generation if earlier else None
+            new = NewRollout(row.group, before, previous, row.token, plan, waves, {})
+            return {**values, "why": f"{why}; rolled back"}, NextRollout(new, place)
+
+        return make
 
     def _update(self, rollout: Rollout, **values: Any) -> None:
         number, epoch = rollout.row.number, rollout.row.epoch
         operation = self._queue.run(
             lambda store: store.rollout_rows.update(number, epoch, **values)
         )
-        operation.when_done(lambda _: self._on_updated(rollout, operation, values))
+        operation.when_done(lambda _: self._on_updated(operation))
 
-    def _on_updated(
-        self, rollout: Rollout, operation: Operation[bool], values: Mapping[str, Any]
-    ) -> None:
-        if operation.error is not None or "state" in values or not operation.result():
+    def _on_updated(self, operation: Operation[bool]) -> None:
+        if operation.error is not None or not operation.result():
             self.reload()
 
-    def _on_written(self, rollout: Rollout, operation: Operation[bool]) -> None:
-        """Leave a rollout that another server has taken over."""
+    def _on_written(
+        self, rollout: Rollout, operation: Operation[bool], rows: Mapping[str, RolloutBoardRow]
+    ) -> None:
+        """Note what the store has; leave a rollout that another server has taken over."""
+        rollout.writes -= 1
         if operation.error is not None:
-            return  # the store cannot be used; what is not written is done again
+            return  # the store cannot be used: it is written at the next look
+        for board_id, row in rows.items():
+            run = rollout.runs[board_id]
+            run.is_written = run.is_written or run.row == row
         if not operation.result() and self._rollouts.get(rollout.row.number) is rollout:
             del self._rollouts[rollout.row.number]
             self.reload()
@@ -436,10 +564,14 @@ class Rollouts:
                     on_end(job)
             return
         board = self._services.registry.by_id.get(run.row.board)
+        has_ended = rollout.row.state not in OPEN_STATES
         if board is None:
             self._set_board(rollout, run, "missed", "it was removed from the fleet")
+        elif has_ended and run.row.state == "switching":
+            self._set_board(rollout, run, "waiting", "")  # nothing has changed on it yet
         elif not board.online:
-            return
+            if has_ended and self._services.clock() - run.row.since >= RETURN_SECONDS:
+                self._set_board(rollout, run, "unproven", "it has not come back")
         elif run.row.state == "switching":
             self._send_switch(rollout, run, board)
         else:
@@ -452,16 +584,16 @@ class Rollouts:
         current = desired.read_board_generation(board.reported_facts.get("generation"))
         short = desired.short_id(rollout.row.generation)
         if since <= run.row.since or (current.state, current.generation) == ("trial", short):
-            if now - max(run.asked_at, run.row.since if run.asked_at else 0) >= RESTART_SECONDS:
-                run.asked_at = now
+            if now - run.asked_at >= RESTART_SECONDS:
                 self._restart(rollout, run, board)
-        elif (current.state, current.generation) == ("trying", short):
+        elif current.is_trying(short):
             self._try_health(rollout, run, board, now - since)
-        elif (current.state, current.generation) == ("proven", short):
-            self._on_proven(rollout, run, board)
         elif current.reverted == short:
-            state = "unproven" if current.is_unproven else "failed"
-            self._set_board(rollout, run, state, f"it went back: {current.reason.lstrip('?')}")
+            is_unproven = current.is_unproven and not run.failing
+            why = run.failing or _back_text(current.reason)
+            self._set_board(rollout, run, "unproven" if is_unproven else "failed", why)
+        elif current.has(short):
+            self._on_proven(rollout, run, board)
         elif run.attempts < MAX_ATTEMPTS:  # it has not switched
             run.attempts += 1
             self._set_board(rollout, run, "switching", "")
@@ -478,17 +610,20 @@ class Rollouts:
             seconds: since when it is connected.
         """
         options = rollout.options
+        if run.failing:
+            if self._services.clock() - run.asked_at >= RESTART_SECONDS:
+                self._send_back(rollout, run, board, run.failing)
+            return
         if options.health:
-            if board.blocked:  # a cell would wait, and run after the board has gone back
+            if board.is_kept_busy:  # a cell would wait, and run after the board has gone back
                 if seconds >= options.health_timeout + BUSY_SLACK_SECONDS:
-                    self._set_board(rollout, run, "failed", HEALTH_BLOCKED)
-                    self._restart(rollout, run, board)
+                    self._send_back(rollout, run, board, HEALTH_BLOCKED)
             elif not run.health_began:
                 run.health_began = self._services.clock()
                 self._send_health(rollout, run, board)
             return
         good = options.health_timeout
-        if board.blocked:
+        if board.is_kept_busy:
             if seconds >= good + BUSY_SLACK_SECONDS:  # it takes no job; it has proven itself alone
                 self._on_proven(rollout, run, board)
             return
@@ -506,6 +641,7 @@ class Rollouts:
         board.reported_facts = facts
         self._queue.run(lambda store: store.mark_board_seen(board.id, facts))
         board.notify_changed()
+        self._services.publish_generation(board)
         self._set_board(rollout, run, "proven", "")
 
     # Jobs
@@ -515,7 +651,7 @@ class Rollouts:
         requester = Requester(rollout.caller, None, rollout.row.token)
         detail = f"{rollout.row.group} {desired.short_id(rollout.row.generation)}: {what}"
         audit = CellAudit(target=board.name, detail=detail, verb="rollout")
-        cell = cell._replace(kind="", title=f"rollout {rollout.row.number}: {what}")
+        cell = cell._replace(kind="rollout", title=f"{rollout.row.number}: {what}")
         submission = Submission([board], cell, requester, audit)
         run.is_submitting = True
         operation = self._services.dispatch.submit(submission)
@@ -552,7 +688,7 @@ class Rollouts:
         """Send a board the generation, unless its files have yet to be read from the store."""
         if why := self._refusal_reason(rollout, board.id):
             self._set_board(rollout, run, "waiting", "")
-            self._end(rollout, "paused", why)
+            self._end_if_running(rollout, "paused", why)
             return
         if not rollout.contents and desired.content_sizes(rollout.manifest):
             self._read_contents(rollout)
@@ -584,7 +720,7 @@ class Rollouts:
 
         spec = self._stepped(board_switch.FIRST_OPS, generate)
         # A program that keeps its board busy is ended by a soft reset.
-        run_options = RunOptions(fresh=board.blocked)
+        run_options = RunOptions(fresh=board.is_kept_busy)
         run.on_end = lambda job: self._on_switch_ended(rollout, run, job)
         self._submit(rollout, run, board, Cell(spec.code, run_options, files=spec), "switch")
 
@@ -618,42 +754,68 @@ class Rollouts:
                 if state == "trying":
                     run.row = run.row._replace(since=0.0)  # it has restarted already
                 else:
-                    run.asked_at = self._services.clock()
                     self._restart(rollout, run, board)
-            return
-        if job.status in ("lost", "offline", "interrupted") and run.attempts < MAX_ATTEMPTS:
-            run.attempts += 1  # nothing has happened, or all of it: it is done again
             return
         if why := self._refusal_reason(rollout, board.id):
             self._set_board(rollout, run, "waiting", "")
-            self._end(rollout, "paused", why)
-            return
-        self._set_board(rollout, run, "failed", _last_line(job.error) or str(job.status))
+            self._end_if_running(rollout, "paused", why)
+        elif not _is_broken_off(job):
+            self._set_board(rollout, run, "failed", _last_line(job.error) or str(job.status))
+        elif run.attempts < MAX_ATTEMPTS:
+            run.attempts += 1  # nothing has happened, or all of it: it is done again
+        else:
+            why = f"the switch was broken off: {_last_line(job.error) or job.status}"
+            self._set_board(rollout, run, "unproven", why)
 
     def _restart(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
-        """Restart a board: it applies the switch, or goes back from one that failed."""
+        """Restart a board, which applies the switch then."""
+        run.asked_at = self._services.clock()
         run.on_end = lambda _job: None
-        cell = Cell(_RESTART_CODE, RunOptions(timeout=20.0, fresh=board.blocked))
-        self._submit(rollout, run, board, cell, "restart")
+        code = board_restart.restart_code(desired.short_id(rollout.row.generation))
+        self._submit_restart(rollout, run, board, code, "restart")
+
+    def _send_back(self, rollout: Rollout, run: BoardRun, board: Board, why: str) -> None:
+        """Restart a board whose trial has failed, so that it goes back; then it has failed."""
+        run.failing = why
+        run.asked_at = self._services.clock()
+        run.on_end = lambda job: self._on_sent_back(rollout, run, job)
+        code = board_restart.restart_code(desired.short_id(rollout.row.generation), why)
+        self._submit_restart(rollout, run, board, code, "go back")
+
+    def _submit_restart(
+        self, rollout: Rollout, run: BoardRun, board: Board, code: bytes, what: str
+    ) -> None:
+        options = RunOptions(timeout=RESTART_TIMEOUT, fresh=board.is_kept_busy)
+        self._submit(rollout, run, board, Cell(code, options, restarts=True), what)
+
+    def _on_sent_back(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
+        """Look whether a board goes back, or has proven itself meanwhile by ``cm.healthy()``."""
+        if job.status != "ok":
+            return  # it is looked at again: what the board reports says whether it has gone back
+        if board_restart.read_state(job.value.text()) == "proven":
+            self._on_proven(rollout, run, job.board)
+        else:
+            self._set_board(rollout, run, "failed", run.failing)
 
     def _send_health(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         options = rollout.options
-        cell = Cell(options.health.encode(), RunOptions(timeout=options.health_timeout))
+        code = options.health_code or options.health
+        run_options = RunOptions(timeout=options.health_timeout)
+        cell = Cell(code.encode(), run_options, awaits=bool(options.health_code))
         run.on_end = lambda job: self._on_health_ended(rollout, run, job)
         self._submit(rollout, run, board, cell, "health")
 
     def _on_health_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
-        board = job.board
         if job.status == "ok":
-            self._send_settle(rollout, run, board, confirm=True)
-        elif job.status in ("error", "timeout"):
-            why = f"health: {_last_line(job.error)}"
-            if job.status == "timeout":  # its error is the KeyboardInterrupt that ended it
-                why = f"the health cell did not end within {rollout.options.health_timeout:g} s"
-            self._set_board(rollout, run, "failed", why)
-            self._restart(rollout, run, board)
-        else:
+            self._send_settle(rollout, run, job.board, confirm=True)
+        elif job.status not in ("error", "timeout") or _is_broken_off(job):
             run.health_began = 0.0  # its link broke: it is asked again, or has gone back
+        elif job.status == "timeout":  # its error is the KeyboardInterrupt that ended it
+            seconds = rollout.options.health_timeout
+            why = f"health: did not end within {seconds:g} s (health_timeout)"
+            self._send_back(rollout, run, job.board, why)
+        else:
+            self._send_back(rollout, run, job.board, f"health: {_last_line(job.error)}")
 
     def _send_settle(self, rollout: Rollout, run: BoardRun, board: Board, *, confirm: bool) -> None:
         generation = rollout.row.generation
@@ -667,10 +829,8 @@ class Rollouts:
         self._submit(rollout, run, board, Cell(spec.code, files=spec), "confirm")
 
     def _on_settled(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
-        state = _read_value(job)
-        current = desired.read_board_generation(state)
-        short = desired.short_id(rollout.row.generation)
-        if (current.state, current.generation) == ("proven", short):
+        current = desired.read_board_generation(_read_value(job))
+        if current.has(desired.short_id(rollout.row.generation)):
             self._on_proven(rollout, run, job.board)
         elif run.health_began:
             run.health_began = 0.0  # the confirmation did not arrive
@@ -685,10 +845,24 @@ class _Loaded:
     manifest: Mapping[str, Any] | None
 
 
-def _load(rows: Any, owner: str, live: Collection[str] | None) -> list[_Loaded]:
-    open_rows: list[RolloutRow] = rows.claim(owner, live)
+@dataclass(frozen=True)
+class _LoadedAll:
+    """The rollouts of this server, and all groups, unless they are as they were."""
+
+    rollouts: list[_Loaded]
+    version: tuple[int, float]
+    groups: list[GroupState] | None
+
+
+def _load(
+    rows: RolloutRows,
+    owner: str,
+    live: Collection[str] | None,
+    known_version: tuple[int, float] | None,
+) -> _LoadedAll:
+    open_rows = rows.claim(owner, live)
     made = rows.generations_of({row.generation for row in open_rows})
-    return [
+    loaded = [
         _Loaded(
             row,
             rows.boards_of(row.number),
@@ -696,6 +870,30 @@ def _load(rows: Any, owner: str, live: Collection[str] | None) -> list[_Loaded]:
         )
         for row in open_rows
     ]
+    version = rows.version()
+    return _LoadedAll(loaded, version, rows.groups() if version != known_version else None)
+
+
+def rollback_options(rows: RolloutRows, row: RolloutRow, generation: str) -> dict[str, Any]:
+    """Return the options with which a group is brought back to an earlier generation.
+
+    Its health cell is that of the rollout which has proven it: the newer one may ask for what the
+    earlier program does not have.
+
+    Args:
+        rows: the store's table.
+        row: the group's newest rollout.
+        generation: the id of the earlier generation.
+    """
+    options = dict(row.plan["options"])
+    before = rows.newest_done_of(row.group, generation)
+    if before is not None:
+        for name in ("health", "health_code", "health_timeout"):
+            if name in before.plan["options"]:
+                options[name] = before.plan["options"][name]
+            else:
+                options.pop(name, None)
+    return options
 
 
 def _position(row: RolloutRow) -> Position:
@@ -710,6 +908,26 @@ def _read_value(job: Job) -> Any:
     except _VALUE_ERRORS:
         return None
     return value
+
+
+def _is_broken_off(job: Job) -> bool:
+    """Return whether a job has ended without saying anything about the generation.
+
+    Its link broke, somebody interrupted it, or a server could not carry it out.
+    """
+    if job.status == "timeout":
+        return job.error == UNCONFIRMED_STOP
+    if job.status != "error":
+        return True
+    line = _last_line(job.error)
+    is_refused = line.endswith("did not run") or line == cleanup.FAILED
+    return is_refused or line.startswith("ServerError: ")
+
+
+def _back_text(reason: str) -> str:
+    """Return why a board went back, of what it reports."""
+    text = reason.lstrip("?")
+    return text if text.startswith("health: ") else f"it went back: {text}"
 
 
 def _last_line(error: str) -> str:

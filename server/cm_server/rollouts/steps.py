@@ -40,6 +40,7 @@ class RolloutOptions:
         deadline: seconds from the start of its wave in which a board has to be proven.
         max_failures: with more failed boards, no further one begins.
         health: the cell that has to succeed; "": the program runs for a while.
+        health_code: the coroutine function that this cell is, if it awaits; else "".
         health_timeout: seconds for that cell, or that the program has to run.
         on_failure: "failed": failed boards go back; "all": all boards of the rollout do.
     """
@@ -49,6 +50,7 @@ class RolloutOptions:
     deadline: float = 86400.0
     max_failures: int = 0
     health: str = ""
+    health_code: str = ""
     health_timeout: float = 60.0
     on_failure: str = "failed"
 

@@ -19,6 +19,7 @@ from .blob_rows import BlobRows
 from .tables import generations, rollout_boards, rollouts
 
 OPEN_STATES: Final = ("running", "paused")
+_ACTIVE_STATES: Final = ("switching", "trial")  # of boards that are being switched
 _KEPT_SECONDS: Final = 30 * 86400.0  # that a generation is kept that no rollout names
 _KEPT_ROLLOUTS: Final = 1000  # that have ended
 
@@ -113,6 +114,20 @@ class NewRollout(NamedTuple):
     contents: Mapping[str, bytes]
 
 
+class GroupState(NamedTuple):
+    """What a group of boards has come to, by its rollouts.
+
+    Attributes:
+        newest: its newest rollout.
+        proven: its newest rollout that is done; None: none is.
+        offered: the ids of the boards that were given that generation, whether it worked or not.
+    """
+
+    newest: RolloutRow
+    proven: RolloutRow | None
+    offered: frozenset[str]
+
+
 class RolloutPlace(NamedTuple):
     """Where a rollout is carried out and stored.
 
@@ -123,6 +138,18 @@ class RolloutPlace(NamedTuple):
 
     owner: str
     max_bytes: int
+
+
+class NextRollout(NamedTuple):
+    """A rollout that follows from another one.
+
+    Attributes:
+        new: the rollout.
+        place: where it is carried out and stored.
+    """
+
+    new: NewRollout
+    place: RolloutPlace
 
 
 class RolloutChange(NamedTuple):
@@ -228,6 +255,8 @@ class RolloutRows:
 
         The generation of the newest rollout of each group stays, and the one before it.
         """
+        if not size:
+            return
         newest = sa.select(sa.func.max(rollouts.c.number)).group_by(rollouts.c.group)
         query = sa.select(rollouts.c.generation, rollouts.c.previous)
         rows = self._connection.execute(query.where(rollouts.c.number.in_(newest))).all()
@@ -252,6 +281,31 @@ class RolloutRows:
         )
         values = {"state": change.state, "why": change.why, "changed": time.time()}
         return bool(self._connection.execute(statement.values(**values)).rowcount)
+
+    def change(self, number: int, epoch: int, **values: Any) -> bool:
+        """Change a rollout as ``update`` does, in a transaction of the calling code."""
+        statement = sa.update(rollouts).where(
+            rollouts.c.number == number,
+            rollouts.c.epoch == epoch,
+            rollouts.c.state == "running",
+        )
+        return bool(self._connection.execute(statement.values(**values)).rowcount)
+
+    def may_join(self, new: NewRollout, proven: int) -> bool:
+        """Return whether boards may join a group: it is at rest, and has what they would get.
+
+        Args:
+            new: the rollout for them; its generation is one that is stored.
+            proven: the number of the group's newest rollout that is done.
+        """
+        self._blob_rows.lock()
+        same = rollouts.c.group == new.group
+        query = sa.select(sa.func.count()).where(same, rollouts.c.state.in_(OPEN_STATES))
+        is_open = self._connection.execute(query).scalar()
+        newest = sa.select(sa.func.max(rollouts.c.number)).where(same, rollouts.c.state == "done")
+        is_newest = self._connection.execute(newest).scalar() == proven
+        stored = sa.select(sa.func.count()).where(generations.c.sha256 == new.generation.sha256)
+        return not is_open and is_newest and bool(self._connection.execute(stored).scalar())
 
     def _prune(self, now: float) -> None:
         """Delete the oldest rollouts, and generations that nothing names any more."""
@@ -283,15 +337,10 @@ class RolloutRows:
             epoch: in which this server carries it out.
             values: of columns.
         """
-        statement = sa.update(rollouts).where(
-            rollouts.c.number == number,
-            rollouts.c.epoch == epoch,
-            rollouts.c.state == "running",
-        )
         with self._rollback_on_error():
-            count = self._connection.execute(statement.values(**values)).rowcount
+            is_owned = self.change(number, epoch, **values)
             self._connection.commit()
-        return bool(count)
+        return is_owned
 
     def pause_all(self, why: str) -> None:
         """Pause all rollouts that are in progress."""
@@ -324,13 +373,20 @@ class RolloutRows:
         return done
 
     def claim(self, owner: str, live: Collection[str] | None) -> list[RolloutRow]:
-        """Take over open rollouts whose server is gone; return all open ones that are this one's.
+        """Take over rollouts whose server is gone; return all that are this one's.
+
+        They are those that are open, and those that have ended while boards were being switched:
+        these boards finish.
 
         Args:
             owner: the id of this server.
             live: the ids of the servers that are there; None: this is the only one.
         """
-        is_open = rollouts.c.state.in_(OPEN_STATES)
+        is_switching = sa.exists().where(
+            rollout_boards.c.rollout == rollouts.c.number,
+            rollout_boards.c.state.in_(_ACTIVE_STATES),
+        )
+        is_open = rollouts.c.state.in_(OPEN_STATES) | is_switching
         is_orphan = rollouts.c.owner.is_(None) | (rollouts.c.owner != owner)
         if live is not None:
             is_orphan = rollouts.c.owner.is_(None) | rollouts.c.owner.not_in([*live, owner])
@@ -356,6 +412,50 @@ class RolloutRows:
         rows = self._connection.execute(query.order_by(rollouts.c.group)).all()
         self._connection.commit()
         return [RolloutRow(*row) for row in rows]
+
+    def version(self) -> tuple[int, float]:
+        """Return what differs once a rollout has been made, or the state of one has changed."""
+        query = sa.select(sa.func.max(rollouts.c.number), sa.func.max(rollouts.c.changed))
+        number, changed = self._connection.execute(query).one()
+        self._connection.commit()
+        return number or 0, changed or 0.0
+
+    def newest_done(self, group: str, *, besides: str = "") -> RolloutRow | None:
+        """Return the newest rollout of a group that is done; None without one.
+
+        Args:
+            group: its name.
+            besides: the id of a generation whose rollouts do not count.
+        """
+        return self._newest_done(group, rollouts.c.generation != besides)
+
+    def newest_done_of(self, group: str, generation: str) -> RolloutRow | None:
+        """Return the newest rollout of a group to a generation that is done; None without one."""
+        return self._newest_done(group, rollouts.c.generation == generation)
+
+    def _newest_done(self, group: str, condition: Any) -> RolloutRow | None:
+        query = sa.select(*_ROLLOUT_COLUMNS).where(
+            rollouts.c.group == group, rollouts.c.state == "done", condition
+        )
+        row = self._connection.execute(query.order_by(rollouts.c.number.desc()).limit(1)).first()
+        self._connection.commit()
+        return None if row is None else RolloutRow(*row)
+
+    def groups(self) -> list[GroupState]:
+        """Return what all groups have come to."""
+        states = []
+        for newest in self.latest():
+            proven = self.newest_done(newest.group)
+            offered: set[str] = set()
+            if proven is not None:
+                query = sa.select(rollouts.c.plan).where(
+                    rollouts.c.group == newest.group, rollouts.c.generation == proven.generation
+                )
+                for (plan,) in self._connection.execute(query).all():
+                    offered.update(plan["boards"])
+                self._connection.commit()
+            states.append(GroupState(newest, proven, frozenset(offered)))
+        return states
 
     def history(self, count: int) -> list[RolloutRow]:
         """Return the newest rollouts, the newest first."""

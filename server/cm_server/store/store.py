@@ -39,7 +39,7 @@ from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
-from .rollout_rows import NewRollout, RolloutChange, RolloutPlace, RolloutRows
+from .rollout_rows import NewRollout, NextRollout, RolloutChange, RolloutPlace, RolloutRows
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, NewCell, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
 from .text_rows import TextRows
@@ -438,6 +438,44 @@ class Store:
             except ServerError:
                 self.database.rollback()
                 raise
+
+    def end_rollout(
+        self, number: int, epoch: int, values: Mapping[str, Any], next_one: NextRollout | None
+    ) -> bool:
+        """End a rollout that this server carries out, and begin the one that follows from it.
+
+        Args:
+            number: of the rollout.
+            epoch: in which this server carries it out.
+            values: of its columns.
+            next_one: what follows, in the same transaction; None: nothing.
+
+        Returns:
+            Whether this server still carried it out.
+        """
+        with self._durable_transaction():
+            if not self.rollout_rows.change(number, epoch, **values):
+                return False
+            if next_one is not None:
+                self.rollout_rows.add(next_one.new, *next_one.place)
+        return True
+
+    def add_joined_boards(self, new: NewRollout, place: RolloutPlace, proven: int) -> bool:
+        """Begin a rollout for boards that have joined a group, unless the group has changed.
+
+        Args:
+            new: the rollout.
+            place: where it is carried out and stored.
+            proven: the number of the group's newest rollout that is done.
+
+        Returns:
+            Whether it begins.
+        """
+        with self._durable_transaction():
+            may_join = self.rollout_rows.may_join(new, proven)
+            if may_join:
+                self.rollout_rows.add(new, *place)
+        return may_join
 
     def set_rollout_states(
         self,

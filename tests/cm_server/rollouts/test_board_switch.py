@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.protocol.errors import PackageError, ServerError
+from cloudmanager.protocol.errors import PackageError
 from cm_server.installs.board_settings import StoredSecrets
 from cm_server.installs.content_store import Content, ContentStore
 from cm_server.installs.install_manifest import JOURNAL_PATH
@@ -226,7 +226,7 @@ def test_secrets_are_written_and_their_places_are_reported(lab: Lab):
 
 
 def test_secret_that_the_board_may_not_have_is_refused(lab: Lab):
-    with pytest.raises(ServerError, match="no secret called 'mqtt' for this board"):
+    with pytest.raises(PackageError, match="no secret called 'mqtt' for this board"):
         lab.switch(SwitchBoard(), lab.plan({}, settings={"mqtt": {"secret": "mqtt"}}))
 
 

@@ -6,15 +6,17 @@ import hashlib
 import time
 from typing import Any
 
+from cloudmanager.protocol.targets import parse_target
 from cloudmanager.results.fleet_plan import FleetPlan, plan_text
 from cm_server.jobs.model import Board
 from cm_server.rollouts import desired, plans
 from cm_server.rollouts.desired import DesiredGroup
-from cm_server.rollouts.plans import GroupBoards
+from cm_server.rollouts.plans import GroupBoards, Known
 from cm_server.store.rows import new_board_row
 
 DIGEST = hashlib.sha256(b"new").hexdigest()
 OLD_DIGEST = hashlib.sha256(b"old").hexdigest()
+NOTHING = Known({}, {})
 
 
 def board(name: str, generation: str = "", mpy: int = 5) -> Board:
@@ -38,7 +40,7 @@ def test_boards_with_the_same_change_are_one_line():
     old = old_manifest()
     generation = desired.manifest_hash(old)
     boards = (*(board(f"lab-{n}", generation) for n in range(1, 4)), board("lab-4"))
-    known = {desired.short_id(generation): old}
+    known = Known({desired.short_id(generation): old}, {})
     plan = plans.plan_group(group(), GroupBoards(boards, ("lab-9",)), None, known)
     first, second = plan.changes
     assert first.names == ("lab-1", "lab-2", "lab-3")
@@ -49,7 +51,8 @@ def test_boards_with_the_same_change_are_one_line():
     assert described["bytes"] == 3 * 300 + 320
     assert described["waves"] == [1, 2, 4]
     assert list(plan.waves().values()) == [0, 1, 2, 2]
-    text = plan_text({"groups": [described], "released": {}, "gone": ["roof"], "changed": 4})
+    reply = {"groups": [described], "open": {}, "released": {}, "gone": ["roof", "yard"]}
+    text = plan_text(reply)
     assert text.splitlines() == [
         f"lab  {plan.generation[:12]}  4 boards, 4 to change, 1.2 KB to send at most",
         "  lab-[1-3]",
@@ -59,10 +62,10 @@ def test_boards_with_the_same_change_are_one_line():
         "  lab-4",
         "    write /app.py, /same.py (320 bytes)",
         "    set a",
-        "  waves: 1, 1, 2, at least 23 min",
+        "  waves of 1, 1 and 2 boards, at least 23 min",
         "  not connected now: lab-[1-4]",
         "  held back: lab-9",
-        "roof: no longer in the file; its boards stay as they are",
+        "not in this file: roof, yard; their boards stay as they are",
     ]
 
 
@@ -75,23 +78,23 @@ def test_boards_whose_own_settings_stay_are_one_line_with_the_others():
     old = desired.make_manifest(of(OLD_DIGEST), None)
     generation = desired.manifest_hash(old)
     boards = tuple(board(f"lab-{n}", generation) for n in range(1, 4))
-    known = {desired.short_id(generation): old}
+    known = Known({desired.short_id(generation): old}, {})
     plan = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, known)
     (change,) = plan.changes
     assert (change.names, dict(change.put)) == (("lab-1", "lab-2", "lab-3"), {"/app.py": 20})
-    new = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, {})
+    new = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, NOTHING)
     assert [each.names for each in new.changes] == [("lab-1", "lab-3"), ("lab-2",)]
 
 
 def test_boards_that_have_the_generation_do_not_change():
     manifest = desired.make_manifest(group(), None)
     boards = (board("lab-1", desired.manifest_hash(manifest)),)
-    plan = plans.plan_group(group(), GroupBoards(boards, ()), None, {})
+    plan = plans.plan_group(group(), GroupBoards(boards, ()), None, NOTHING)
     assert (plan.changed, plan.changes, plan.waves()) == ((), (), {})
 
 
 def test_saved_plan_is_the_same_plan():
-    reply = {"groups": [], "released": {}, "gone": [], "changed": 0, "fingerprint": "f"}
+    reply = {"groups": [], "open": {}, "released": {}, "gone": [], "changed": 0, "fingerprint": "f"}
     plan = FleetPlan({"groups": []}, reply, {"0": "/x"}, "/fleet.lock")
     assert vars(FleetPlan.load(plan.dump())) == vars(plan)
 
@@ -101,10 +104,75 @@ def test_plan_for_ten_thousand_boards_takes_seconds_at_most():
     generation = desired.manifest_hash(old)
     boards = {f"lab-{n}": board(f"lab-{n}", generation, mpy=n % 4) for n in range(10_000)}
     begun = time.process_time()
+    known = Known({desired.short_id(generation): old}, {})
     found = plans.find_boards([group()], boards)
-    plan = plans.plan_group(group(), found["lab"], None, {desired.short_id(generation): old})
+    plan = plans.plan_group(group(), found["lab"], None, known)
     described = plan.describe(0.0)
     plans.fingerprint([plan])
     assert len(described["changed"]) == 10_000
     assert len(plan.changes) == 1  # the same on all kinds of bytecode
     assert time.process_time() - begun < 10
+
+
+def test_of_a_board_that_was_changed_only_what_differs_is_planned():
+    manifest = desired.make_manifest(group(), None)
+    generation = desired.manifest_hash(manifest)
+    drifted = board("lab-1", generation)
+    fact = desired.drifted_fact(generation[:16], ["/same.py"], ["a"])
+    drifted.reported_facts = {**drifted.reported_facts, "generation": fact}
+    known = Known({desired.short_id(generation): manifest}, {})
+    plan = plans.plan_group(group(), GroupBoards((drifted,), ()), None, known)
+    (change,) = plan.changes
+    assert (dict(change.put), change.settings) == ({"/same.py": 20}, ("a",))
+    fact = desired.drifted_fact(generation[:16], ["/same.py"], [])
+    drifted.reported_facts = {**drifted.reported_facts, "generation": fact}
+    plan = plans.plan_group(group(), GroupBoards((drifted,), ()), None, known)
+    assert plan.changes[0].settings == ()
+
+
+def test_board_that_went_back_from_its_own_generation_does_not_have_it():
+    manifest = desired.make_manifest(group(), None)
+    short = desired.short_id(desired.manifest_hash(manifest))
+    one = board("lab-1", short)
+    one.reported_facts = {"generation": f"proven {short}\nreverted {short} health: OSError"}
+    plan = plans.plan_group(group(), GroupBoards((one,), ()), None, NOTHING)
+    assert plan.changed == (one,)
+    one.reported_facts = {"generation": f"proven {short}\nreverted {'0' * 16} health: OSError"}
+    assert plans.present_generation(one) == short
+
+
+def test_plan_says_which_secret_is_missing():
+    own = {"lab-2": {"key": {"secret": "key"}}}
+    settings = {"mqtt": {"password": {"secret": "mqtt"}}}
+    wanted = DesiredGroup("lab", "lab-*", settings=settings, board_settings=own)
+    boards = GroupBoards((board("lab-1"), board("lab-2")), ())
+
+    def errors(**targets: str) -> list[str]:
+        secrets = {name: parse_target(target) for name, target in targets.items()}
+        plan = plans.plan_group(wanted, boards, None, Known({}, secrets))
+        return [change.error for change in plan.changes]
+
+    assert errors(mqtt="all", key="lab-2") == ["", ""]
+    assert errors(mqtt="all", key="lab-1") == [
+        "",
+        "there is no secret 'key' for it: run mbm secret-set key",
+    ]
+    assert errors(key="all") == ["there is no secret 'mqtt' for it: run mbm secret-set mqtt"] * 2
+
+
+def test_plan_text_says_what_is_in_progress_and_each_thing_once():
+    plan = plans.plan_group(group(), GroupBoards((board("lab-1"),), ()), None, NOTHING)
+    described = plan.describe(0.0)
+    reply = {"groups": [described], "released": {}, "gone": []}
+    running = {"rollout": 3, "generation": plan.generation, "state": "running", "boards": 1}
+    other = {"rollout": 2, "generation": "0" * 64, "state": "paused", "boards": 1}
+    text = plan_text({**reply, "open": {"lab": running}})
+    assert text.splitlines()[-1] == "  rollout 3 of this generation is running"
+    assert "  all in one wave, at least 1 min" in text.splitlines()
+    text = plan_text({**reply, "open": {"lab": other}})
+    assert text.splitlines()[-1] == (
+        "  rollout 2 of 000000000000 is paused; applying this replaces it"
+    )
+    empty = plans.plan_group(group(), GroupBoards((), ()), None, NOTHING)
+    text = plan_text({"groups": [empty.describe(0.0)], "open": {}, "released": {}, "gone": []})
+    assert text == f"lab  {empty.generation[:12]}  0 boards: its target matches no board"

@@ -6,17 +6,19 @@ import asyncio
 import hashlib
 import json
 import struct
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import sqlalchemy as sa
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.results.fleet_plan import plan_text, rollout_head
-from cm_server.store.rollout_rows import GenerationRow, NewRollout, RolloutPlace
+from cm_server.store.rollout_rows import GenerationRow, NewRollout, NextRollout, RolloutPlace
 from cm_server.store.store import Store
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
 
@@ -304,6 +306,148 @@ async def test_group_without_an_earlier_generation_is_not_rolled_back(lab: Lab):
     assert reply["args"] == ["lab had no generation before"]
     reply = await lab.owner.ask("fleet-rollback", generation="0123")
     assert reply["args"] == ["no generation begins with 0123"]
+
+
+async def applied(lab: Lab, **more: Any) -> str:
+    """Begin a rollout; return the id of its generation."""
+    reply = (await lab.owner.ask("fleet-apply", groups=group(**more)))["reply"]
+    return str(reply["groups"][0]["generation"])
+
+
+def change(lab: Lab, number: int, **values: Any) -> None:
+    """Change a rollout in the store, as the server that carries it out does."""
+    assert lab.service.store.rollout_rows.update(number, 1, changed=time.time(), **values)
+    lab.service.server.rollouts.reload()
+
+
+async def test_board_that_joins_a_group_gets_its_proven_generation(lab: Lab):
+    generation = await applied(lab)
+    change(lab, 1, state="done")
+    later = await applied(lab, settings='{"a": 2}')
+    (identity,) = lab.service.enrol("lab-3")
+    async with await FakeBoard.join(lab.service, identity, parts=PARTS, facts={"mpy": 5}) as board:
+        with pytest.raises(TimeoutError):  # a rollout is in progress
+            await asyncio.wait_for(board.next(), 2.5)
+        change(lab, 2, state="failed")
+        assert (await board.next()).op == wire.FILE
+        rollout = await lab.status()
+        assert (rollout["rollout"], rollout["joined"], rollout["generation"]) == (
+            3,
+            True,
+            generation,
+        )
+        assert [each["board"] for each in rollout["boards"]] == ["lab-3"]
+        assert rollout["others"] == {"have": [], "lack": ["lab-1", "lab-2"]}
+        assert rollout["generation"] != later
+    reply = await lab.owner.ask("fleet-abort")
+    assert reply["reply"][0]["rollout"] == 3
+    # It was offered the generation: it is not given it again.
+    async with await FakeBoard.join(lab.service, identity, parts=PARTS, facts={"mpy": 5}) as board:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(board.next(), 2.5)
+
+
+async def test_board_that_gets_a_label_joins_the_group_if_its_client_can_go_back(lab: Lab):
+    await lab.owner.ask("label", target="lab-1", labels={"room": "lab"})
+    await applied(lab, target="room=lab")
+    change(lab, 1, state="done")
+    old = lab.boards["vault-1"]
+    async with (
+        await lab.join("lab-2") as board,
+        await FakeBoard.join(lab.service, old, parts=["run", "files"]) as other,
+    ):
+        await lab.owner.ask("label", target="lab-2,vault-1", labels={"room": "lab"})
+        assert (await board.next()).op == wire.FILE
+        assert [each["board"] for each in (await lab.status())["boards"]] == ["lab-2"]
+        with pytest.raises(TimeoutError):
+            await board_message(other)
+
+
+async def test_board_that_has_the_generation_or_was_changed_does_not_join(lab: Lab):
+    generation = await applied(lab, target="lab-1")
+    change(lab, 1, state="done")
+    await lab.owner.ask("fleet-apply", groups=group(target="lab-1,vault-1", pin=["lab-1"]))
+    change(lab, 2, state="done")
+    for fact in (f"proven {generation[:16]}", f"drifted {generation[:16]}"):
+        facts = {"mpy": 5, "generation": fact}
+        async with await FakeBoard.join(
+            lab.service, lab.boards["vault-1"], parts=PARTS, facts=facts
+        ) as board:
+            lab.service.server.rollouts.reload()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(board.next(), 2.5)
+
+
+async def test_boards_of_a_rollout_that_has_ended_finish_after_a_restart_of_the_server(
+    tmp_path: Path,
+):
+    async with running_service(tmp_path) as service:
+        (identity,) = service.enrol("lab-1")
+        async with await FakeCaller.join(service) as owner:
+            await owner.ask("fleet-apply", groups=group())
+            row = {identity.id: ("trial", time.time(), "")}
+            assert service.store.rollout_rows.set_boards(1, 1, row)
+            await owner.ask("fleet-abort")
+            (rollout,) = (await owner.ask("fleet-status"))["reply"]
+    short = rollout["generation"][:16]
+    facts = {"mpy": 5, "generation": f"proven 0123\nreverted {short} it restarted"}
+    async with (
+        running_service(tmp_path) as service,
+        await FakeCaller.join(service) as owner,
+        await FakeBoard.join(service, identity, parts=PARTS, facts=facts),
+    ):
+
+        def is_failed() -> bool:
+            (row,) = service.store.rollout_rows.boards_of(1)
+            return (row.state, row.why) == ("failed", "it went back: it restarted")
+
+        await service.until(is_failed)
+        (rollout,) = (await owner.ask("fleet-status"))["reply"]
+        assert rollout["state"] == "aborted"
+
+
+def rollout(generation: str, **more: Any) -> NewRollout:
+    row = GenerationRow(generation, {}, 1.0, "ann")
+    plan: dict[str, Any] = {"boards": []}
+    return NewRollout("lab", row, None, "", plan, {}, {})._replace(**more)
+
+
+PLACE = RolloutPlace("single", 1000)
+
+
+def test_rollout_that_ends_and_the_one_that_follows_are_written_together(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    store = Store(None)
+    store.add_rollouts([rollout("a" * 64)], PLACE)
+    follows = NextRollout(rollout("b" * 64), PLACE)
+
+    def fail(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("the power failed"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.rollout_rows, "add", fail)
+        with pytest.raises(Exception, match="power"):
+            store.end_rollout(1, 1, {"state": "failed"}, follows)
+    assert [row.state for row in store.rollout_rows.history(9)] == ["running"]
+    assert store.end_rollout(1, 1, {"state": "failed"}, follows)
+    assert [row.state for row in store.rollout_rows.history(9)] == ["running", "failed"]
+    assert not store.end_rollout(1, 1, {"state": "failed"}, follows), "it has ended"
+    assert len(store.rollout_rows.history(9)) == 2
+    store.close()
+
+
+def test_boards_join_a_group_only_as_it_was_when_they_were_found():
+    store = Store(None)
+    store.add_rollouts([rollout("a" * 64)], PLACE)
+    joining = rollout("a" * 64)
+    assert not store.add_joined_boards(joining, PLACE, 1), "it is in progress"
+    store.rollout_rows.update(1, 1, state="done")
+    assert not store.add_joined_boards(joining, PLACE, 2), "that is not its newest"
+    assert not store.add_joined_boards(rollout("c" * 64), PLACE, 1), "that is not stored"
+    assert store.add_joined_boards(joining, PLACE, 1)
+    assert not store.add_joined_boards(joining, PLACE, 1), "they have begun already"
+    store.close()
 
 
 def test_files_of_generations_are_bounded():
