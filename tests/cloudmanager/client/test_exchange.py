@@ -219,10 +219,10 @@ def test_submit_sends_target_options_and_code():
     talk.submit("x = 1\nx", "lab-[1-3]", timeout=2.5)
     (message,) = talk.messages()
     assert message.op == wire.SUBMIT
-    assert wire.read_submit(message) == (
-        {"target": "lab-[1-3]", "awaits": False, "timeout": 2.5, "title": "x = 1"},
-        b"x = 1\n__cm__((x))",
-    )
+    head, code = wire.read_submit(message)
+    assert code == b"x = 1\n__cm__((x))"
+    assert head.pop("own") == [0, 6, 14, 15]  # what the user wrote
+    assert head == {"target": "lab-[1-3]", "awaits": False, "timeout": 2.5, "title": "x = 1"}
 
 
 def test_awaiting_cell_is_marked_in_submit():

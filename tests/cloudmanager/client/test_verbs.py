@@ -67,8 +67,8 @@ def test_default_options_are_not_sent(boards):
     boards.run("1", timeout=2, fresh=True, wait=3)
     sent = [group.submit_head() for group, _ in boards.talk.submitted]
     assert sent == [
-        {"awaits": False, "title": "1"},
-        {"awaits": False, "timeout": 2, "fresh": True, "wait": 3, "title": "1"},
+        {"awaits": False, "title": "1", "own": (8, 9)},
+        {"awaits": False, "timeout": 2, "fresh": True, "wait": 3, "title": "1", "own": (8, 9)},
     ]
 
 
