@@ -94,6 +94,7 @@ _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 BLOCK_NUMBER_BYTES: Final = _U32.size  # of a BLOCK, before the bytes of the file
 _U64: Final = struct.Struct(">Q")
+MAX_SLEEP_SECONDS: Final = 30 * 86400  # until a board that sleeps connects again
 _SLEEP: Final = struct.Struct(">II")  # ms until it connects again, ms for which it was awake
 _READ: Final = struct.Struct(">III")  # number, offset in bytes, bytes
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
@@ -471,12 +472,18 @@ def read_sleep(message: Message) -> SleepRequest:
     """Return the contents of the SLEEP in ``message``.
 
     Raises:
-        PeerWireError: it is malformed.
+        PeerWireError: it is malformed, or no time that a board may sleep.
     """
     if len(message.payload) != _SLEEP.size:
         raise PeerWireError("SLEEP is malformed")
     seconds_ms, awake_ms = _SLEEP.unpack(message.payload)
+    if not _is_sleep_time(seconds_ms):
+        raise PeerWireError("a board sleeps for more than 0 s, and at most for 30 days")
     return SleepRequest(seconds_ms / 1000, awake_ms / 1000)
+
+
+def _is_sleep_time(milliseconds: int) -> bool:
+    return 0 < milliseconds <= MAX_SLEEP_SECONDS * 1000
 
 
 def pack_sleep_reply(wait: float | None) -> bytes:

@@ -65,9 +65,8 @@ def notify(_):
     return os.dupterm_notify(None)
 
 
-# Sets options of the link's socket: TCP_NODELAY, and lwIP's callback for each received message.
+# Sets an option of the link's socket: lwIP's callback for each received message.
 def set_options(sock):
-    sock.setsockopt(6, 1, 1)
     try:
         sock.setsockopt(1, 20, notify)
     except (OSError, ValueError, TypeError):

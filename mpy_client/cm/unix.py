@@ -227,7 +227,7 @@ def prepare_threads():
 # Lets the kernel look whether the peer is still there, so that a busy board notices a lost link.
 # The numbers are Linux's: SO_KEEPALIVE; TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT.
 def set_options(sock):
-    for level, option, value in ((6, 1, 1), (1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
+    for level, option, value in ((1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
         sock.setsockopt(level, option, value)
 
 

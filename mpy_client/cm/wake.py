@@ -43,10 +43,6 @@ def _none(*_):
     return b""
 
 
-def _reset_cause():
-    return getattr(machine, "reset_cause", _none)()
-
-
 # Returns for how many ms the board has been awake.
 def awake():
     return time.ticks_diff(time.ticks_ms(), getattr(state.console, "started", 0))
@@ -74,7 +70,7 @@ def load():
                 age, n = struct.unpack_from(_ENTRY, data, at)
                 at += _ENTRY_BYTES + n
                 kept.append((-age, data[at - n : at]))
-        elif getattr(machine, "DEEPSLEEP_RESET", _none) == _reset_cause():
+        elif getattr(machine, "DEEPSLEEP_RESET", _none) == getattr(machine, "reset_cause", _none)():
             slept = -1
     if rest:
         _sleep(slept, rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, defence
+from .defence import BOARD, LIBRARY, SERVER, Override, defence
 
 STANDSTILL: Final = "cm_server/test_standstill.py::test_"
 
@@ -398,6 +398,38 @@ def poll(at, poll=poll):
         SERVER + "store/rollout_rows.py",
         "RolloutRows._make_room = lambda self, size, max_bytes: None",
         "cm_server/rollouts/test_rollouts.py::test_files_of_generations_are_bounded",
+    ),
+    defence(
+        "a board cannot say that it sleeps for longer than 30 days, or for no time",
+        LIBRARY + "protocol/wire.py",
+        "_is_sleep_time = lambda milliseconds: True",
+        "cm_server/jobs/test_sleepers.py::test_time_that_no_board_may_sleep_closes_the_link",
+    ),
+    defence(
+        "what a board sends after it has said that it sleeps is ignored",
+        SERVER + "jobs/sleepers.py",
+        "Sleepers._end_link = lambda self, board, link: self._recovery.on_link_closed(board, link)",
+        "cm_server/jobs/test_sleepers.py::test_what_a_board_sends_after_it_may_sleep_is_ignored",
+    ),
+    defence(
+        "what a board sends behind its proof waits until the board is accepted",
+        SERVER + "net/websocket.py",
+        "WebSocketLink.hold = lambda self: None",
+        "cm_server/jobs/test_sleepers.py::"
+        "test_what_follows_the_proof_is_handled_when_the_board_is_accepted[late-False]",
+    ),
+    defence(
+        "boards that flood the server with SLEEP are slowed down",
+        SERVER + "net/board_socket.py",
+        "_RARE_OPS = ()",
+        "cm_server/jobs/test_sleepers.py::test_flood_of_sleep_is_answered_at_a_bounded_rate",
+    ),
+    defence(
+        "boards cannot report what the server knows: names, states, when they wake",
+        LIBRARY + "protocol/facts.py",
+        "published_facts = dict",
+        "cm_server/jobs/test_sleepers.py::test_board_cannot_take_the_name_or_the_state_of_another",
+        behind=Override(LIBRARY + "protocol/facts.py", "read_facts = dict"),
     ),
     defence(
         "a board that sleeps is kept awake for a bounded time",

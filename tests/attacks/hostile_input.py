@@ -190,6 +190,7 @@ class HostileInput:
             ),
             "parts": dice.choice((["run", "files", "boot"], ["run"], self.value())),
             "buf": dice.choice((4096, 4096, 1, self.value())),
+            **dice.choice(({}, {}, {"wake": self.value()})),
         }
 
     def board_message(self, current_job: int) -> bytes:
@@ -252,6 +253,10 @@ class HostileInput:
         text = self.dice.choice((b"hello\n", b"", b"\0\xff", self._bytes(300)))
         return wire.pack(wire.LOG, lost + text)
 
+    def _sleep(self, job: int) -> bytes:
+        times = (0, 1, 600_000, 2**31, 30 * 86_400_000, 30 * 86_400_000 + 1, 2**32 - 1)
+        return wire.pack(wire.SLEEP, struct.pack(">II", *self.dice.choices(times, k=2)), job=job)
+
     def _rekeyed(self, _job: int) -> bytes:
         return wire.pack(wire.REKEYED, self.dice.randbytes(self.dice.choice((0, 32, 31, 64))))
 
@@ -263,7 +268,7 @@ class HostileInput:
 
     _BOARD_MESSAGES: Final[tuple[Callable[[HostileInput, int], bytes], ...]] = (
         *(_output, _value, _result, _input, _op_result, _op_result, _resume_state),
-        *(_acknowledgement, _piece, _emit, _program, _facts, _log, _rekeyed, _unexpected),
+        *(_acknowledgement, _piece, _emit, _program, _facts, _log, _sleep, _rekeyed, _unexpected),
     )
 
     # Strangers

@@ -234,6 +234,9 @@ class Peer:
         self.links, self.seen, self.refused = {}, [], []
         self.sleeps, self.samples = [], []  # those of all links
         self.sleep_reply = lambda link: message(SLEEP_REPLY, bytes(4))  # None: no answer
+        #: Called with what a board that woke has sent behind PROOF, up to SLEEP, before WELCOME;
+        #: returns whether it is welcome. None: WELCOME is sent at once.
+        self.before_welcome = None
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
@@ -309,6 +312,13 @@ class Peer:
             await socket.close(4001)
             return None
         link = Link(self, socket, said["id"], json.loads(reply[38:]))
+        early = []
+        if self.before_welcome and "wake" in link.proof_fields:
+            while not early or early[-1][0] != SLEEP:
+                early.append(await socket.recv())
+            if not self.before_welcome(early):
+                await socket.close(1001)
+                return None
         welcome = {"name": said["id"], "beat": self.beat, "spread": self.spread}
         welcome["time"] = self.clock() // 1_000_000
         await socket.send(message(WELCOME, bytes(4), json.dumps(welcome).encode()))
@@ -316,6 +326,8 @@ class Peer:
             self.links[said["id"]] = link
             self.seen.append(said["id"])
             self.changed.notify_all()
+        for data in early:
+            link.take(data)
         return link
 
     def until(self, true, timeout=WAIT):

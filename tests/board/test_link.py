@@ -3,9 +3,14 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from cloudmanager.board_client import compile_client
 
 from .peer import ERROR, EXEC, FILE, INTERRUPTED, OK, RUNNING, Job, message
 
@@ -323,3 +328,45 @@ def test_transfer_ends_when_the_server_is_silent(make_lab):
     job.until(lambda job: job.chunks)
     last = lab.link(after=link).proof_fields["last"]
     assert (last["status"], "link lost" in last["error"]) == (INTERRUPTED, True)
+
+
+DIAL = """
+import sys
+sys.path.append({client!r})
+from cm import firmware, link
+
+done = []
+class Stub:
+    SOCK_STREAM = POLLIN = PROTOCOL_TLS_CLIENT = CERT_REQUIRED = 0
+    def getaddrinfo(self, *_):
+        return [(2, 1, 0, "", "address")]
+    def socket(self, *_):
+        return self
+    def setsockopt(self, *option):
+        done.append(option)
+    def connect(self, address):
+        done.append(address)
+    def SSLContext(self, _):
+        return self
+    def wrap_socket(self, *_, **__):
+        done.append("TLS")
+        raise OSError
+    def register(self, *_):
+        pass
+    settimeout = load_verify_locations = register
+firmware.socket = firmware.tls = link.poller = Stub()
+import cm.dial as dial
+dial.open = lambda _: firmware.io.StringIO('{{"host": "h", "tcp_port": 1, "ca": ""}}')
+try:
+    dial.connect()
+except OSError:
+    print(done)
+"""
+
+
+def test_small_writes_are_not_delayed_in_the_handshake(tmp_path):
+    """TLS's handshake writes three records in a row: each would wait for an acknowledgement."""
+    code = DIAL.format(client=str(compile_client(tmp_path)))
+    binary = str(Path(sys.executable).parent / "micropython")
+    done = subprocess.run([binary, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[(6, 1, 1), 'address', 'TLS']\n", "")

@@ -177,6 +177,35 @@ cm.sleep(100, connect_every=3)
     assert lab.peer.sleeps[0][0] == 300_000
 
 
+@pytest.mark.parametrize("port", PORTS)
+def test_sample_and_sleep_follow_the_proof_at_once(lab, port):
+    """A wake with nothing to do needs one answer: WELCOME, and that it may sleep."""
+    early = []
+    lab.peer.before_welcome = lambda messages: early.append(len(messages)) or True
+    boot(lab, port, "import cm\ncm.emit(a=1)\ncm.sleep(60)\n")
+    wait(lab, 4)
+    assert early[:2] == [2, 2]
+    assert all(values["a"] == 1 for _, _, values in lab.peer.samples)
+    assert len(lab.peer.samples) in (len(lab.peer.sleeps), len(lab.peer.sleeps) + 1)
+
+
+def test_sample_is_sent_again_if_the_server_does_not_accept_the_board(lab):
+    """A server that has lost the board's facts closes the link; then the board sends them all."""
+    refused = []
+    lab.peer.before_welcome = lambda messages: refused.append(messages) is not None
+    app = """
+import cm, machine
+n = int(machine.RTC().memory() or b"0")
+machine.RTC().memory(b"%d" % (n + 1))
+cm.emit(n=n)
+cm.sleep(100)
+"""
+    boot(lab, "esp32-1.28", app)
+    lab.peer.until(lambda peer: len(peer.samples) >= 4, timeout=SECONDS)
+    assert [values["n"] for _, _, values in lab.peer.samples[:4]] == [0, 1, 2, 3]
+    assert len(refused) >= 3
+
+
 def test_oldest_samples_are_dropped_and_counted_if_the_memory_is_full(lab):
     app = """
 import cm, machine

@@ -94,11 +94,15 @@ class Sleepers:
         late = self.spread() + request.seconds / 10
         facts = facts_asleep(board.reported_facts, request, late)
         board.reported_facts = facts
-        self._recovery.on_link_closed(board, link)
-        link.close(frames.CLOSE_NORMAL, "it sleeps")
+        self._end_link(board, link)
         self._store_queue.store.mark_board_seen(board.id, facts)
         self._store_queue.flush()
         self.watch(board)
+
+    def _end_link(self, board: Board, link: BoardLinkProtocol) -> None:
+        """Close the link of a board that falls asleep: what it still sends is ignored."""
+        self._recovery.on_link_closed(board, link)
+        link.close(frames.CLOSE_NORMAL, "it sleeps")
 
     def _seconds_awake(self, board: Board) -> float | None:
         """Return for how long a board stays awake at most, until it asks again; None: not at all.

@@ -276,8 +276,9 @@ class BoardConnection:
         booted = board.reported_facts.get("booted") if same_boot else started
         facts |= {"boot": boot, "booted": booted}
         facts = facts_awake(facts, board.reported_facts)
-        self._link.on_message = _refuse_early_message
         claim = self._services.cluster.claim_board(board, facts)
+        if not claim.done:
+            self._link.hold()  # a board may send what it has right behind its proof
         claim.when_done(lambda _: self._attach_claimed(board, body, facts, claim))
 
     def _attach_claimed(
@@ -293,6 +294,7 @@ class BoardConnection:
         except Exception as error:
             cleanup.log_failure(f"accepting {board.name}", error)
             self._link.close(frames.CLOSE_INTERNAL_ERROR, cleanup.FAILED)
+        self._link.release()
 
     def _attach_board(
         self,
@@ -421,11 +423,6 @@ class BoardConnection:
         """Return whether the board is idle and has not answered two pings."""
         assert self._board is not None
         return self._board.current_job is None and self._unanswered_pings >= 2
-
-
-def _refuse_early_message(_data: bytes) -> None:
-    """Refuse a message of a board that has not received WELCOME."""
-    raise PeerWireError("a board may not send messages before WELCOME")
 
 
 def _close_replaced_link(link: BoardLinkProtocol) -> None:

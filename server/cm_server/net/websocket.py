@@ -120,6 +120,7 @@ class WebSocketLink(asyncio.Protocol):
         self._pauses = 0  # how many reasons there are not to read now
         self._pong: bytes | None = None  # payload of the newest ping, to be answered after a slice
         self._closed = False  # whether a close frame was sent
+        self._held = False
 
     @property
     def receive_buffer_bytes(self) -> int | None:
@@ -184,6 +185,18 @@ class WebSocketLink(asyncio.Protocol):
     def charge(self, messages: int) -> None:
         """Count additional messages, for one that causes more work than others."""
         self._rate.spend(messages)
+
+    def hold(self) -> None:
+        """Handle no more messages until ``release``; those that arrive wait, a bounded number."""
+        self._held = True
+        self._pause_reading()
+
+    def release(self) -> None:
+        """Handle messages again, first those that have waited; do nothing without ``hold``."""
+        if self._held:
+            self._held = False
+            self._resume_reading()
+            self._queue.add(self._continue_backlog)
 
     def abort(self) -> None:
         """Close the connection immediately, without a close frame; never raises."""
@@ -315,7 +328,7 @@ class WebSocketLink(asyncio.Protocol):
         """
         seconds: float | None = None
         alive = False
-        while seconds is None:
+        while seconds is None and not self._held:
             if self.write_blocked and self._must_wait_for_reader():
                 seconds = 0.0
                 break

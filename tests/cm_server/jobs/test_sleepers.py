@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from pathlib import Path
@@ -9,11 +10,21 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.protocol import wire
+from cloudmanager.protocol import frames, proofs, wire
 from cm_server.jobs.model import Board
 from cm_server.jobs.sleep_facts import quantile
+from cm_server.limits import Limits
+from cm_server.store.store_queue import Operation
 from tests.cm_server.pairs import Two
-from tests.cm_server.peers import FACTS, FakeBoard, FakeCaller, Identity, Service, running_service
+from tests.cm_server.peers import (
+    FACTS,
+    BoardMac,
+    FakeBoard,
+    FakeCaller,
+    Identity,
+    Service,
+    running_service,
+)
 
 
 def sleep(seconds: float, awake: float = 1.5) -> bytes:
@@ -226,6 +237,113 @@ async def test_malformed_sleep_closes_the_link(service: Service, lab: Any):
         await board.send(wire.SLEEP, b"123")
         assert (await board.closed())[0] == 1002
     assert board_of(service).describe()["wakes_at"] is None
+
+
+@pytest.mark.parametrize("milliseconds", [0, -1, -600_000, 30 * 86_400_000 + 1])
+async def test_time_that_no_board_may_sleep_closes_the_link(
+    service: Service, lab: Any, milliseconds: int
+):
+    """Negative numbers look as 49 days; a year does not fit."""
+    async with await FakeBoard.join(service, lab) as board:
+        await board.send(wire.SLEEP, struct.pack(">II", milliseconds & 0xFFFFFFFF, 5))
+        assert (await board.closed())[0] == 1002
+    assert board_of(service).describe()["wakes_at"] is None
+    await service.until(lambda: board_of(service).state == "offline")
+
+
+async def test_longest_sleep_is_accepted(service: Service, lab: Any):
+    async with await FakeBoard.join(service, lab) as board:
+        assert wait_of(await ask(board, wire.MAX_SLEEP_SECONDS)) is None
+    assert board_of(service).state == "asleep"
+
+
+async def test_what_a_board_sends_after_it_may_sleep_is_ignored(service: Service, lab: Any):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        ticks = struct.pack(">Q", 5)
+        await board.send(wire.EMIT, ticks + b'{"a":1}')
+        await service.until(lambda: board_of(service).sample_buffer.samples)
+        samples = list(board_of(service).sample_buffer.samples)
+        messages = (
+            wire.pack(wire.SLEEP, sleep(600)),
+            wire.pack(wire.EMIT, ticks + b'{"a":2}'),
+            wire.pack(wire.PROGRAM, b"I am awake"),
+            wire.pack(wire.SLEEP, sleep(5)),
+        )
+        sent = b"".join(frames.encode_frame(each, mask=True) for each in messages)
+        board.socket.transport.write(sent)  # at once: the server may close the link
+        assert (await board.closed())[0] == 1000
+        row = (await caller.ask("boards", target="lab-1"))["reply"][0]
+        assert (row["state"], row["program"]) == ("asleep", "")
+        assert abs(row["wakes_at"] - time.time() - 600) < 60
+        assert list(board_of(service).sample_buffer.samples) == samples
+
+
+@pytest.mark.parametrize("mac", [False, True])
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "late"])
+async def test_what_follows_the_proof_is_handled_when_the_board_is_accepted(
+    service: Service, monkeypatch: pytest.MonkeyPatch, *, mac: bool, is_late: bool
+):
+    """Until the store has answered, nothing that a board sends is handled."""
+    (lab,) = service.enrol("lab-1", plain=mac)
+    claim: Operation[None] = Operation(lambda _store: None)
+    if is_late:
+        cluster = service.server._board_link_services.cluster
+        monkeypatch.setattr(cluster, "claim_board", lambda *_: claim)
+    board: FakeBoard = await FakeBoard.dial(service, "/board")
+    async with board:
+        await board.greet(lab.id, **({"mac": 1} if mac else {}))
+        challenge = await board.next()
+        await board.prove(lab, challenge)
+        if mac:
+            nonces = board.nonce + challenge.payload[:16]
+            board.mac = BoardMac(proofs.session_key(lab.key, nonces, lab.id))
+        await board.send(wire.EMIT, struct.pack(">Q", 5) + b'{"a":1}')
+        await board.send(wire.SLEEP, sleep(600))
+        if is_late:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert board_of(service).state == "offline"
+            claim.complete(None)
+        assert (await board.next()).op == wire.WELCOME
+        assert wait_of(await board.next()) is None
+        samples = board_of(service).sample_buffer.samples
+        assert [each.values for each in samples] == ['{"a":1}']
+        assert board_of(service).state == "asleep"
+
+
+@pytest.mark.limits(messages_per_second=200, messages_at_once=50)
+async def test_flood_of_sleep_is_answered_at_a_bounded_rate(service: Service, lab: Any):
+    """Each costs as much as a message that boards seldom send; so it does if it is refused."""
+    async with await FakeCaller.join(service) as caller:
+        await caller.ask("stay", target="lab-1", seconds=600)
+        async with await FakeBoard.join(service, lab) as board:
+            began = time.monotonic()
+            for _ in range(20):
+                await board.send(wire.SLEEP, sleep(600))
+            for _ in range(20):
+                assert wait_of(await board.next()) is not None
+            took = time.monotonic() - began
+            assert took >= (19 * Limits.rare_messages - 50) / 200
+
+
+async def test_board_cannot_take_the_name_or_the_state_of_another(service: Service, lab: Any):
+    service.enrol("lab-2")
+    stolen: dict[str, Any] = {"name": "lab-2", "id": "x", "labels": {"a": "b"}, "stay": 1}
+    stolen |= {"serial": "1", "note": "n", "reserved": {"caller": "eve"}, "connected_since": 0}
+    facts = {**FACTS, **stolen, "state": "asleep", "uptime": -5, "heap": -1}
+    async with await FakeBoard.join(service, lab, facts=facts) as board:
+        row = board_of(service).describe()
+        shown = (row["name"], row["state"], row["labels"], row["uptime"], row["heap"])
+        assert shown == ("lab-1", "idle", {}, None, None)
+        assert (row["stay"], row["serial"], row["reserved"]) == (None, "", None)
+        assert row["id"] == lab.id
+        await board.send(wire.SLEEP, sleep(600), job=2)
+        assert wait_of(await board.next()) is None
+    states = [service.server.registry.by_name[name].state for name in ("lab-1", "lab-2")]
+    assert states == ["asleep", "offline"]
 
 
 async def test_board_stays_awake_as_long_as_a_caller_wants_from_its_next_wake_on(
