@@ -13,7 +13,7 @@ from cloudmanager.display.text_tables import board_facts
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.file_ops import is_undecodable
 from cloudmanager.protocol.text import one_line, sanitize_text
-from cloudmanager.results.rows import format_time
+from cloudmanager.results.rows import format_time, what_text
 
 _MAX_JOBS: Final = 12  # jobs that are listed
 _MAX_FILES: Final = 200  # files that are listed
@@ -54,7 +54,8 @@ def _jobs_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
 
 def _job_line(job: BoardInfo) -> str:
     if job["state"] == "waiting":
-        return f"{job['job']} · waits until {format_time(job['expires'])} · for {job['caller']}"
+        until = f"waits until {format_time(job['expires'])}"
+        return f"{job['job']} · {until} · for {job['caller']} · {what_text(job)}"
     duration = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
     return f"{job['job']} · {job['status'] or job['state']}{duration} · for {job['caller']}"
 

@@ -92,12 +92,19 @@ def make_mount_parser() -> MagicParser:
     return parser
 
 
+def make_write_parser() -> MagicParser:
+    """Make the parser of `%%board_writefile`."""
+    parser = make_parser("board_writefile", _WRITE_HELP)
+    add_wait_options(parser)
+    return parser
+
+
 _CP_PARSER: Final = make_cp_parser()
 _LS_PARSER: Final = make_ls_parser()
 _MOUNT_PARSER: Final = make_mount_parser()
 _RM_PARSER: Final = make_rm_parser()
 _SYNC_PARSER: Final = make_sync_parser()
-_WRITE_PARSER: Final = make_parser("board_writefile", _WRITE_HELP)
+_WRITE_PARSER: Final = make_write_parser()
 
 _PARSERS: Final = {
     "%board_cp": _CP_PARSER,
@@ -211,11 +218,13 @@ class FileMagics(TargetMagics):
     @with_variables
     def board_writefile(self, line: str, cell: str) -> None:
         """Write a file; the parser's help replaces this docstring."""
-        boards, words, _ = self._parse_line(_WRITE_PARSER, line)
+        boards, words, options = self._parse_line(_WRITE_PARSER, line)
+        check_wait_options(options)
         if len(words) != 1:
             raise UsageError("Usage: %%board_writefile TARGET :PATH")
         content = cell.encode()
-        self._run_verb(lambda progress: boards.put(content, words[0], progress=progress))
+        waits = wait_keywords(options)
+        self._run_verb(lambda progress: boards.put(content, words[0], progress=progress, **waits))
 
     board_writefile.__doc__ = _WRITE_PARSER.format_help()
 

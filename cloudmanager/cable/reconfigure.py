@@ -6,10 +6,12 @@ A board keeps its old settings until the new ones have worked (mpy_client/cm/dia
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from cloudmanager.client.fleet import Boards
+from cloudmanager.client.restarts import RESET_CELL
 from cloudmanager.protocol.errors import CableError
+from cloudmanager.protocol.run_options import WaitKeywords
 from cloudmanager.results.results import Results
 
 from .serial_ports import BoardRepl
@@ -61,16 +63,24 @@ def configure_by_cable(port: str, changes: Mapping[str, Any]) -> str:
     return board_id
 
 
-def configure_by_link(boards: Boards, changes: Mapping[str, Any]) -> Results:
-    """Change settings of connected boards, and restart them.
+def configure_by_link(
+    boards: Boards, changes: Mapping[str, Any], **waits: Unpack[WaitKeywords]
+) -> Results:
+    """Change settings of boards, and restart them.
 
     Args:
         boards: the boards.
         changes: as for ``configure_by_cable``.
+        waits: whether the server keeps it until each board is there: see ``RunOptions``.
 
     Returns:
         How writing the settings ended on each board; only if all succeeded are they restarted.
+        With ``when_online``, the job of each board, with the status ``waiting``.
     """
+    if waits.get("when_online"):  # fresh: the program must not put it to sleep before the restart
+        code = _CHECK_CODE + _CONFIGURE_CODE + RESET_CELL
+        new = {"new": dict(changes)}
+        return boards.run(code, inputs=new, timeout=CELL_SECONDS, fresh=True, **waits)
     done = boards.run(
         _CHECK_CODE + _CONFIGURE_CODE, inputs={"new": dict(changes)}, timeout=CELL_SECONDS
     )

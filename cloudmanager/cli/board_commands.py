@@ -11,7 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
 from cloudmanager.client.copy_words import copy_words
 from cloudmanager.client.file_jobs import as_file_results
@@ -20,6 +20,7 @@ from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.progress import ProgressCallback
 from cloudmanager.protocol.errors import BoardError, BoardOffline, CloudmanagerError
+from cloudmanager.protocol.run_options import WaitKeywords
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
@@ -46,6 +47,7 @@ class Macro(NamedTuple):
         words: returns the result of a board as text for people; None: as it is.
         progress_unit: what its progress counts, "boards" or "bytes"; "" if the action does not take
             ``progress=``.
+        can_wait: whether the action takes ``when_online=`` and ``expires=``.
     """
 
     arguments: tuple[str, ...]
@@ -54,6 +56,7 @@ class Macro(NamedTuple):
     options: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     words: Callable[[Result], str] | None = None
     progress_unit: str = ""
+    can_wait: bool = False
 
     def usage(self, name: str) -> str:
         """Return its name, its options and its arguments."""
@@ -99,6 +102,21 @@ def find_macro(name: str) -> Macro:
     return macro
 
 
+def cannot_wait_reason(name: str) -> str:
+    """Return why a macro cannot wait for its boards on the server; "" if it can.
+
+    Raises:
+        ValueError: no macro has this name.
+    """
+    if find_macro(name).can_wait:
+        return ""
+    usable = " and ".join(f"`{each}`" for each, macro in MACROS.items() if macro.can_wait)
+    return (
+        f"of the macros, only {usable} can wait for boards; "
+        "`mbm board-execute TARGET --when-online` runs any cell."
+    )
+
+
 def run_edit(open_fleet: OpenFleet, target: str, arguments: Sequence[str]) -> Results:
     """Run the macro `edit`, which has the terminal for itself, and connects when it has to."""
     MACROS[EDIT].check_words(EDIT, arguments)
@@ -110,6 +128,7 @@ def run_macro(
     name: str,
     arguments: Sequence[str],
     progress: ProgressCallback | None = None,
+    **waits: Unpack[WaitKeywords],
 ) -> Results:
     """Run a macro on boards.
 
@@ -118,6 +137,7 @@ def run_macro(
         name: the macro.
         arguments: its options and arguments.
         progress: see ``Macro.progress_unit``.
+        waits: whether the server keeps it until each board is there: see ``RunOptions``.
 
     Raises:
         ValueError: no macro has this name, or the number of arguments is wrong.
@@ -132,6 +152,8 @@ def run_macro(
         options |= dict.fromkeys(macro.options[each], True)
     if macro.progress_unit:
         options["progress"] = progress
+    if macro.can_wait:
+        options |= waits
     return macro.action(boards, *words, **options)
 
 
@@ -318,9 +340,9 @@ def _settings_words(result: Result) -> str:
     return "\n".join(lines) or "no settings"
 
 
-def _change_setting(boards: Boards, key: str, value: str) -> Results:
+def _change_setting(boards: Boards, key: str, value: str, **waits: Unpack[WaitKeywords]) -> Results:
     """Change one setting on each board; the other settings of each board are kept."""
-    results = boards.change_settings({key: _parse_value(value)})
+    results = boards.change_settings({key: _parse_value(value)}, **waits)
     done = {
         name: as_file_results(results)[name].with_value(None) if result.ok else result
         for name, result in results.items()
@@ -395,6 +417,7 @@ MACROS: Final[dict[str, Macro]] = {
         lambda boards, progress, **options: boards.reset(progress=progress, **options),
         {"--hard": ("hard",)},
         progress_unit="boards",
+        can_wait=True,
     ),
     "stay": Macro(
         ("SPAN",),
@@ -498,5 +521,10 @@ MACROS: Final[dict[str, Macro]] = {
     ),
     "stop": Macro((), "stop the boards' own program (app.py)", _stop_programs),
     "settings": Macro((), f"show {SETTINGS[1:]}", _show_settings, words=_settings_words),
-    "set": Macro(("KEY", "VALUE"), f"change one setting in {SETTINGS[1:]}", _change_setting),
+    "set": Macro(
+        ("KEY", "VALUE"),
+        f"change one setting in {SETTINGS[1:]}",
+        _change_setting,
+        can_wait=True,
+    ),
 }

@@ -132,6 +132,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         metavar="CC",
         help="country in which its Wi-Fi is used, such as DE: it decides which channels exist",
     )
+    add_wait_options(settings)
     upgrade = add_verb(
         "board-upgrade-client",
         upgrade_client,
@@ -362,9 +363,17 @@ def _names_by_id() -> dict[str, str]:
 
 def board_config(options: argparse.Namespace) -> int:
     """Change settings; a board that cannot connect with them goes back to the old ones."""
-    new = _read_changes(options)
+    if error := wait_options_error(options):
+        return print_usage_error(error)
     on_cable = "/" in options.board or _WINDOWS_PORT.fullmatch(options.board) is not None
+    if on_cable and options.when_online:
+        return print_usage_error("--when-online is for boards of the fleet, not on a cable.")
+    if options.name and options.when_online:
+        return print_usage_error("--name changes the fleet at once: not with --when-online.")
+    new = _read_changes(options)
     status = (_configure_by_cable if on_cable else _configure_by_link)(options, new)
+    if options.when_online:
+        return status
     if options.json:
         print(json.dumps(sorted([*new, *["name"] * bool(options.name)])))
     elif status == OK:
@@ -397,7 +406,11 @@ def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> 
         results = Results({})
         if changes:
             with ProgressBar("writing the settings", quiet=options.json):
-                results = reconfigure.configure_by_link(fleet[options.board], changes)
+                results = reconfigure.configure_by_link(
+                    fleet[options.board], changes, **wait_keywords(options)
+                )
+        if options.when_online:
+            return print_results(results, options)
         for name, result in results.items():
             if not result.ok:
                 print_error(f"{name}: {sanitize_text(error_text(result.error))}")

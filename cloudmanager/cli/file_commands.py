@@ -168,8 +168,8 @@ def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro on boards."""
     if error := wait_options_error(options):
         return print_usage_error(error)
-    if options.when_online:
-        return _reset_when_online(options)
+    if options.when_online and (error := board_commands.cannot_wait_reason(options.macro)):
+        return print_usage_error(error)
     if options.macro == board_commands.EDIT:
         results = board_commands.run_edit(
             lambda: open_fleet(options), options.target, options.words
@@ -179,27 +179,16 @@ def run_board_macro(options: argparse.Namespace) -> int:
     bar = ProgressBar(options.macro, unit=unit, quiet=options.json)
     with open_fleet(options) as fleet, bar as progress:
         boards = fleet[options.target]
-        results = board_commands.run_macro(boards, options.macro, options.words, progress)
+        results = board_commands.run_macro(
+            boards, options.macro, options.words, progress, **wait_keywords(options)
+        )
+    if all_wait(results):
+        return print_results(results, options)
     if options.macro == "cat" and not options.json and write_content(results):
         return OK if results.ok else print_failure(results)
     return print_results(
         results if options.json else board_commands.in_words(results, options.macro), options
     )
-
-
-def _reset_when_online(options: argparse.Namespace) -> int:
-    """Let the macro `reset` wait for its boards."""
-    words = [word for word in options.words if word != "--hard"]
-    if options.macro != "reset" or words:
-        return print_usage_error(
-            "of the macros, only `reset [--hard]` can wait for boards; "
-            "`mbm board-execute TARGET --when-online` runs any cell."
-        )
-    with open_fleet(options) as fleet:
-        results = fleet[options.target].reset(
-            hard="--hard" in options.words, **wait_keywords(options)
-        )
-    return print_results(results, options)
 
 
 def write_content(results: Results) -> bool:

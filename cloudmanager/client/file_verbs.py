@@ -103,20 +103,25 @@ class FileVerbs(HasTarget):
         return await run_settings_jobs(self, None)
 
     @verb
-    async def change_settings(self, changes: Mapping[str, Any]) -> Results:
+    @wait_keywords
+    async def change_settings(
+        self, changes: Mapping[str, Any], **options: Unpack[WaitKeywords]
+    ) -> Results:
         """Change keys of ``:settings.json``; the others stay as they are on each board.
 
         A value ``{"secret": name}``, also inside of other objects, is replaced by the secret on its
         way to the board, by the server; secrets that the board had before get their present values.
-        Each board's value is a dict of all settings then, with the references.
+        Each board's value is a dict of all settings then, with the references. With
+        ``when_online``, each board gets the secrets as they are when its job starts.
 
         Args:
             changes: key -> value of JSON.
+            options: see ``RunOptions``.
 
         Raises:
             ValueError: JSON has no such value; nothing was sent.
         """
-        return await run_settings_jobs(self, changes)
+        return await run_settings_jobs(self, changes, wait_options(options))
 
     @verb
     async def df(self, path: str = ":/") -> Results:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.results.results import Results
 
 from .file_jobs import run_file_jobs
@@ -19,10 +20,11 @@ class SettingsJobGroup(FileJobGroup):
 
     Args:
         change: the keys that change; None to read only.
+        options: how long it waits for its boards.
     """
 
-    def __init__(self, change: Mapping[str, Any] | None) -> None:
-        super().__init__((), make_value=_read_settings)
+    def __init__(self, change: Mapping[str, Any] | None, options: RunOptions) -> None:
+        super().__init__((), make_value=_read_settings, options=options)
         self._request = {} if change is None else {"change": _to_text(change)}
 
     def submit_head(self) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def _read_settings(op_results: list[Any]) -> dict[str, Any] | str:
     return settings if isinstance(settings, dict) else str(text)
 
 
-async def run_settings_jobs(boards: HasTarget, change: Mapping[str, Any] | None) -> Results:
+async def run_settings_jobs(
+    boards: HasTarget, change: Mapping[str, Any] | None, options: RunOptions = DEFAULT_OPTIONS
+) -> Results:
     """Read or change the settings of all boards; a result's value is a dict of them."""
-    return await run_file_jobs(boards, SettingsJobGroup(change))
+    return await run_file_jobs(boards, SettingsJobGroup(change, options))

@@ -104,7 +104,8 @@ def job_text(job: Mapping[str, Any]) -> str:
     head = f"job {job['job']} on {board}: {job['status'] or job['state']}{took}"
     if job["state"] == "waiting":
         when = f"until {format_time(job['expires'])}, submitted {format_time(job['created'])}"
-        return sanitize_text(f"{head} {when}, for {job['caller']}")
+        what = shorten(what_text(job), MAX_JOB_CHARS)
+        return sanitize_text(f"{head} {when}, for {job['caller']}\nwhat: {what}")
     parts = [head + f", for {job['caller']}, started {format_time(job['started'])}"]
     if job["kind"]:
         parts.append(f"what: {shorten(what_text(job), MAX_JOB_CHARS)}")

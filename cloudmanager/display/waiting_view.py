@@ -7,7 +7,7 @@ from typing import Any
 
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import WAITING, Results
-from cloudmanager.results.rows import format_time, shorten
+from cloudmanager.results.rows import MAX_JOB_CHARS, format_time, shorten, what_text
 
 from .text_tables import format_table
 
@@ -47,5 +47,7 @@ def waiting_table(jobs: Sequence[Mapping[str, Any]]) -> str:
         )
         for job in jobs
     ]
-    headings = ("job", "board", "submitted", "waits until", "caller")
-    return format_table(headings, [tuple(map(shorten, row)) for row in rows])
+    texts = [shorten(what_text(job), MAX_JOB_CHARS) for job in jobs]
+    headings = ("job", "board", "submitted", "waits until", "caller", "what")
+    shown = [(*map(shorten, row), text) for row, text in zip(rows, texts, strict=True)]
+    return format_table(headings, shown)

@@ -55,7 +55,9 @@ def test_other_magics_wait_too(away: str, shell: Shell, fleet: Fleet, tmp_path: 
         shown = shell.run(line)
         assert shell.error is None, line
         assert f"{away}: waits for the board until 20" in shown, line
-    assert len(waiting(fleet)) == 4
+    shown = shell.run(f"%%board_writefile {away} :notes.txt --when-online\nhello\n")
+    assert f"{away}: waits for the board until 20" in shown
+    assert len(waiting(fleet)) == 5
 
 
 def test_options_that_exclude_each_other_are_usage_errors(away: str, shell: Shell):  # noqa: F811
@@ -67,9 +69,10 @@ def test_options_that_exclude_each_other_are_usage_errors(away: str, shell: Shel
 
 
 def test_page_of_a_board_lists_what_waits_for_it(away: str, fleet: Fleet):
-    number = fleet[away].run("1", when_online=True)[away].job
+    number = fleet[away].run("6 * 7", when_online=True)[away].job
     section = make_section(fleet, {"name": away}, "Recent jobs")
     assert section is not None
     (job,) = section["jobs"]
     assert job["number"] == number
     assert job["line"].startswith(f"{number} · waits until 20")
+    assert job["line"].endswith(" · 6 * 7")

@@ -116,7 +116,8 @@ async def _list_waiting_jobs(
         complete = len(rows) < limits.waiting_page
         after_id = rows[-1].id if rows else 0
         found += [row for row in rows if is_visible(row.board_id)]
-    return [waiting.describe(row) for row in found[: limits.reply_jobs]]
+    described = await waiting.describe(found[: limits.reply_jobs])
+    return [_without_code(context, job) for job in described]
 
 
 async def show_job(context: RequestContext) -> dict[str, Any]:
@@ -138,7 +139,9 @@ async def show_job(context: RequestContext) -> dict[str, Any]:
     stored = _describe_stored_job(context, number, row)  # before others are asked
     waiting = await services.dispatch.waiting.find([number])
     if waiting and row is not None and row.status is None:
-        return {**stored, **services.dispatch.waiting.describe(waiting[0])}
+        (described,) = await services.dispatch.waiting.describe(waiting)
+        _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile
+        return _without_code(context, {**stored, **described})
     shown = await services.cluster.describe_job(number)
     output = None if shown else await services.dispatch.waiting.read_output(number)
     _describe_stored_job(context, number, row)  # again: access may have been lost meanwhile

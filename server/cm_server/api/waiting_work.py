@@ -1,7 +1,8 @@
 """Work that waits for its boards: what a SUBMIT asks for, as the store keeps it. No sockets.
 
 The store has the request of a SUBMIT, and the contents and the plan to which it refers. When a
-board is there, the request is read again, as if the caller had just sent it.
+board is there, the request is read again, as if the caller had just sent it. Before it is a line
+that says what it is, for lists of jobs.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class WaitingWorkReader:
             kept["packages"] = {**package_request, "plan": _plan_to_json(planned)}
             contents = dict(planned.contents)
         kept |= {"options": options.to_fields(), "boards": boards}
-        packed = json.dumps(kept).encode() + b"\n" + code
+        cell = make_cell(request, head, options, self._services.limits.title_chars)
+        what = {"kind": cell.kind, "what": cell.title}
+        packed = b"\n".join((json.dumps(what).encode(), json.dumps(kept).encode(), code))
         size = len(packed) + sum(content.size for content in contents.values())
         _check_size(size, self._services.limits)
         work = WaitingWork(
@@ -99,7 +102,7 @@ class WaitingWorkReader:
         Raises:
             ServerError: this version of the server cannot carry it out.
         """
-        text, _, code = taken.request.partition(b"\n")
+        _, text, code = taken.request.split(b"\n", 2)
         head = json.loads(text)
         contents = {digest: self._content(digest, data) for digest, data in taken.contents.items()}
 

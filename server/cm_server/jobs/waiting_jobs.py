@@ -13,11 +13,12 @@ event loop only.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
@@ -39,6 +40,7 @@ EXPIRY_SECONDS = 60.0  # between two looks for jobs whose time to wait has ended
 RETRY_SECONDS = 1.0  # after the store could not be used
 EXPIRED = "its board was not there and free before its time to wait ended; it did not run"
 INTERRUPTED = "it was waiting for its board and did not run"
+_UNKNOWN = b'{"kind": "", "what": ""}'  # what a job is that was taken meanwhile
 REMOVED_BOARD = "it was removed from the fleet; it did not run"
 
 
@@ -414,14 +416,20 @@ class WaitingJobs:
             lambda store: _read_page(store, after_id, max_rows), refusable=True
         )
 
-    def describe(self, row: WaitingRow) -> dict[str, Any]:
-        """Return a job that waits as ``Job.describe`` does."""
+    async def describe(self, rows: Sequence[WaitingRow]) -> list[dict[str, Any]]:
+        """Return jobs that wait as ``Job.describe_with_title`` does."""
+        requests = {row.request for row in rows}
+        found = await self._store_queue.run(
+            lambda store: _read_first_lines(store, requests), refusable=True
+        )
+        return [self._describe_row(row, found.get(row.request, _UNKNOWN)) for row in rows]
+
+    def _describe_row(self, row: WaitingRow, first_line: bytes) -> dict[str, Any]:
         board = self._registry.by_id.get(row.board_id)
         return {
             "job": row.job,
             "board": board.name if board is not None else row.board_id,
-            "kind": "",
-            "what": "",
+            **json.loads(first_line),
             "caller": row.caller,
             "state": "waiting",
             "status": None,
@@ -501,6 +509,10 @@ def _read_board(store: Store, board_id: str) -> list[WaitingRow]:
 
 def _read_jobs(store: Store, numbers: Sequence[int]) -> list[WaitingRow]:
     return store.read(lambda: store.waiting_rows.of_jobs(numbers))
+
+
+def _read_first_lines(store: Store, requests: Collection[str]) -> dict[str, bytes]:
+    return store.read(lambda: store.waiting_rows.first_lines(requests))
 
 
 def _read_page(store: Store, after_id: int, max_rows: int) -> list[WaitingRow]:

@@ -91,6 +91,17 @@ class BlobRows:
         rows = self._connection.execute(query.where(_uses.c.user == user)).all()
         return {digest: bytes(data) for digest, data in rows}
 
+    def starts_of(self, digests: Collection[str], max_bytes: int) -> dict[str, bytes]:
+        """Return the first bytes of blobs, by SHA-256; those that are not stored are left out.
+
+        Args:
+            digests: their SHA-256; not more than one statement accepts.
+            max_bytes: of each.
+        """
+        start = sa.func.substr(_blobs.c.bytes, 1, max_bytes, type_=sa.LargeBinary)
+        query = sa.select(_blobs.c.sha256, start).where(_blobs.c.sha256.in_(digests))
+        return {digest: bytes(data) for digest, data in self._connection.execute(query).all()}
+
     def unpin(self, users: Collection[str]) -> None:
         """Delete the blobs of users, except for those that others use, too."""
         if not users:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from .blob_rows import BlobRows, blob_hash
 from .installed_packages import METADATA
+
+T = TypeVar("T")
 
 _BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's INTEGER has 64 bits
 
@@ -51,6 +53,7 @@ _outputs = sa.Table(
 
 _JOBS_PER_STATEMENT: Final = 500  # SQLite accepts 32,766 parameters
 _BOARD_ROWS: Final = 100  # of one board, that are read at a time
+_FIRST_LINE_BYTES: Final = 4096  # of a request, at most
 _TRIM_CHARS: Final = 1024 * 1024  # of outputs that are written until their sum is looked at
 
 
@@ -89,7 +92,7 @@ class WaitingWork(NamedTuple):
 
     Attributes:
         token: the hash of the caller's token.
-        request: what runs, as the server will read it.
+        request: what runs, as the server will read it; its first line says what it is, in JSON.
         contents: SHA-256 -> a function that returns the bytes; called in any thread.
         size: of the request and the contents, in bytes.
         expires: when the jobs end that have not been sent, in seconds since 1970.
@@ -243,6 +246,13 @@ class WaitingRows:
         query = self._select.where(_waiting.c.id > after_id).order_by(_waiting.c.id)
         return self._read(query.limit(max_rows))
 
+    def first_lines(self, requests: Collection[str]) -> dict[str, bytes]:
+        """Return the first line of what runs, which says what it is, by the SHA-256 of it."""
+        starts: dict[str, bytes] = {}
+        for part in _parts(requests):
+            starts |= self._blob_rows.starts_of(part, _FIRST_LINE_BYTES)
+        return {digest: start.partition(b"\n")[0] for digest, start in starts.items()}
+
     def expired(self, now: float) -> list[int]:
         """Return the numbers of jobs whose time to wait has ended, a bounded number of them."""
         query = sa.select(_waiting.c.job).where(_waiting.c.expires <= now)
@@ -371,11 +381,11 @@ class WaitingRows:
             self._connection.execute(sa.delete(_outputs).where(_outputs.c.job.in_(part)))
 
 
-def _parts(numbers: Collection[int]) -> list[list[int]]:
-    """Return numbers in lists that one statement accepts."""
-    all_numbers = list(numbers)
+def _parts(values: Collection[T]) -> list[list[T]]:
+    """Return numbers, or other values, in lists that one statement accepts."""
+    all_values = list(values)
     step = _JOBS_PER_STATEMENT
-    return [all_numbers[start : start + step] for start in range(0, len(all_numbers), step)]
+    return [all_values[start : start + step] for start in range(0, len(all_values), step)]
 
 
 def _storable(value: Any) -> Any:

@@ -76,6 +76,28 @@ def test_settings_change_over_the_link(chip, mbm, fleet: Fleet):
     assert settings_of(fleet, "set-8") == ([], 60)
 
 
+def test_settings_wait_for_the_board(chip, mbm, fleet: Fleet):
+    member(chip, mbm, "set-4")
+    before = time.time()
+    done = mbm("board-config", "set-4", "--watchdog", "70", "--when-online", "--expires", "2h")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("set-4: waits for the board until 20")
+    back(fleet, "set-4", before)  # the restart before the cell
+    deadline = time.monotonic() + 60
+    while settings_of(fleet, "set-4")[1] != 70:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_settings_that_cannot_wait_are_usage_errors(mbm, boards):
+    for words, why in (
+        (["/dev/ttyX0", "--watchdog", "60"], "is for boards of the fleet, not on a cable"),
+        (["demo-1", "--watchdog", "60", "--name", "x"], "--name changes the fleet at once"),
+    ):
+        done = mbm("board-config", *words, "--when-online")
+        assert (done.status, why in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -96,18 +96,24 @@ def test_every_verb_waits_and_they_run_in_order(sleeper, fleet, mbm, tmp_path: P
         ("board-sync", name, str(tmp_path / "src"), "--when-online", "--expires", "2h"),
         ("board-install", name, str(tmp_path / "pkg.py"), "--when-online"),
         ("board", name, "reset", "--when-online"),
+        ("board", name, "set", "interval", "30", "--when-online"),
     ]
     for command in commands:
         done = mbm(*command)
         assert (done.status, done.err) == (0, ""), command
-    code = "import os, a, b, pkg; (a.A, b.B, pkg.P, open('/data/one.txt').read())"
+    code = "import os, a, b, pkg, json; settings = json.load(open('/settings.json'))\n"
+    code += "(a.A, b.B, pkg.P, open('/data/one.txt').read(), settings)"
     mbm("board-execute", name, "--when-online", "-c", code)
     numbers = waiting_jobs(fleet, name)
-    assert len(numbers) == 5
+    assert len(numbers) == 6
+    listed = mbm("job-list", "--waiting", name).out.splitlines()[2:]
+    whats = ["makedirs /data; put /data/one.txt", "makedirs /lib", "install", "reset", "settings"]
+    for line, what in zip(listed, [*whats, "import os, a, b"], strict=True):
+        assert what in line, listed
     sleeper.wake()
     outcomes = [sleeper.outcome(number) for number in numbers]
-    assert [each["status"] for each in outcomes] == ["ok"] * 5, outcomes
-    assert outcomes[-1]["value"] == "(1, 2, 3, 'one')"
+    assert [each["status"] for each in outcomes] == ["ok"] * 6, outcomes
+    assert outcomes[-1]["value"] == "(1, 2, 3, 'one', {'interval': 30})"
     assert outcomes[0]["value"] == "[{'files': 1, 'bytes': 3}]"
 
 
@@ -212,6 +218,50 @@ def submit_raw(fleet: Fleet, target: str, head: dict[str, object]) -> None:
     fleet.exchange().submit(group, target)
     assert group.finished.wait(WAIT)
     group.results()
+
+
+def test_secret_is_the_one_of_the_time_when_the_job_starts(sleeper, fleet):
+    fleet.set_secret("mqtt", "before")
+    number = (
+        fleet[sleeper.name]
+        .change_settings({"mqtt": {"secret": "mqtt"}}, when_online=True, expires=60)[sleeper.name]
+        .job
+    )
+    fleet.set_secret("mqtt", "after")
+    sleeper.wake()
+    assert sleeper.outcome(number)["status"] == "ok"
+    assert (
+        fleet[sleeper.name].run("open('/settings.json').read()").value == '{\n "mqtt": "after"\n}'
+    )
+    fleet.remove_secret("mqtt")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["ls", "--when-online"], "of the macros, only `reset` and `set` can wait for boards"),
+        (["edit", ":a", "--when-online"], "of the macros, only `reset` and `set` can wait"),
+        (["set", "a", "1", "--expires", "5h"], "--expires needs --when-online"),
+    ],
+)
+def test_other_macros_cannot_wait(words, sentence, mbm, boards):
+    done = mbm("board", "demo-1", *words)
+    assert (done.status, done.out) == (2, "")
+    assert sentence in done.err
+
+
+def test_code_that_waits_is_shown_to_its_author_and_administrators(server, fleet, sleeper, mbm):
+    number = fleet[sleeper.name].run("# first\npassword = 5\n", when_online=True)[sleeper.name].job
+    assert mbm("job-show", str(number)).out.endswith("\nwhat: password = 5\n")
+    for role in ("operator", "viewer"):
+        token = fleet.request("token-create", name=role, role=role)["token"]
+        with Fleet(server.url, token) as other:
+            (listed,) = other.jobs(sleeper.name, waiting=True)
+            assert (listed["kind"], listed["what"]) == ("cell", "")
+            assert other.job(number)["what"] == ""
+        fleet.request("token-revoke", name=role)
+    (listed,) = fleet.jobs(sleeper.name, waiting=True)
+    assert (listed["kind"], listed["what"]) == ("cell", "password = 5")
 
 
 def test_viewer_may_not_leave_work(server, fleet, sleeper):
