@@ -1,12 +1,17 @@
 """Leave work for boards that come and go while servers are killed: each job one outcome.
 
-    python -m tests.faults.waiting --jobs 3000 --boards 300 --seed 1 [--servers 3]
+    python -m tests.faults.waiting --jobs 3000 --boards 300 --seed 1 [--servers 3] [--minutes 20]
 
-The boards are peers in this process that sleep most of the time: they connect, run what they are
-sent, and leave, sometimes in the middle of a job, sometimes with a broken link that they mend. The
-servers are real ones, killed with SIGKILL at random times. Then each job has exactly one outcome,
-none ran twice, none before its turn, and the store has nothing left of what waited. Random numbers
-are seeded; the order of simultaneous events depends on the machine.
+The boards are peers in this process, on links with MACs, that sleep most of the time: they connect,
+run what they are sent, say that they sleep, and leave; sometimes without SLEEP, sometimes in the
+middle of a job, sometimes with a broken link that they mend. The servers are real ones, killed with
+SIGKILL at random times. Then each job has exactly one outcome, none ran twice, none before its
+turn, and the store has nothing left of what waited. Random numbers are seeded; the order of
+simultaneous events depends on the machine.
+
+Boards sleep longer while less than a fifth of the machine's CPU is idle. The test ends with an
+error if nothing happens for long, or at the end of its time; the error says how busy the machine
+was, since on a machine without idle CPU that may be no fault.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import json
 import random
 import signal
 import sqlite3
+import struct
 import sys
 import tempfile
 import time
@@ -28,6 +34,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import psutil
 import psycopg
 from websockets.exceptions import WebSocketException
 
@@ -40,7 +47,12 @@ from tests.engines import running_nats, running_postgres
 from .servers import Servers
 from .several import Cluster
 
-HANG: Final = 60.0  # seconds in which all jobs have ended after the last one was submitted
+HANG: Final = 60.0  # seconds, and twice the longest sleep, in which at least one job has ended
+MINUTES: Final = 20.0  # of a whole run
+_LOOK_SECONDS: Final = 2.0  # between two looks at the CPU
+#: The idle part of the CPU: below the first number, boards sleep longer; above the second, shorter.
+_IDLE: Final = (0.2, 0.35)
+_MAX_SLOWNESS: Final = 10.0  # times as long
 #: What breaks a link of these peers: the server was killed, or refuses them while it starts.
 _BROKEN: Final = (OSError, WebSocketException, TimeoutError, AssertionError)
 _COLUMNS: Final = "id, board, status, error"
@@ -53,7 +65,9 @@ class SleepingBoard:
         identity: its name and key.
         dice: for its random behaviour.
         sleep: how long it sleeps: the least and the most, in seconds.
-        awake: the same of how long it waits for a job.
+        awake: the same of how long it waits for a job; it also waits for twice as long as its
+            connection has taken.
+        slowness: returns by what the time to sleep is multiplied.
 
     Attributes:
         runs: the texts of all cells that it has received, in their order.
@@ -65,8 +79,11 @@ class SleepingBoard:
         dice: random.Random,
         sleep: tuple[float, float],
         awake: tuple[float, float],
+        slowness: Callable[[], float],
     ) -> None:
         self.identity, self._dice, self._sleep, self._awake = identity, dice, sleep, awake
+        self._slowness = slowness
+        self._seconds = 0.0  # of the next sleep
         self.runs: list[int] = []
         self._boots = 0
         self._last: dict[str, Any] | None = None
@@ -74,7 +91,8 @@ class SleepingBoard:
     async def live(self, ports: Callable[[], list[int]]) -> None:
         """Wake and sleep until it is cancelled."""
         while True:
-            await asyncio.sleep(self._dice.uniform(*self._sleep))
+            self._seconds = self._dice.uniform(*self._sleep) * self._slowness()
+            await asyncio.sleep(self._seconds)
             with contextlib.suppress(*_BROKEN):
                 await self._wake(self._dice.choice(ports()))
 
@@ -82,32 +100,92 @@ class SleepingBoard:
         """Connect, run what waits, and leave."""
         service: Any = SimpleNamespace(tcp_port=tcp_port)
         boot = f"boot {self._boots}"
+        began = time.monotonic()
         async with asyncio.timeout(10):
-            board = await FakeBoard.join(service, self.identity, boot=boot, last=self._last)
+            board = await FakeBoard.join(
+                service, self.identity, mac=True, boot=boot, last=self._last
+            )
         async with board:
-            restarts = True
-            while (message := await self._next(board)) is not None:
-                if message.op != wire.EXEC:
-                    continue
+            if await self._work(board, 2 * (time.monotonic() - began)):
+                self._boots, self._last = self._boots + 1, None
+
+    async def _work(self, board: FakeBoard, patience: float) -> bool:
+        """Run what is sent until nothing is; return whether the board forgets its last job."""
+        asks = False
+        while True:
+            message = await self._next(board, patience)
+            if message is None:
+                if asks or self._dice.random() < 0.2:  # it leaves without SLEEP
+                    return True
+                milliseconds = max(round(self._seconds * 1000), 1)
+                await board.send(wire.SLEEP, struct.pack(">II", milliseconds, 1))
+                asks = True
+            elif message.op == wire.SLEEP_REPLY and not message.flags & wire.STAY_AWAKE:
+                return True
+            elif message.op == wire.EXEC:
+                asks = False
                 self.runs.append(int(message.payload[8:]))
                 self._last = {"job": f"{message.job:08x}", "status": 0, "error": "", "dropped": 0}
                 end = self._dice.random()
                 if end < 0.1:  # it falls asleep in mid-job
-                    break
+                    return True
                 if end < 0.2:  # its link breaks; it goes on and reports the job on the next one
-                    restarts = False
-                    break
+                    return False
                 await board.end(message.job, output=b"done", rest=b"1")
-            if restarts:
-                self._boots, self._last = self._boots + 1, None
 
-    async def _next(self, board: FakeBoard) -> wire.Message | None:
+    async def _next(self, board: FakeBoard, patience: float) -> wire.Message | None:
         """Return the next message; None if nothing comes for a moment."""
         try:
-            async with asyncio.timeout(self._dice.uniform(*self._awake)):
-                return wire.unpack(await board.socket.recv())  # type: ignore[arg-type]
+            async with asyncio.timeout(max(self._dice.uniform(*self._awake), patience)):
+                return await board.next()
         except TimeoutError:
             return None
+
+
+class Breath:
+    """How much of the machine's CPU is idle, and by what boards have to sleep longer for that.
+
+    Attributes:
+        slowness: by what the time to sleep is multiplied.
+        most: its greatest value.
+        idle: the part of the CPU that was idle at the last look.
+    """
+
+    def __init__(self) -> None:
+        self.slowness = self.most = 1.0
+        self.idle = 1.0
+        self._begin = self._last = psutil.cpu_times()
+
+    async def watch(self) -> None:
+        """Look at the CPU until it is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = psutil.cpu_times()
+            self.idle, self._last = _idle_part(self._last, now), now
+            if self.idle < _IDLE[0]:
+                self.slowness = min(self.slowness * 1.25, _MAX_SLOWNESS)
+            elif self.idle > _IDLE[1]:
+                self.slowness = max(self.slowness / 1.1, 1.0)
+            self.most = max(self.most, self.slowness)
+
+    def mean(self) -> float:
+        """Return the part that was idle since the beginning."""
+        return _idle_part(self._begin, psutil.cpu_times())
+
+    def describe(self) -> str:
+        """Return a sentence for an error."""
+        why = "so the machine may be too slow for this test" if self.mean() < 0.1 else "a fault"
+        return (
+            f"{self.mean():.0%} of the CPU was idle, {self.idle:.0%} in the end, and boards slept "
+            f"up to {self.most:.1f} times as long: {why}"
+        )
+
+
+def _idle_part(before: Any, after: Any) -> float:
+    total = sum(after[:8]) - sum(before[:8])  # without guests, which are counted as users, too
+    names = [name for name in ("idle", "iowait") if hasattr(after, name)]
+    idle = sum(getattr(after, name) - getattr(before, name) for name in names)
+    return float(idle) / total if total else 1.0
 
 
 class WaitingSoak:
@@ -123,6 +201,7 @@ class WaitingSoak:
             out of PostgreSQL.
         pause: how many jobs are submitted or run between two deaths of servers: the least and the
             most. No time: a busy machine is slow to start a server.
+        minutes: after which it ends with an error.
     """
 
     def __init__(
@@ -135,6 +214,7 @@ class WaitingSoak:
         sleep: tuple[float, float] = (2.0, 20.0),
         awake: tuple[float, float] = (0.2, 0.6),
         pause: tuple[int, int] = (100, 300),
+        minutes: float = MINUTES,
     ) -> None:
         self.home, self.jobs, self.seed = home, jobs, seed
         self.names = [f"sleeper-{number}" for number in range(1, boards + 1)]
@@ -144,19 +224,26 @@ class WaitingSoak:
         self.submitted: dict[int, int | None] = {}
         self.interrupted: set[int] = set()  # jobs that an interrupt has ended, as the server said
         self._boards: dict[str, SleepingBoard] = {}
+        self._minutes, self._deadline = minutes, 0.0
+        self._breath = Breath()
 
     def run(self, servers: Servers | Cluster) -> dict[str, Any]:
         """Run the test; return its figures."""
         began = time.monotonic()
         token = (self._first(servers).home / "token").read_text().strip()
         with Fleet(self._first(servers).url, token) as fleet:
-            for row in fleet.enrol(self.names):
+            for row in fleet.enrol(self.names, plain=True):
                 dice = random.Random(f"{self.seed} {row['name']}")
                 self._boards[row["id"]] = SleepingBoard(
-                    Identity(row), dice, self._sleep, self._awake
+                    Identity(row), dice, self._sleep, self._awake, lambda: self._breath.slowness
                 )
+        self._deadline = began + self._minutes * 60
         asyncio.run(self._all(servers, token))
-        return self._judge(servers) | {"seconds": round(time.monotonic() - began, 1)}
+        return self._judge(servers) | {
+            "seconds": round(time.monotonic() - began, 1),
+            "idle": round(self._breath.mean(), 2),
+            "slept longer": round(self._breath.most, 1),
+        }
 
     @staticmethod
     def _first(servers: Servers | Cluster) -> RunningServer:
@@ -169,6 +256,7 @@ class WaitingSoak:
     async def _all(self, servers: Servers | Cluster, token: str) -> None:
         ports = lambda: self._ports(servers)  # noqa: E731
         others = [asyncio.create_task(board.live(ports)) for board in self._boards.values()]
+        others.append(asyncio.create_task(self._breath.watch()))
         killing = asyncio.create_task(self._kill(servers))
         submitting = asyncio.create_task(self._submit_all(ports, token))
         try:
@@ -187,11 +275,9 @@ class WaitingSoak:
         dice = random.Random(f"{self.seed} caller")
         names = list(self.names)
         tag = 0
-        deadline = time.monotonic() + HANG + self.jobs
         while len([job for job in self.submitted.values() if job is not None]) < self.jobs:
             service: Any = SimpleNamespace(tcp_port=dice.choice(ports()), token=token)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the servers accepted too few jobs: {self.faults}")
+            self._check_time(f"the servers accepted {tag} jobs, {dict(self.faults)}")
             with self._counting_broken("caller"):
                 async with await FakeCaller.join(service) as caller:
                     for _ in range(dice.randrange(5, 30)):
@@ -236,11 +322,22 @@ class WaitingSoak:
         return len(self.submitted) + sum(len(board.runs) for board in self._boards.values())
 
     async def _until_ended(self, servers: Servers | Cluster) -> None:
-        deadline = time.monotonic() + HANG + self._sleep[1]
+        count, since = 0, time.monotonic()
         while open_jobs := [row for row in self._rows(servers) if row[2] is None]:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(open_jobs)} jobs have not ended: {open_jobs[:3]}")
+            if len(open_jobs) != count:
+                count, since = len(open_jobs), time.monotonic()
+            what = f"{count} of {len(self.submitted)} jobs have not ended, such as {open_jobs[:3]}"
+            hang = HANG + 2 * self._sleep[1] * self._breath.most
+            if time.monotonic() - since > hang:
+                raise TimeoutError(f"{what}, and none for {hang:.0f} s: {self._breath.describe()}")
+            self._check_time(what)
             await asyncio.sleep(0.2)
+
+    def _check_time(self, what: str) -> None:
+        """Raise TimeoutError at the end of the time; ``what`` says what is not done."""
+        if time.monotonic() > self._deadline:
+            reason = f"{what} after {self._minutes:g} minutes"
+            raise TimeoutError(f"{reason}: {self._breath.describe()}")
 
     def _query(self, servers: Servers | Cluster, text: str) -> list[tuple[Any, ...]]:
         if isinstance(servers, Cluster):
@@ -315,10 +412,13 @@ def main() -> None:
     parser.add_argument("--boards", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         awake = (0.2, 0.6) if given.servers == 1 else (0.5, 2.0)
-        soak = WaitingSoak(Path(folder), given.jobs, given.boards, given.seed, awake=awake)
+        soak = WaitingSoak(
+            Path(folder), given.jobs, given.boards, given.seed, awake=awake, minutes=given.minutes
+        )
         if given.servers == 1:
             figures = soak.run(stack.enter_context(one_server(Path(folder))))
         else:
