@@ -108,8 +108,12 @@ def stop() -> str | None:
     return str(state["url"])
 
 
-def back_up(path: Path) -> Saved:
+def back_up(path: Path, *, with_samples: bool = True) -> Saved:
     """Save the state of the local server to a file; the server may be running.
+
+    Args:
+        path: of the file.
+        with_samples: whether it has the samples that are kept for days, too.
 
     Raises:
         OSError: the folder of the file does not exist.
@@ -117,7 +121,7 @@ def back_up(path: Path) -> Saved:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
-    return _run_backup("save", path)
+    return _run_backup("save", path, *([] if with_samples else ["--without-samples"]))
 
 
 def restore(path: Path) -> Saved:
@@ -132,9 +136,9 @@ def restore(path: Path) -> Saved:
     return _run_backup("load", path)
 
 
-def _run_backup(action: str, path: Path) -> Saved:
+def _run_backup(action: str, path: Path, *flags: str) -> Saved:
     config.require_posix("The server needs")
-    command = [sys.executable, "-m", "cm_server.store.backup", action, str(path.absolute())]
+    command = [sys.executable, "-m", "cm_server.store.backup", action, str(path.absolute()), *flags]
     home = config.make_home_folder()
     completed = subprocess.run(
         command,

@@ -127,6 +127,22 @@ class ServerOptions:
     samples: int = _option(
         1000, "N", "number of samples kept per board", _whole_number("a number", 1, 100_000)
     )
+    #: 0 turns the history of samples off.
+    keep_samples: int = _option(
+        7, "DAYS", "days to keep samples; 0: only the newest", _whole_number("a number of days,", 0)
+    )
+    keep_minutes: int = _option(
+        400,
+        "DAYS",
+        "days to keep minutes of samples: their means, least, greatest and last values",
+        _whole_number("a number of days,", 1),
+    )
+    sample_disk: int = _option(
+        10_000,
+        "MB",
+        "disk space for the history of samples; with more, the oldest is deleted",
+        _whole_number("a number of megabytes,", 1),
+    )
     keep_jobs: int = _option(90, "DAYS", "days to keep jobs", _whole_number("a number of days,", 1))
     #: The database itself refuses to delete younger rows than 30 days.
     keep_audit: int = _option(

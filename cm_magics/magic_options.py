@@ -13,6 +13,7 @@ from IPython.core.magic_arguments import MagicArgumentParser
 
 from cloudmanager.client.run_arguments import add_run_options, wait_options_error
 from cloudmanager.display.cell_view import GROUPINGS, PROGRESS_AFTER_SECONDS
+from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import nearest_name
 
 _BOARD_HELP: Final = """Run code on boards, on all of them at the same time.
@@ -30,6 +31,10 @@ continues, and %board_result can wait for it again; NAME.interrupt() stops the c
 a cell that was submitted with --noblock cannot be answered: it raises EOFError on the board.
 """
 
+_PLOT_HELP: Final = """Plot the values that boards emit, live: %board_plot TARGET [NAME...].
+
+A board emits values with cm.emit(temp=21.5). Without a NAME, all numbers are plotted.
+"""
 _LOGS_HELP: Final = "Show what boards print outside of cells: their program, tasks, tracebacks."
 
 
@@ -76,6 +81,26 @@ def make_logs_parser() -> MagicParser:
         "16 KB of each board, or with -f only new lines",
     )
     return parser
+
+
+def make_plot_parser() -> MagicParser:
+    """Make the parser of `%board_plot`."""
+    parser = MagicParser("board_plot", description=_PLOT_HELP)
+    parser.add_argument("target", nargs="?", help="the boards, connected or not")
+    parser.add_argument(
+        "--since",
+        type=_read_span,
+        metavar="SPAN",
+        help="begin with the values of the last SPAN, such as 12h or 7d, which the server has kept",
+    )
+    return parser
+
+
+def _read_span(text: str) -> int:
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def _add_target_options(parser: MagicParser) -> None:

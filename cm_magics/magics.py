@@ -44,10 +44,10 @@ from .magic_line import (
     split_line,
 )
 from .magic_options import (
-    MagicParser,
     check_wait_options,
     make_board_parser,
     make_logs_parser,
+    make_plot_parser,
     make_result_parser,
 )
 
@@ -74,7 +74,7 @@ _NO_CELL_ERROR: Final = "No cell was submitted with --noblock yet: use `%%board 
 
 _BOARD_PARSER: Final = make_board_parser()
 _LOGS_PARSER: Final = make_logs_parser()
-_PLOT_PARSER: Final = MagicParser("board_plot")
+_PLOT_PARSER: Final = make_plot_parser()
 _RESULT_PARSER: Final = make_result_parser()
 #: Frames from a magic to the code that runs it, which may be in a function of the user.
 _MAGIC_TO_USER: Final = 2
@@ -262,10 +262,7 @@ class BoardMagics(Magics):
     @line_magic
     @with_variables
     def board_plot(self, line: str) -> object:
-        """Plot the values that boards emit, live: `%board_plot TARGET [NAME…]`.
-
-        A board emits values with `cm.emit(temp=21.5)`. Without a NAME, all numbers are plotted.
-        """
+        """Plot the values that boards emit; the parser's help replaces this docstring."""
         parsed = split_line(_PLOT_PARSER, line)
         if not parsed.target:
             raise UsageError("There is no target: write `%board_plot TARGET [NAME…]`.")
@@ -273,7 +270,10 @@ class BoardMagics(Magics):
             fleet().samples(parsed.target, 1)  # raises now if a board does not exist
         from .plot import Plot
 
-        return Plot(fleet(), parsed.target, parsed.code.split())
+        with _without_traceback():
+            return Plot(fleet(), parsed.target, parsed.code.split(), parsed.options.since)
+
+    board_plot.__doc__ = _PLOT_PARSER.format_help()
 
     @line_magic
     @with_variables

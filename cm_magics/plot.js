@@ -4,7 +4,8 @@
 // Boards are never trusted: text from a board becomes a text node, numbers are drawn on a canvas.
 // A test checks that nothing here assigns innerHTML or creates HTML from a string.
 
-const MAX_POINTS = 2000; // points of one line in a plot
+const MAX_POINTS = 6000; // points of one line in a plot
+const DAY_MS = 86400e3;
 const MAX_LINES = 24; // lines in a plot; further ones are ignored
 const collator = new Intl.Collator("en", { numeric: true });
 const COLOURS = ["#1f9ed1", "#e8833a", "#45a85b", "#c75bb0", "#d4b106", "#7d7bd6", "#d9534f", "#3fb8af"];
@@ -290,7 +291,13 @@ class Chart {
 }
 
 const numberText = (value) => String(+value.toPrecision(6));
-const timeText = (time) => new Date(time * 1000).toLocaleTimeString([], { hour12: false });
+
+// Return a time of day, with the date if it was not in the last day.
+function timeText(time) {
+  const moment = new Date(time * 1000), clock = moment.toLocaleTimeString([], { hour12: false });
+  if (Date.now() - moment < DAY_MS) return clock;
+  return `${moment.toLocaleDateString([], { day: "numeric", month: "short" })} ${clock}`;
+}
 
 // Return the point whose time is nearest; `points` are in order of time, and there is at least one.
 function nearestPoint(points, time) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Sequence, Set
 from typing import Any, Final
 from xml.sax.saxutils import escape
@@ -18,6 +20,8 @@ from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .saved_output import Bundle, image_html, saved_html, saved_text
 
 _MAX_SAMPLES: Final = 20_000  # samples that a plot keeps
+_MAX_HISTORY: Final = 60_000  # the same, of a plot that begins days ago
+_HISTORY_POINTS: Final = 1000  # of a line, for the time before the recent samples
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _MAX_BLOCKS: Final = 40  # characters of a line in the text form
 _NO_VALUES_TEXT: Final = "No values yet: boards emit them with `cm.emit(temp=21.5)`."
@@ -35,12 +39,17 @@ class Plot(LiveWidget):
     _esm = javascript_module("Plot", "plot.js")
     values: traitlets.List[str] = traitlets.List(allow_none=True).tag(sync=True)
 
-    def __init__(self, fleet: Fleet, target: str, values: Sequence[str] = ()) -> None:
+    def __init__(
+        self, fleet: Fleet, target: str, values: Sequence[str] = (), since: int | None = None
+    ) -> None:
+        # So many seconds ago it begins; None: with the recent samples.
+        self._since = since
+        self._max_samples = _MAX_SAMPLES if since is None else _MAX_HISTORY
         # Kept here, because the boards may be gone when a page opens.
         self._samples: dict[tuple[str, float, int, str], Sample] = {}
         self._values: set[str] = set()  # the names of all values
         self._numbers: set[str] = set()  # those of numbers, sanitized
-        self._keep(fleet.samples(target, _MAX_SAMPLES))
+        self._keep(read_samples(fleet, target, values, since))
         super().__init__(fleet, target, values=list(values) or None)
 
     def _keep(self, samples: Iterable[Sample]) -> None:
@@ -49,9 +58,9 @@ class Plot(LiveWidget):
             self._samples[sample.board, sample.at, sample.ticks, str(sample.values)] = sample
             self._values.update(sample.values)
             self._numbers.update(numeric_values(sample))
-        if len(self._samples) > 2 * _MAX_SAMPLES:
-            newest = sorted(self._samples.items(), key=lambda item: item[1].at)[-_MAX_SAMPLES:]
-            self._samples = dict(newest)
+        if len(self._samples) > 2 * self._max_samples:
+            by_time = sorted(self._samples.items(), key=lambda item: item[1].at)
+            self._samples = dict(by_time[-self._max_samples :])
 
     def on_update(self, update: Update) -> None:
         """Send new samples, or that the server is unreachable, to the page."""
@@ -76,7 +85,7 @@ class Plot(LiveWidget):
     def _add_history(self) -> None:
         """Add the samples that arrived while there was no subscription, and send all of them."""
         try:
-            history = self._fleet.samples(self._target, _MAX_SAMPLES)
+            history = read_samples(self._fleet, self._target, self.values or (), self._since)
         except CloudmanagerError as error:
             self.on_watch_failed(error)
             return
@@ -100,6 +109,32 @@ class Plot(LiveWidget):
             return saved_text(text)
         html = saved_html(image_html(svg, text))
         return {"text/plain": text, "image/svg+xml": svg, "text/html": html}
+
+
+def read_samples(
+    fleet: Fleet, target: str, values: Sequence[str], since: int | None
+) -> list[Sample]:
+    """Return the recent samples of boards and, before them, means of what the server has kept.
+
+    Args:
+        fleet: of the boards.
+        target: the boards.
+        values: the names of values; () for all.
+        since: how many seconds ago the first is; None for the recent ones alone.
+    """
+    recent = list(fleet.samples(target, _MAX_SAMPLES))
+    if since is None:
+        return recent
+    first: dict[str, float] = {}
+    for sample in recent:
+        first.setdefault(sample.board, sample.at)
+    every = -(-since // _HISTORY_POINTS)
+    if every > 1:
+        every = -(-every // 60) * 60  # whole minutes, which the server has
+    kept = fleet.samples(target, since=time.time() - since, every=every, names=values or None)
+    # A mean belongs to the time from its beginning on; the last one is not complete.
+    older = [each for each in kept if each.at + every <= first.get(each.board, math.inf)]
+    return older + recent
 
 
 def numeric_values(sample: Sample) -> dict[str, float]:

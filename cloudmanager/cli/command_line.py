@@ -42,6 +42,7 @@ from . import (
     repl_commands,
     reservation_commands,
     rollout_commands,
+    sample_commands,
     secret_commands,
     watch_commands,
 )
@@ -229,6 +230,7 @@ def _make_parser() -> argparse.ArgumentParser:
     history_commands.add_verbs(add_verb)
     repl_commands.add_verbs(add_verb)
     watch_commands.add_verbs(add_verb)
+    sample_commands.add_verbs(add_verb)
     dashboard_command.add_verbs(add_verb)
     reservation_commands.add_verbs(add_verb)
     inventory_commands.add_verbs(add_verb)

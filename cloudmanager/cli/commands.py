@@ -52,6 +52,11 @@ def add_server_verbs(add_verb: AddVerb) -> None:
         "server-backup", server_backup, "write a backup of the local server to a file"
     )
     backup.add_argument("file", metavar="FILE")
+    backup.add_argument(
+        "--without-samples",
+        action="store_true",
+        help="leave out the samples that are kept for days, which may be gigabytes",
+    )
     restore = add_verb("server-restore", server_restore, "restore the local server from a backup")
     restore.add_argument("file", metavar="FILE")
     add_verb("server-status", server_status, "show address, version and state of the server")
@@ -210,7 +215,7 @@ def server_status(options: argparse.Namespace) -> int:
 def server_backup(options: argparse.Namespace) -> int:
     """Save the local server's data and keys to a file."""
     with ProgressBar("saving", quiet=options.json):
-        saved = local_server.back_up(Path(options.file))
+        saved = local_server.back_up(Path(options.file), with_samples=not options.without_samples)
     _print_notes(saved.notes)
     text = f"Saved {', '.join(saved.files)} to {options.file}."
     return print_outcome(options, saved.files, f"{text} {_BACKUP_WARNING}")

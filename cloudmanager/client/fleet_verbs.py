@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from cloudmanager.board_client import client_parts
 from cloudmanager.protocol.spans import parse_span
@@ -17,6 +17,7 @@ from .future import sleep
 from .health import Health, find_problems
 from .inventory import InventoryCheck, parse_csv, to_csv
 from .jobs import INTERRUPT_GRACE_SECONDS
+from .sample_history import HistoryKeywords, history_request, read_history
 from .samples import Sample, Samples
 from .sources import PathLike
 from .verb import HasExchange, verb
@@ -323,18 +324,33 @@ class FleetVerbs(HasExchange):
         return dict(await self.exchange().request("history-forget", body))
 
     @verb
-    async def samples(self, target: str = "all", count: int | None = None) -> Samples:
-        """Return the recent samples of boards (emitted with ``cm.emit``), the newest last.
+    async def samples(
+        self, target: str = "all", count: int | None = None, **when: Unpack[HistoryKeywords]
+    ) -> Samples:
+        """Return samples of boards (emitted with ``cm.emit``), the newest last.
+
+        Without keywords these are the recent ones, which the server has in memory. With ``since``
+        it reads what it has kept: numbers, of days and months ago.
 
         Args:
             target: the boards, connected or not.
-            count: the greatest number of samples in total; None for all that the server keeps.
+            count: the greatest number of recent samples in total; None for all in memory.
+            when: ``since="7d"``, ``until``, ``every="5m"``, ``how="mean"`` (or min, max, last) and
+                ``names=["temp"]``; see ``HistoryKeywords``.
 
         Raises:
             TargetError, NoSuchBoard: ``target`` selects no boards.
+            ServerError: the server keeps no samples.
+            ValueError: a keyword is wrong, or needs ``since``.
         """
-        body = {"target": target, "count": count}
-        return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
+        if when.get("since") is None:
+            if any(value is not None for value in when.values()):
+                raise ValueError("until, every, how and names need since")
+            body = {"target": target, "count": count}
+            return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
+        if count is not None:
+            raise ValueError("count is for recent samples, and has no place beside since")
+        return await read_history(self.exchange(), history_request(target, when))
 
     @verb
     async def interrupt(self, numbers: Sequence[int]) -> int:

@@ -63,6 +63,7 @@ from .net.handlers import (
     RequestPolicy,
 )
 from .net.listener import Listener
+from .net.samples_page import SamplesHandler
 from .net.unfinished_messages import UnfinishedMessages
 from .net.work_shares import WorkShares
 from .packages.planner import PackagePlanner
@@ -71,7 +72,11 @@ from .rate_limits import RateLimiter, UnauthenticatedConnections
 from .rollouts.desired import is_switch_restart
 from .rollouts.rollouts import Rollouts, RolloutServices
 from .sample_collector import SampleCollector
+from .sample_history import TURNED_OFF, SampleHistory, missing_reason
 from .status import ServerStatus
+from .store.sample_files import FOLDER, SampleFiles
+from .store.sample_query import SampleRetention, SampleStore
+from .store.sample_tables import SampleTables
 from .store.shared_store import SharedStore
 from .store.store import Store
 from .store.store_queue import StoreQueue
@@ -179,6 +184,16 @@ class Server:
             )
         )
         self.sample_collector = SampleCollector(options.samples, limits)
+        self.sample_history = SampleHistory(
+            _open_sample_store(home, options, limits),
+            limits,
+            loop.call_later,
+            self.clock,
+            _history_refusal(options),
+        )
+        self.sample_collector.on_received = self.sample_history.add
+        self.enrolment.on_removed = self.sample_history.erase
+        self.status.history_warnings = self.sample_history.warnings
         strays = StrayMessages(self.peer_log, limits.strays_per_minute)
         self.dispatch.board_messages.on_emit = self.sample_collector.add_message
         self.board_logs = BoardLogs(self.store_queue, self.registry, loop.call_later, limits)
@@ -281,6 +296,7 @@ class Server:
             pin=self.certificates.pin,
             board_logs=self.board_logs,
             board_health=self.board_health,
+            sample_history=self.sample_history,
             rollouts=self.rollouts,
             viewers_read_logs=options.viewers_read_logs,
             keep_texts_seconds=options.keep_texts * DAY,
@@ -330,6 +346,7 @@ class Server:
         self.status.address = address
         self.cluster.start(address)
         self.rollouts.start()
+        self.sample_history.start()
 
     def stop(self) -> None:
         """Stop all parts, close all links, write pending changes, and close the store."""
@@ -342,6 +359,7 @@ class Server:
             self.text_expiry.stop,
             self.board_logs.write,
             self.board_health.write,
+            self.sample_history.stop,
             self.completion_words.stop,
             self.mounts.stop,
             self.rollouts.stop,
@@ -360,6 +378,7 @@ class Server:
             CallerSocket: {"services": self._caller_link_services},
             HealthHandler: {"status": self.status},
             MetricsHandler: {"tokens": self.tokens, "render": self.render_metrics},
+            SamplesHandler: {"services": self._caller_link_services},
             CaCertificateHandler: {"ca": self.certificates.ca},
         }
         policy = {"policy": self._policy}
@@ -399,12 +418,39 @@ def _open_store(home: Path, location: str | Path | None) -> Store:
     return shared
 
 
+def _history_refusal(options: ServerOptions) -> str:
+    """Return why samples are not kept for days; "" if they are."""
+    if not options.keep_samples:
+        return TURNED_OFF
+    return missing_reason(needs_duckdb=not _is_postgresql(options.store))
+
+
+def _is_postgresql(location: str | Path | None) -> bool:
+    return str(location).startswith("postgresql")
+
+
+def _open_sample_store(home: Path, options: ServerOptions, limits: Limits) -> SampleStore | None:
+    """Return what keeps samples for days; None if nothing does. It is opened when it is used."""
+    if _history_refusal(options):
+        return None
+    retention = SampleRetention(
+        raw_days=options.keep_samples,
+        minute_days=max(options.keep_minutes, options.keep_samples),
+        max_bytes=options.sample_disk * 1_000_000,
+        free_bytes=limits.history_free_bytes,
+    )
+    if _is_postgresql(options.store):
+        return SampleTables(str(options.store), retention)
+    return SampleFiles(home / FOLDER, retention)
+
+
 #: All paths. Each handler's ``required_credential`` says which credential it requires.
 ROUTES: list[tuple[str, type[BaseHandler]]] = [
     (r"/board", BoardSocket),
     (r"/caller", CallerSocket),
     (r"/healthz", HealthHandler),
     (r"/metrics", MetricsHandler),
+    (r"/api/samples", SamplesHandler),
     (r"/ca.pem", CaCertificateHandler),
 ]
 

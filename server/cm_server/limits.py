@@ -226,6 +226,20 @@ class Limits:
     subscription_pending_samples: int = 10_000  # queued for a subscriber that does not read
     subscription_pending_log_chars: int = MIB  # the same
 
+    # Samples that are kept for days. What a board sends beyond them is left out, and counted.
+    history_board_names: int = 64  # of values of one board, in a day
+    history_token_names: int = 100_000  # of all boards that enrolled themselves with one token
+    #: Values of one board in a day: about 80 MB. A sample a second with a hundred values.
+    history_board_values: int = 10_000_000
+    #: Of all boards that enrolled themselves with one token: half of what the files may need in a
+    #: week, so that one token's boards cannot displace all others.
+    history_token_values: int = 90_000_000
+    history_unwritten_values: int = 1_000_000  # that wait for a slow disk: 20 MB of memory
+    history_free_bytes: int = 512 * MIB  # of the disk that stay free for the server's other files
+    history_page_values: int = 50_000  # in one reply; what is more is in the next
+    history_queries_per_token: int = 4  # that wait or are carried out
+    history_query_seconds: float = 20.0  # for one page
+
     # Boards' logs.
     log_bytes_per_second: int = 32 * KIB  # of one board; the excess is lost, and counted
     log_burst_bytes: int = 64 * KIB  # after a pause

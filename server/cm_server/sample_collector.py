@@ -23,11 +23,13 @@ class SampleCollector:
 
     Attributes:
         listeners: called with each sample that was added, and its board.
+        on_received: the same, for samples that boards have sent to this server.
     """
 
     def __init__(self, max_per_board: int, limits: Limits) -> None:
         self._limits = limits
         self.listeners: list[Callable[[Board, Sample], None]] = []
+        self.on_received: Callable[[Board, Sample], None] = lambda _board, _sample: None
         self._max_per_board = max_per_board
         self._emitting_boards = 0  # boards with at least one sample
 
@@ -49,6 +51,7 @@ class SampleCollector:
         sample = Sample(at, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
         buffer.missed = 0
         self.add_sample(board, sample)
+        self.on_received(board, sample)
 
     def add_sample(self, board: Board, sample: Sample) -> None:
         """Add a sample, received by this or another server, and report it."""

@@ -27,6 +27,7 @@ class ServerStatus:
         started_at: seconds since 1970, by the wall clock.
         address: where it listens; "" before that.
         cluster_warnings: returns a sentence for each fault between this server and others.
+        history_warnings: returns a sentence for each reason why samples are not kept.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ServerStatus:
         self._started_steady = steady_seconds()
         self.address = ""
         self.cluster_warnings: Callable[[], list[str]] = list
+        self.history_warnings: Callable[[], list[str]] = list
 
     @property
     def uptime(self) -> float:
@@ -61,4 +63,4 @@ class ServerStatus:
         """Return a sentence for each fault that needs attention although the server works."""
         self._clock.check()
         problem = self._housekeeper.problem
-        return [*([problem] if problem else []), *self.cluster_warnings()]
+        return [*([problem] if problem else []), *self.cluster_warnings(), *self.history_warnings()]

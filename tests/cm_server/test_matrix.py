@@ -51,6 +51,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "history": {"target": "lab-[1-2]"},
     "history-forget": {"target": "lab-1"},
     "samples": {"target": "lab-[1-2]"},
+    "sample-history": {"target": "lab-[1-2]", "since": 0},
     "logs": {"target": "lab-[1-2]"},
     "health": {},
     "fleet-plan": {"groups": [GROUP]},
@@ -94,6 +95,10 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "history": [{"target": "{board}"}, {"target": "{board}*"}],
     "history-forget": [{"target": "{board}"}, {"target": "{board}*"}],
     "samples": [{"target": "{board}"}, {"target": "{board}*"}],
+    "sample-history": [
+        {"target": "{board}", "since": 0},
+        {"target": "{board}*", "since": 0, "every": 60},
+    ],
     "logs": [{"target": "{board}"}, {"target": "{board}*"}],
     "health": [],
     "fleet-plan": [
@@ -209,6 +214,7 @@ async def test_every_route_with_every_credential(lab: Lab, path, page, credentia
             "nothing": 200,
             "loopback": 200,  # other addresses: test_handlers.py
             "token": 101 if is_valid else 401,
+            "token, no link": 400 if is_valid else 401,  # the arguments are missing
             "key": 101,  # a board authenticates after the upgrade: below
         }[page.required_credential]
     )
@@ -219,6 +225,7 @@ async def test_every_route_has_a_required_credential_and_other_paths_are_404(lab
         "nothing",
         "loopback",
         "token",
+        "token, no link",
         "key",
     }
     headers = {"Authorization": f"Bearer {lab.service.token}", "Cm-Protocol": "1"}

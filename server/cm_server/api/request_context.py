@@ -21,6 +21,7 @@ from cm_server.jobs.model import Board
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.rollouts.rollouts import Rollouts
+from cm_server.sample_history import SampleHistory
 from cm_server.status import ServerStatus
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
@@ -46,6 +47,7 @@ class Services:
         pin: the fingerprint of the server's certificate authority, which follows each token.
         board_logs: what boards print outside of cells.
         board_health: what went wrong on boards.
+        sample_history: keeps samples for days.
         rollouts: bring boards to what they should be.
         viewers_read_logs: whether viewers may read that.
         keep_texts_seconds: for how long the texts of cells are shown after they ran.
@@ -65,6 +67,7 @@ class Services:
     pin: str
     board_logs: BoardLogs
     board_health: BoardHealth
+    sample_history: SampleHistory
     rollouts: Rollouts
     viewers_read_logs: bool
     keep_texts_seconds: float

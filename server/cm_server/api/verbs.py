@@ -32,6 +32,7 @@ from . import (
     job_verbs,
     reservation_verbs,
     rollout_verbs,
+    sample_verbs,
     secret_verbs,
     sleep_verbs,
 )
@@ -503,6 +504,7 @@ VERBS = {
     "history": Verb("viewer", history_verbs.read_history),
     "history-forget": Verb("operator", history_verbs.forget_history),
     "samples": Verb("viewer", _list_samples),
+    "sample-history": Verb("viewer", sample_verbs.read_history),
     "logs": Verb(health_verbs.LOGS_ROLE, _read_logs),
     "health": Verb("viewer", health_verbs.read_health),
     "fleet-plan": Verb("operator", rollout_verbs.plan_rollouts),

@@ -15,7 +15,7 @@ import base64
 import hmac
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,9 +73,13 @@ class Enrolment:
 
     Args:
         services: the parts of the server that it uses.
+
+    Attributes:
+        on_removed: called with boards that this server has removed.
     """
 
     def __init__(self, services: EnrolmentServices) -> None:
+        self.on_removed: Callable[[Sequence[Board]], None] = lambda _boards: None
         self._services = services
         self._registry = services.registry
         self._dispatch = services.dispatch
@@ -230,6 +234,7 @@ class Enrolment:
         audit_entry.written = True
         for board in boards:
             self.remove_board(board)
+        self.on_removed(boards)
 
     def remove_board(self, board: Board) -> None:
         """End the jobs and the link of a board that is not enrolled any more."""

@@ -111,8 +111,8 @@ class _SubmittedCell(NamedTuple):
     expires: float | None = None
 
 
-class CallerSocket(BaseHandler):
-    """The WebSocket endpoint for callers, which authenticate with tokens."""
+class CallerHandler(BaseHandler):
+    """Base class of what callers request, who authenticate with tokens."""
 
     required_credential = "token"
 
@@ -124,8 +124,8 @@ class CallerSocket(BaseHandler):
         self._link_services = services
         self._services = services.requests
 
-    async def get(self) -> None:
-        """Check token and protocol version, then upgrade; the link outlives this handler."""
+    async def authenticate(self) -> TokenRow | None:
+        """Return the caller's token; refuse the request and return None if it is not valid."""
         tokens, header = self._services.tokens, self.request.headers.get("Authorization")
         caller = tokens.find_caller_token(header)
         if caller is None and self._services.cluster.is_shared:
@@ -133,23 +133,11 @@ class CallerSocket(BaseHandler):
             caller = tokens.find_caller_token(header)
         if caller is None:
             self._refuse_unknown_token()
-            return
-        if why := self._services.tokens.refusal_reason(caller):
-            self._refuse_known_token(caller, 401, why)
-            return
-        if why := self._too_many_callers_reason(caller):
-            self._refuse_known_token(caller, 503, why)
-            return
-        self.set_header("Cm-Protocol", str(wire.PROTOCOL))
-        if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
-            self.set_status(409, "Other Protocol Version")
-            self.finish(f"This server uses version {wire.PROTOCOL} of the protocol.\n")
-            return
-        limits = self._services.limits
-        link = WebSocketLink(limits.caller_message_bytes, self._link_services.backlogs, limits)
-        connection = CallerConnection(self._link_services, caller, link)
-        link.on_open = connection.start
-        await accept_websocket(self, link)
+        elif why := tokens.refusal_reason(caller):
+            self.refuse_known_token(caller, 401, why)
+        else:
+            return caller
+        return None
 
     def _refuse_unknown_token(self) -> None:
         """Refuse an unknown token.
@@ -173,11 +161,35 @@ class CallerSocket(BaseHandler):
         """Count a wrong token; return whether its address has exceeded the rate limit."""
         return self._link_services.bad_login_rate.allow(address_group(address)) is None
 
-    def _refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
+    def refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
+        """Refuse a request whose token is known."""
         self._services.dispatch.counters.refused_links["caller"] += 1
         note = self._services.audit_log.new_entry(token.name, self.address, "login")
         self._services.audit_log.log_refusal(note, NotAllowed("caller", why))
         self.refuse(status, why)
+
+
+class CallerSocket(CallerHandler):
+    """The WebSocket endpoint for callers."""
+
+    async def get(self) -> None:
+        """Check token and protocol version, then upgrade; the link outlives this handler."""
+        caller = await self.authenticate()
+        if caller is None:
+            return
+        if why := self._too_many_callers_reason(caller):
+            self.refuse_known_token(caller, 503, why)
+            return
+        self.set_header("Cm-Protocol", str(wire.PROTOCOL))
+        if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
+            self.set_status(409, "Other Protocol Version")
+            self.finish(f"This server uses version {wire.PROTOCOL} of the protocol.\n")
+            return
+        limits = self._services.limits
+        link = WebSocketLink(limits.caller_message_bytes, self._link_services.backlogs, limits)
+        connection = CallerConnection(self._link_services, caller, link)
+        link.on_open = connection.start
+        await accept_websocket(self, link)
 
     def _too_many_callers_reason(self, token: TokenRow) -> str:
         """Return why there is no room for another caller; "" if there is."""

@@ -63,7 +63,8 @@ class BaseHandler(RequestHandler):
 
     Attributes:
         required_credential: what a client needs to authenticate with: "nothing", "loopback" (an
-            address on this machine, or a token), "token" (a caller's), or "key" (a board's).
+            address on this machine, or a token), "token" (a caller's), "token, no link" (the same,
+            for a page), or "key" (a board's).
     """
 
     required_credential = "nothing"

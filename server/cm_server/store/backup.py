@@ -25,7 +25,7 @@ from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError, ServiceError
 from cm_server.limits import MIB
 
-from . import file_replacement, schema
+from . import file_replacement, sample_files, schema
 from .lockfile import hold_lock, while_backups
 from .rows import AuditRow
 from .store import Store
@@ -43,12 +43,13 @@ RESTORED_ERROR = "the server was restored from a backup; it may have run since t
 RESTORED_ROLLOUT = "the server was restored from a backup"
 
 
-def save(home: Path, path: Path) -> list[str]:
-    """Write a backup; return the names of the files in it.
+def save(home: Path, path: Path, *, with_samples: bool = True) -> list[str]:
+    """Write a backup; return the names of the files and folders in it.
 
     Args:
         home: the server's folder; the server may run.
         path: the file to write; an existing one is replaced when the new one is complete.
+        with_samples: whether it has the samples that are kept for days, too.
 
     Raises:
         ServerError: the folder has no server's database, a backup is being loaded into it, or the
@@ -59,10 +60,10 @@ def save(home: Path, path: Path) -> list[str]:
         if file_replacement.is_pending(home):  # an interrupted restore
             with hold_lock(home):
                 file_replacement.finish(home)
-        return _save(home, path)
+        return _save(home, path, with_samples=with_samples)
 
 
-def _save(home: Path, path: Path) -> list[str]:
+def _save(home: Path, path: Path, *, with_samples: bool) -> list[str]:
     if not (home / DATABASE).exists():
         why = f"{home} contains no {DATABASE}: there is nothing to back up"
         raise ServerError(f"{why} (for a server with --store, use PostgreSQL's pg_dump)")
@@ -75,6 +76,8 @@ def _save(home: Path, path: Path) -> list[str]:
             names = [name for name in FILE_NAMES if (home / name).exists()]
             for name in names:
                 _add_file(archive, home / name)
+            if with_samples and _add_samples(archive, home):
+                names.append(sample_files.FOLDER)
         draft.replace(path)
         config.sync_folder(path.absolute().parent)
     finally:
@@ -105,6 +108,17 @@ def _add_file(archive: tarfile.TarFile, path: Path) -> None:
         ):
             source.backup(target)  # a consistent snapshot; writers need not wait
         archive.add(copy, DATABASE, filter=_strip_owner)
+
+
+def _add_samples(archive: tarfile.TarFile, home: Path) -> bool:
+    """Add the files of samples as they are at one moment; return whether there are any."""
+    with tempfile.TemporaryDirectory(dir=home, prefix="backup-") as name:
+        folder = Path(name)
+        names = sample_files.copy_files(home / sample_files.FOLDER, folder)
+        for each in names:
+            member = f"{sample_files.FOLDER}/{each}"
+            archive.add(folder / each, member, filter=_strip_owner)
+        return bool(names)
 
 
 def _strip_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -141,12 +155,15 @@ def load(home: Path, path: Path, notify: Callable[[str], None] = log.warning) ->
 
 def _unpack(path: Path, folder: Path) -> list[str]:
     """Unpack the files of a backup, and no other members of the archive; return their names."""
+    samples = folder / sample_files.FOLDER
     try:
         with tarfile.open(path) as archive:
-            found = [info for info in archive if info.name in FILE_NAMES and info.isreg()]
+            found = [info for info in archive if _is_known(info.name) and info.isreg()]
             for info in found:
                 source = archive.extractfile(info)
                 assert source is not None
+                if info.name not in FILE_NAMES:
+                    samples.mkdir(mode=0o700, exist_ok=True)
                 with _open_private(folder / info.name) as file:
                     while piece := source.read(MIB):
                         file.write(piece)
@@ -155,7 +172,16 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     names = {info.name for info in found}
     if DATABASE not in names:
         raise ServerError(f"{path} is not a backup of a server: it contains no {DATABASE}")
-    return [name for name in FILE_NAMES if name in names]
+    folders = [sample_files.FOLDER] if samples.exists() else []
+    return [*(name for name in FILE_NAMES if name in names), *folders]
+
+
+def _is_known(name: str) -> bool:
+    """Return whether a member of an archive is a file of a backup."""
+    folder, slash, file = name.partition("/")
+    if slash:
+        return folder == sample_files.FOLDER and sample_files.is_file_name(file)
+    return name in FILE_NAMES
 
 
 def _prepare_database(path: Path) -> None:
@@ -184,9 +210,10 @@ def _end_waiting_jobs(store: Store) -> None:
     store.end_waiting_jobs(store.waiting_rows.all_jobs(), "lost", RESTORED_ERROR)
 
 
-def _run_command(command: str, home: Path, path: Path) -> dict[str, object]:
-    if command == "save":
-        return {"files": save(home, path)}
+def _run_command(options: argparse.Namespace, home: Path) -> dict[str, object]:
+    path = options.file
+    if options.command == "save":
+        return {"files": save(home, path, with_samples=not options.without_samples)}
     notes: list[str] = []
     return {"files": load(home, path, notes.append), "notes": notes}
 
@@ -204,10 +231,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cm_server.store.backup")
     parser.add_argument("command", choices=("save", "load"))
     parser.add_argument("file", type=Path)
+    parser.add_argument("--without-samples", action="store_true")
     options = parser.parse_args()
     os.umask(0o077)
     try:
-        outcome = _run_command(options.command, config.make_home_folder(), options.file)
+        outcome = _run_command(options, config.make_home_folder())
     except (ServerError, ServiceError, OSError) as error:
         outcome = {"error": _error_text(error)}
     sys.stdout.write(json.dumps(outcome) + "\n")

@@ -182,6 +182,10 @@ def _sync_files(paths: Iterable[Path]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
+    """Wait until a file's content is on the disk, or a folder with its files."""
+    if path.is_dir():
+        _sync_files(path.iterdir())
+        sync_folder(path)
+        return
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -31,6 +31,7 @@ from cm_server.auth.permission import Permission
 from cm_server.auth.tokens import Tokens
 from cm_server.board_health import BoardHealth
 from cm_server.board_logs import BoardLogs
+from cm_server.clock import CheckedClock
 from cm_server.cluster.single_server import SingleServer
 from cm_server.jobs.dispatch import Dispatch, Submission
 from cm_server.jobs.job_services import JobServices
@@ -38,6 +39,7 @@ from cm_server.jobs.model import Cell, Job, Requester
 from cm_server.jobs.registry import Registry
 from cm_server.limits import Limits
 from cm_server.logs import PeerLog
+from cm_server.sample_history import SampleHistory
 from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
@@ -128,6 +130,7 @@ class FakeServer:
             installs=None,  # type: ignore[arg-type]
             pin="pin",
             board_logs=BoardLogs(queue, registry, later, LIMITS),
+            sample_history=SampleHistory(None, LIMITS, later, CheckedClock(queue), "not kept"),
             board_health=BoardHealth(queue, registry, later, LIMITS),
             rollouts=None,  # type: ignore[arg-type]
             viewers_read_logs=False,
@@ -185,6 +188,7 @@ def test_viewer_may_use_reading_verbs_only():
         "jobs",
         "job",
         "samples",
+        "sample-history",
         "installed",
         "health",
         "history",

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.sample_columns import unpack_stream
 from cm_server.store import backup
 from cm_server.store.backup import JOB_ID_GAP, load, save
 from cm_server.store.lockfile import hold_lock
 from cm_server.store.rows import TokenRow, new_board_row
+from cm_server.store.sample_files import FOLDER, SampleFiles
+from cm_server.store.sample_query import DAY, SampleBatch, SampleQuery, SampleRetention, Series
 from cm_server.store.store import Store
 from cm_server.store.waiting_rows import WaitingWork
 
@@ -227,3 +230,49 @@ def test_command_prints_its_outcome_as_json(home: Path, tmp_path: Path):
     error = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
     assert "empty contains no server.db: there is nothing to back up (for a server with" in error
     assert "No such file" in str(run(home, "load", tmp_path / "nothing.tar")["error"])
+
+
+def test_samples_are_in_a_backup_of_a_running_server(home: Path, tmp_path: Path):
+    series = [Series("id1", "lab-1", "temp")]
+    query = SampleQuery(boards=["id1"], names=None, since=0, until=30_000 * DAY)
+    files = SampleFiles(home / FOLDER, SampleRetention())
+    for at in (20_786, 20_787):
+        values = SampleBatch(at, series)
+        values.times.append(at * DAY)
+        values.indexes.append(0)
+        values.values.append(21.5)
+        files.append(values)
+        while files.tidy(20_787 * DAY, may_delete=True):
+            pass
+    assert save(home, tmp_path / "small.tar", with_samples=False)[-1] == "server.db"
+    assert save(home, tmp_path / "whole.tar")[-1] == FOLDER  # while it is in use
+    values.values[0] = 99.0
+    files.append(values)
+    files.close()
+
+    def kept() -> list[float]:
+        files = SampleFiles(home / FOLDER, SampleRetention())
+        found = list(unpack_stream(files.read(query).data).values)
+        files.close()
+        return found
+
+    notes: list[str] = []
+    assert load(home, tmp_path / "small.tar", notes.append)[-1] == "server.db"
+    assert kept() == [21.5, 21.5, 99.0]
+    assert load(home, tmp_path / "whole.tar", notes.append)[-1] == FOLDER
+    assert kept() == [21.5, 21.5]
+    assert len(list((home / f"{FOLDER}.before-2").glob("*.parquet"))) == 2
+    assert not list(home.glob("backup-*"))
+
+
+def test_members_outside_of_the_folder_of_samples_are_ignored(home: Path, tmp_path: Path):
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w") as made:
+        made.add(home / "server.db", "server.db")
+        for name in ("history/../../up.parquet", "history/x.py", "history/raw-x/../../token"):
+            made.add(home / "server.db", name)
+    load(home, path)
+    assert sorted(path.name for path in tmp_path.rglob("*up*")) == []
+    assert not (home / FOLDER).exists()
+    assert set(before) <= {path.name for path in tmp_path.rglob("*")}
