@@ -40,6 +40,8 @@ try:
 except ImportError:
     from machine import reset
 """ + _LATER.replace("FUNCTION", "reset")
+#: A cell that resets the chip once its result has been sent.
+RESET_CELL: Final = f"exec({_RESET_CODE!r}, {{}})"
 _BOOTLOADER_CODE: Final = """
 try:
     from machine import bootloader

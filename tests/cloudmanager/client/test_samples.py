@@ -3,11 +3,17 @@
 import json
 from array import array
 from datetime import UTC, datetime
+from typing import cast
 
 import nanoarrow
 import pytest
 
-from cloudmanager.client.sample_history import HistoryPage, history_request, page_samples
+from cloudmanager.client.sample_history import (
+    HistoryKeywords,
+    HistoryPage,
+    history_request,
+    page_samples,
+)
 from cloudmanager.client.samples import Sample, Samples
 from cloudmanager.protocol.sample_columns import SampleColumns, pack_stream, unpack_stream
 from cloudmanager.protocol.sample_text import csv_rows, json_rows, time_text
@@ -140,5 +146,6 @@ def test_request_has_times_in_seconds():
     "wrong", [{"how": "sum"}, {"every": 0}, {"every": "5"}, {"since": "yesterday"}]
 )
 def test_wrong_keywords_are_refused(wrong):
+    keywords = cast("HistoryKeywords", {"since": "1d", **wrong})
     with pytest.raises(ValueError, match=r"how|every|span"):
-        history_request("all", {"since": "1d", **wrong})
+        history_request("all", keywords)
