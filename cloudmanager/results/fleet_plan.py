@@ -236,7 +236,7 @@ def _board_lines(boards: Sequence[Mapping[str, Any]], *, is_open: bool) -> list[
     texts = _STATE_TEXTS if is_open else {**_STATE_TEXTS, "waiting": "not begun"}
     groups: dict[tuple[str, str, bool], list[str]] = {}
     for board in boards:
-        is_away = board["state"] in ("waiting", "unproven") and not board["online"]
+        is_away = is_open and board["state"] in ("waiting", "unproven") and not board["online"]
         groups.setdefault((board["state"], board["why"], is_away), []).append(board["board"])
     order = list(_STATE_TEXTS)
     rows = []

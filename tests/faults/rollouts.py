@@ -38,7 +38,6 @@ from .servers import Servers, fleet_of
 from .several import Balancer, Cluster
 from .soak import BOARD_PLACES, FAULTS, WEIGHTS
 
-EVERY: Final = 7  # every so many boards are bad
 SCREEN: Final = 24  # lines of a terminal
 STUCK: Final = 300.0  # seconds after which a rollout counts as stuck, and more for many boards
 SENSOR: Final = "health: OSError: no sensor"
@@ -92,6 +91,7 @@ class RolloutSoak:
         seed: of all random numbers.
         cluster: several servers; None for one.
         pauses: seconds between two faults of links, of boards, and of servers.
+        every: which boards are bad.
     """
 
     def __init__(
@@ -100,11 +100,13 @@ class RolloutSoak:
         boards: int,
         seed: int,
         cluster: Cluster | None = None,
+        *,
         pauses: tuple[float, float, float] = (0.3, 2.0, 8.0),
+        every: int = 7,
     ) -> None:
         self.home, self.seed, self.cluster, self.pauses = home, seed, cluster, pauses
         self.names = [f"lab-{number}" for number in range(1, boards + 1)]
-        self.bad = set(self.names[EVERY - 1 :: EVERY])
+        self.bad = set(self.names[every - 1 :: every])
         self.faults: collections.Counter[str] = collections.Counter()
         self.killed: set[str] = set()
         self.errors: list[BaseException] = []

@@ -63,6 +63,7 @@ BUSY_SLACK_SECONDS: Final = 10.0  # after it, for a board that its program keeps
 #: A board goes back by itself when it is not confirmed in this many times its health's time.
 LIMIT_FACTOR: Final = 2
 LIMIT_SECONDS: Final = 30.0
+SUBMIT_SECONDS: Final = 2.0  # until a job is submitted again that was not accepted
 MAX_ATTEMPTS: Final = 5  # of a switch that ends without a result
 HEALTH_BLOCKED: Final = "health: app.py keeps the board busy, so that no cell can run"
 RESTART_TIMEOUT: Final = 20.0  # seconds for the cell that restarts a board
@@ -114,6 +115,7 @@ class BoardRun:
         health_began: when its health cell was sent in this trial; 0: it was not.
         failing: why its trial has failed, until it has gone back; "" if it has not.
         is_written: whether the store has its row.
+        not_before: when the next job may be submitted, if the last one was not accepted.
     """
 
     row: RolloutBoardRow
@@ -127,6 +129,7 @@ class BoardRun:
     health_began: float = 0.0
     failing: str = ""
     is_written: bool = True
+    not_before: float = 0.0
 
 
 @dataclass
@@ -554,7 +557,7 @@ class Rollouts:
 
     def _examine(self, rollout: Rollout, run: BoardRun) -> None:
         """Do what is due for a board that is being switched."""
-        if run.is_submitting:
+        if run.is_submitting or self._services.clock() < run.not_before:
             return
         if run.job is not None:
             if run.job.state == "ended":
@@ -665,6 +668,9 @@ class Rollouts:
             (job,) = self._services.dispatch.create_jobs(submission, operation.result())
         except ServerError as error:
             log.warning("a job of a rollout was not accepted: %s", error.reason)
+            run.on_end = None
+            run.asked_at = run.health_began = 0.0
+            run.not_before = self._services.clock() + SUBMIT_SECONDS
             return
         run.job = job
         self._services.dispatch.scheduler.launch([job])

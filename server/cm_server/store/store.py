@@ -55,7 +55,8 @@ JOB_VALUES: dict[str, Any] = {
 }
 END_VALUES: dict[str, Any] = {"at": sa.Float(), "how": sa.Text(), "why": sa.Text()}
 END_VALUES["job"] = tables.jobs.c.id.type
-_SEEN_VALUES: dict[str, Any] = {"json": sa.Text(), "at": sa.Float(), "board": sa.Text()}
+_SEEN_VALUES: dict[str, Any] = {"json": tables.boards.c.facts.type, "at": sa.Float()}
+_SEEN_VALUES["board"] = sa.Text()
 
 
 def insert_rows(table: sa.Table, values: Mapping[str, Any]) -> Any:

@@ -91,6 +91,20 @@ def test_boards_tokens_and_audit_rows_are_shared(server: Make):
     assert [row.id for row in a.boards_by_id(["id1", "id2"])] == ["id1"]
 
 
+def test_facts_that_a_server_has_made_itself_are_shared(server: Make):
+    a, b = server("A"), server("B")
+    for names in (["id1"], ["id1", "id2"]):  # one row, and several
+        for name in names:
+            a.mark_board_seen(name, {"generation": f"proven {len(names)}"})
+        (number, *_) = a.insert_jobs(["id1"], "ann")  # writes them, too
+        assert number
+        found = {row.id: row.facts for row in b.boards()}
+        assert [found[name] for name in names] == [{"generation": f"proven {len(names)}"}] * len(
+            names
+        )
+    assert not a.has_pending
+
+
 def test_last_use_of_a_token_goes_to_one_server(server: Make):
     a, b = server("A"), server("B")
     token = TokenRow("abc", "enrol-1", "board", uses=1)
