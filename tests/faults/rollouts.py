@@ -39,7 +39,7 @@ from .several import Balancer, Cluster
 from .soak import BOARD_PLACES, FAULTS, WEIGHTS
 
 SCREEN: Final = 24  # lines of a terminal
-STUCK: Final = 300.0  # seconds after which a rollout counts as stuck, and more for many boards
+STUCK: Final = 100.0  # seconds after which a rollout counts as stuck, and half a one for each board
 SENSOR: Final = "health: OSError: no sensor"
 #: What a board that was killed on trial says: a crash of its program looks the same.
 KILLED: Final = "it went back: it restarted"
@@ -111,7 +111,7 @@ class RolloutSoak:
         self.killed: set[str] = set()
         self.errors: list[BaseException] = []
         self.proxies: list[Proxy] = []
-        self.stuck_after = STUCK + 2 * boards
+        self.stuck_after = STUCK + boards / 2
         self._over = threading.Event()
         self._folder = home / "file"
 
