@@ -132,6 +132,11 @@ def try_stubs(env: Environment) -> None:
     env.python("import importlib.metadata; importlib.metadata.version('micropython-esp32-stubs')")
 
 
+def try_alarms(env: Environment) -> None:
+    """The library that knows the services is there."""
+    env.python("import apprise")
+
+
 def try_all(env: Environment) -> None:
     """All extras work beside each other."""
     for attempt in (try_virtual, try_lab, try_flash, try_scale, try_compilers):
@@ -145,6 +150,7 @@ EXTRAS: dict[str, Callable[[Environment], None]] = {
     "compilers": try_compilers,
     "stubs": try_stubs,
     "scale": try_scale,
+    "alarms": try_alarms,
     "lab": try_lab,
     "all": try_all,
 }

@@ -19,6 +19,7 @@ from tornado.web import Application, RequestHandler
 from cloudmanager.server_options import ServerOptions
 
 from . import cleanup
+from .alarms import Alarms, BoardAlarms
 from .api.request_context import Services
 from .api.subscriptions import Subscriptions
 from .api.waiting_work import WaitingWorkReader
@@ -65,6 +66,7 @@ from .net.handlers import (
 from .net.listener import Listener
 from .net.samples_page import SamplesHandler
 from .net.unfinished_messages import UnfinishedMessages
+from .net.webhook import make_queues
 from .net.work_shares import WorkShares
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
@@ -97,6 +99,8 @@ class Environment:
     Attributes:
         local: whether only this machine can connect: then links may be without TLS.
         clock: the wall clock, in seconds since 1970.
+        webhook: where alarms are sent; see net/webhook.py; "" for nowhere.
+        webhook_secret: signs them.
         pubsub: for messages between servers that share a store; None: NATS; without the
             option ``bus``, nothing.
     """
@@ -104,6 +108,8 @@ class Environment:
     local: bool = True
     clock: Callable[[], float] = time.time
     pubsub: PubSub | None = None
+    webhook: str = ""
+    webhook_secret: str = ""
 
 
 DEFAULT_ENVIRONMENT = Environment()
@@ -255,6 +261,19 @@ class Server:
         self.dispatch.sleepers.is_in_rollout = self.rollouts.needs
         self.board_health.is_switch_restart = is_switch_restart
 
+        # What somebody should know of
+        self.alarm_queues = make_queues(environment.webhook, environment.webhook_secret)
+        self.board_alarms: BoardAlarms | None = None
+        if self.alarm_queues:
+            alarms = Alarms(self._send_alarm, loop.call_later, environment.clock)
+            self.rollouts.on_stopped = functools.partial(alarms.add, "rollout-stopped")
+            self.board_alarms = BoardAlarms(
+                self.registry,
+                alarms,
+                loop.call_later,
+                is_leader=lambda: self._server_id() == min(self.cluster.servers or ("single",)),
+            )
+
         # Connections
         rate = functools.partial(RateLimiter, max_keys=limits.rate_limit_keys)
         self.unauthenticated = UnauthenticatedConnections(limits)
@@ -337,6 +356,10 @@ class Server:
         queue = cast("StoreQueue[SharedStore]", self.store_queue)
         return Cluster(services, queue, pubsub, self.options.lost_after_seconds)
 
+    def _send_alarm(self, message: dict[str, Any]) -> None:
+        for queue in self.alarm_queues:
+            queue.send(message)
+
     def _server_id(self) -> str:
         """Return the id of this server, which another one takes over if it is gone."""
         return self.store.server_id if isinstance(self.store, SharedStore) else "single"
@@ -355,6 +378,8 @@ class Server:
             "the server",
             self.loop_lag_monitor.stop,
             self.loop_clock.stop,
+            *(queue.stop for queue in self.alarm_queues),
+            *([self.board_alarms.stop] if self.board_alarms else []),
             self.housekeeper.stop,
             self.text_expiry.stop,
             self.board_logs.write,

@@ -58,7 +58,12 @@ async def serve(home: Path, options: ServerOptions, limits: Limits, on_ready: An
             notes = _repair_folder(home, own_database=options.store is None)
             sockets = open_listening_sockets(host, options.port)
             local = all_on_loopback(sockets)
-            server = Server(home, options, limits, Environment(local=local))
+            environment = Environment(
+                local=local,
+                webhook=os.environ.get("CM_WEBHOOK", ""),
+                webhook_secret=os.environ.get("CM_WEBHOOK_SECRET", ""),
+            )
+            server = Server(home, options, limits, environment)
         except ServerError as error:
             raise StartError(error.reason) from error
         tcp_port, scheme = sockets[0].getsockname()[1], "http" if local else "https"

@@ -47,6 +47,40 @@ BOUNDS: Final = [
         "cm_server/test_text_expiry.py::test_too_many_texts_are_reduced_to_the_last_days",
     ),
     defence(
+        "alarms that wait for a receiver are bounded",
+        SERVER + "net/webhook.py",
+        "MessageQueue._trim = lambda self: None",
+        "cm_server/net/test_webhook.py::test_messages_that_wait_are_bounded",
+    ),
+    defence(
+        "a message of alarms names a bounded number of boards",
+        SERVER + "alarms.py",
+        "_LISTED_NAMES = 10_000",
+        "cm_server/test_alarms.py::test_outage_of_a_site_is_one_message",
+    ),
+    defence(
+        "a receiver of alarms does not choose where else the server connects to",
+        SERVER + "net/webhook.py",
+        "FOLLOWS_REDIRECTS = True",
+        "cm_server/net/test_webhook.py::test_redirect_is_not_followed[307]",
+    ),
+    defence(
+        "an alarm cannot be repeated later: its time is signed",
+        SERVER + "net/webhook.py",
+        "sign = lambda secret, at, body: "
+        "f't={at},v1={hmac.new(secret, body, hashlib.sha256).hexdigest()}'",
+        "cm_server/net/test_webhook.py::test_message_is_signed_with_its_time",
+        "cm_server/net/test_webhook.py::"
+        "test_receiver_of_the_documentation_accepts_genuine_messages",
+    ),
+    defence(
+        "alarms leave the machine over TLS only",
+        SERVER + "net/webhook.py",
+        "_is_loopback = lambda host: True",
+        "cm_server/net/test_webhook.py::test_wrong_settings_are_refused_without_their_secrets"
+        "[http://10.0.0.1/x-0123456789abcdef-must be https]",
+    ),
+    defence(
         "work that waits has a bounded size",
         SERVER + "api/waiting_work.py",
         "_check_size = lambda size, limits: None",

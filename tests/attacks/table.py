@@ -2,7 +2,8 @@
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
 to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38, input that is almost right
-40, boards' logs 41, histories 42. (Packages, 25 to 34, are in packages.py; several servers, 39, in servers.py.)
+40, boards' logs 41, histories 42,
+alarms 43. (Packages, 25 to 34, are in packages.py; several servers, 39, in servers.py.)
 For parts that do not apply, a row states why.
 test_table.py checks that all tests exist and that no number is missing.
 """
@@ -373,6 +374,18 @@ ATTACKS: Final = [
         "of_a_long_text_only_the_hash_is_kept",
         "cm_server/store/test_text_rows.py: deleted_text_is_in_no_file_of_sqlite",
         not_here="backups, PostgreSQL's files and the disk keep deleted texts: docs/security.md",
+    ),
+    attack(
+        43,
+        "alarms: a receiver that redirects, hangs, answers for ever or is gone; forged messages; secrets "
+        "in them; floods of events",
+        "cm_server/net/test_webhook.py: redirect_is_not_followed receiver_that_hangs_delays_nobody "
+        "endless_answer_is_not_kept messages_that_wait_are_bounded message_is_signed_with_its_time "
+        "receiver_of_the_documentation_accepts_genuine_messages "
+        "wrong_settings_are_refused_without_their_secrets",
+        "cm_server/test_alarms.py: outage_of_a_site_is_one_message "
+        "safe_mode_is_reported_once_until_the_program_runs_again "
+        "many_boards_are_examined_in_turns_and_forgotten",
     ),
     attack(
         37,

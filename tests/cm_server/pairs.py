@@ -68,7 +68,12 @@ def _is_connected(cluster: Cluster, servers: int = 2) -> bool:
 
 @contextlib.asynccontextmanager
 async def two_servers(
-    folder: Path, where: Path | str, nats_url: str = "", *, dead_after: float = DEAD_AFTER
+    folder: Path,
+    where: Path | str,
+    nats_url: str = "",
+    *,
+    dead_after: float = DEAD_AFTER,
+    **environment: Any,
 ) -> AsyncIterator[Two]:
     """Run two servers with a shared store.
 
@@ -77,9 +82,15 @@ async def two_servers(
         where: the store: a path or a database URL.
         nats_url: the bus; without one, an in-process broker is used.
         dead_after: seconds without heartbeat after which a server is removed by the other.
+        environment: fields of ``Environment`` of both.
     """
     hub = None if nats_url else InProcessBroker()
-    settings: dict[str, Any] = {"store": where, "lost_after": dead_after, "bus": nats_url or None}
+    settings: dict[str, Any] = {
+        **environment,
+        "store": where,
+        "lost_after": dead_after,
+        "bus": nats_url or None,
+    }
     for name in "ab":
         (folder / name).mkdir()
     async with (

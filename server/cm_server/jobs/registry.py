@@ -24,6 +24,7 @@ class Registry:
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
         self.subscriptions_listener: Callable[[Board], None] | None = None
         self.directory_listener: Callable[[Board], None] | None = None
+        self.alarm_listener: Callable[[Board], None] | None = None
         self.on_access_changed: Callable[[], None] = lambda: None
         self.names_version = 0
         self.by_name: dict[str, Board] = {}
@@ -58,6 +59,8 @@ class Registry:
             self.subscriptions_listener(board)
         if self.directory_listener is not None:
             self.directory_listener(board)
+        if self.alarm_listener is not None:
+            self.alarm_listener(board)
 
     def _on_name_changed(self) -> None:
         self.names_version += 1

@@ -178,6 +178,7 @@ class Rollouts:
 
     def __init__(self, services: RolloutServices) -> None:
         self._services = services
+        self.on_stopped: Callable[[str], None] = lambda _group: None
         self._queue = services.installs.store_queue
         self._rollouts: dict[int, Rollout] = {}
         self._timer: TimerHandle | None = None
@@ -469,6 +470,8 @@ class Rollouts:
     def _end(self, rollout: Rollout, state: str, why: str) -> None:
         number, epoch = rollout.row.number, rollout.row.epoch
         log.info("rollout %d of %s: %s %s", number, rollout.row.group, state, why)
+        if state in ("failed", "paused"):
+            self.on_stopped(rollout.row.group)
         rollout.row = rollout.row._replace(state="ending")
         values = {"state": state, "why": why, "changed": self._services.clock()}
         if state == "failed" and rollout.options.on_failure == "all":

@@ -85,8 +85,11 @@ async def test_rollout_of_a_revoked_token_pauses(lab: Lab):
     async with await FakeCaller.join(lab.service, token) as caller:
         await caller.ask("fleet-apply", groups=group())
     lab.service.revoke_token("leaver")
+    stopped: list[str] = []
+    lab.service.server.rollouts.on_stopped = stopped.append
     async with await lab.join("lab-1") as board:
         rollout = await lab.until_state("paused")
+        assert stopped == ["lab"]
         assert rollout["why"].startswith("the token 'leaver' was revoked")
         assert rollout["boards"][0]["state"] == "waiting"
         with pytest.raises(TimeoutError):
