@@ -133,7 +133,7 @@ class SampleTables:
             cursor.execute(_KEEP_MINUTES, columns)
 
     def tidy(self, now: int, *, may_delete: bool) -> bool:
-        """Delete some of what must be deleted; return whether there may be more.
+        """Delete some of what is too old or erased; return whether there may be more.
 
         Raises:
             HistoryError: it was not possible.
