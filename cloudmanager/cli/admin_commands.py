@@ -20,6 +20,7 @@ from cloudmanager.display.text_tables import audit_table, token_table
 from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.targets import ALL, target_text
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.fleet_plan import replacement_text
 from cloudmanager.results.rows import format_time
 
 from .commands import OK, AddVerb, check_writable, print_json, print_outcome
@@ -87,6 +88,10 @@ def add_verbs(add_verb: AddVerb) -> None:
     rename = add_verb("board-rename", board_rename, "rename a board")
     rename.add_argument("board", metavar="BOARD", help="its current name")
     rename.add_argument("name", metavar="NAME", help="its new name")
+    replace = add_verb("board-replace", board_replace, "let a new board become what a dead one was")
+    replace.add_argument("old", metavar="OLD", help="the dead board's name, which the new one gets")
+    replace.add_argument("new", metavar="NEW", help="the new board's name until now")
+    replace.add_argument("--yes", action="store_true", help="do not ask")
     rotate = add_verb("board-rotate", board_rotate, "replace the keys of boards by new ones")
     rotate.add_argument("target", metavar="TARGET")
 
@@ -205,6 +210,25 @@ def board_rename(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         name = fleet.rename(options.board, options.name)
     return print_outcome(options, name, f"Renamed {options.board} to {name}.")
+
+
+def board_replace(options: argparse.Namespace) -> int:
+    """Let a new board become what a dead one was."""
+    with Fleet() as fleet:
+        if not options.yes and sys.stdin.isatty() and not _confirm_replacement(options):
+            print("Nothing was changed.", file=sys.stderr)
+            return OK
+        done = fleet.replace(options.old, options.new)
+    return print_outcome(options, done, replacement_text(done, "`mbm fleet-status`"))
+
+
+def _confirm_replacement(options: argparse.Namespace) -> bool:
+    """Ask whether a board is replaced: the old one is removed for good; return the answer."""
+    question = f"Remove {options.old} for good, and let {options.new} take its place? [y/N] "
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def board_rotate(options: argparse.Namespace) -> int:

@@ -87,7 +87,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     flash.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL_HELP
     )
-    flash.add_argument("--server", type=_parse_host, metavar="HOST[:PORT]", help=_SERVER_HELP)
+    flash.add_argument("--server", type=parse_host, metavar="HOST[:PORT]", help=_SERVER_HELP)
     flash.add_argument(
         "--dry-run", action="store_true", help="show what would be done; change nothing"
     )
@@ -109,7 +109,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI_HELP)
     settings.add_argument(
         "--server",
-        type=_parse_host,
+        type=parse_host,
         metavar="HOST[:PORT]",
         help="address that the board connects to",
     )
@@ -165,7 +165,7 @@ def flash_boards(options: argparse.Namespace) -> int:
             firmware=options.firmware,
             flash=not options.no_flash,
             names=_expand_names(options.name),
-            wifi=[(ssid, _find_password(ssid)) for ssid in options.wifi],
+            wifi=[(ssid, find_password(ssid)) for ssid in options.wifi],
             labels=_parse_labels(options.label),
             dry_run=options.dry_run,
         )
@@ -255,7 +255,7 @@ def _server_address(options: argparse.Namespace, fleet: Fleet) -> tuple[str, int
     return address.host, address.tcp_port
 
 
-def _find_password(ssid: str) -> str:
+def find_password(ssid: str) -> str:
     """Return a network's password from the keyring, if it has one; else ask the user."""
     # The keyring is optional, and its backends raise errors of any class without a desktop.
     with contextlib.suppress(Exception):
@@ -280,7 +280,7 @@ def _expand_names(text: str | None) -> tuple[str, ...]:
     return expand_range(text, text, 0)
 
 
-def _parse_host(text: str) -> str:
+def parse_host(text: str) -> str:
     """Check HOST or HOST:PORT and return it; the type of an option."""
     try:
         parts = urlsplit(f"//{text}")
@@ -445,7 +445,7 @@ def _read_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the entries of a board's ``cm.json`` that the options change."""
     new: dict[str, Any] = {}
     if options.wifi:
-        new["wifi"] = [[ssid, _find_password(ssid)] for ssid in options.wifi]
+        new["wifi"] = [[ssid, find_password(ssid)] for ssid in options.wifi]
     if options.server:
         parts = urlsplit(f"//{options.server}")
         new |= {"host": parts.hostname or "", "tcp_port": parts.port or config.DEFAULT_TCP_PORT}

@@ -38,6 +38,7 @@ from . import (
     inventory_commands,
     log_commands,
     mount_commands,
+    network_commands,
     package_commands,
     repl_commands,
     reservation_commands,
@@ -236,6 +237,7 @@ def _make_parser() -> argparse.ArgumentParser:
     inventory_commands.add_verbs(add_verb)
     secret_commands.add_verbs(add_verb)
     rollout_commands.add_verbs(add_verb)
+    network_commands.add_verbs(add_verb)
     commands.add_job_verbs(add_verb)
     commands.add_virtual_verbs(add_verb)
     completion.add_verbs(add_verb, parser)

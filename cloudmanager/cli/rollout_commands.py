@@ -17,6 +17,7 @@ from cloudmanager.results.fleet_plan import (
     FleetPlan,
     drift_text,
     rollback_text,
+    rollout_change,
     rollout_head,
     rollouts_text,
 )
@@ -86,7 +87,7 @@ def fleet_apply(options: argparse.Namespace) -> int:
             return print_outcome(options, {**plan.to_json(), "rollouts": {}}, repr(plan))
         if not options.json:
             print_text(repr(plan))
-        if not options.yes and not _confirms(options, plan.changed):
+        if not options.yes and not confirm_change(options, plan.changed):
             return FAILED
         reply = fleet.apply(plan)
         begun = {**reply["rollouts"], **reply["in_progress"]}
@@ -96,10 +97,10 @@ def fleet_apply(options: argparse.Namespace) -> int:
             for group, number in begun.items():
                 has_begun = "has begun" if group in reply["rollouts"] else "does this already"
                 print_text(f"{group}: rollout {number} {has_begun}; `mbm fleet-status` shows it.")
-        return _watch(fleet, options, set(begun.values())) if options.watch else OK
+        return watch_rollouts(fleet, options, set(begun.values())) if options.watch else OK
 
 
-def _confirms(options: argparse.Namespace, boards: int) -> bool:
+def confirm_change(options: argparse.Namespace, boards: int) -> bool:
     """Ask whether to change boards; return the answer."""
     if options.json or not sys.stdin.isatty():
         raise ValueError("Nothing was changed: give --yes where nobody can be asked.")
@@ -110,7 +111,7 @@ def _confirms(options: argparse.Namespace, boards: int) -> bool:
     return False
 
 
-def _watch(fleet: Fleet, options: argparse.Namespace, numbers: set[int] | None) -> int:
+def watch_rollouts(fleet: Fleet, options: argparse.Namespace, numbers: set[int] | None) -> int:
     """Show rollouts until they have ended; return whether all are done.
 
     Args:
@@ -145,7 +146,7 @@ def fleet_status(options: argparse.Namespace) -> int:
     """Show the newest rollout of each group."""
     with Fleet() as fleet:
         if options.watch:
-            return _watch(fleet, options, None)
+            return watch_rollouts(fleet, options, None)
         rollouts = fleet.rollouts()
     return print_outcome(options, rollouts, rollouts_text(rollouts))
 
@@ -180,13 +181,13 @@ def fleet_rollback(options: argparse.Namespace) -> int:
             return print_outcome(options, reply, rollback_text(reply))
         if not options.json:
             print_text(rollback_text(reply))
-        if not options.yes and not _confirms(options, len(reply["boards"])):
+        if not options.yes and not confirm_change(options, len(reply["boards"])):
             return FAILED
         reply = fleet.roll_back(reply["generation"], group=reply["group"])
         if reply["rollout"] is None:  # another rollout has done it meanwhile
             return print_outcome(options, reply, rollback_text(reply))
         if options.watch:
-            return _watch(fleet, options, {reply["rollout"]})
+            return watch_rollouts(fleet, options, {reply["rollout"]})
     text = f"{reply['group']}: rollout {reply['rollout']} has begun; `mbm fleet-status` shows it."
     return print_outcome(options, reply, text)
 
@@ -210,7 +211,7 @@ def fleet_history(options: argparse.Namespace) -> int:
         (
             str(each["rollout"]),
             each["group"],
-            each["generation"][:12],
+            rollout_change(each),
             each["state"],
             format_time(each["created"]),
             each["caller"],
@@ -218,6 +219,6 @@ def fleet_history(options: argparse.Namespace) -> int:
         )
         for each in rollouts
     ]
-    headings = ("rollout", "group", "generation", "state", "begun", "by", "why")
+    headings = ("rollout", "group", "brings", "state", "begun", "by", "why")
     table = format_table(headings, [tuple(map(shorten, row)) for row in rows])
     return print_outcome(options, rollouts, table if rows else "There was no rollout yet.")

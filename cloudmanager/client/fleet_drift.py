@@ -45,6 +45,7 @@ async def find_drift(exchange: Exchange) -> dict[str, list[str]]:
     expected |= {
         board["board"]: str(rollout["generation"])
         for rollout in rollouts
+        if not rollout["what"]  # else it changes network settings
         for board in rollout["boards"]
         if board["state"] == "proven"
     }

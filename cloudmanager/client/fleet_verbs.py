@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from cloudmanager.board_client import client_parts
 from cloudmanager.protocol.spans import parse_span
+from cloudmanager.protocol.waves import Wave
 from cloudmanager.results.fleet_plan import FleetPlan, RolloutList, StartedRollouts
 from cloudmanager.results.rows import BoardList, JobList
 
@@ -23,6 +24,29 @@ from .sources import PathLike
 from .verb import HasExchange, verb
 
 _POLL_SECONDS: Final = 0.12  # between two looks at the jobs that are awaited
+
+
+class RolloutKeywords(TypedDict, total=False):
+    """How a rollout of network settings proceeds.
+
+    Attributes:
+        waves: cumulative numbers or percentages of boards; by default ``(1, "10%", "100%")``.
+        pause: seconds between two waves; by default 600.
+        parallel: how many boards change at the same time; 0: all of a wave.
+        max_failures: with more failed boards, no further one begins; by default 0.
+        deadline: seconds from the start of its wave in which a board has to be done; a day.
+        health_timeout: seconds that a board has to be away until it counts as moved to another
+            server; by default 180.
+        dry_run: whether nothing is begun; the reply says what would be.
+    """
+
+    waves: Sequence[Wave]
+    pause: float
+    parallel: int
+    max_failures: int
+    deadline: float
+    health_timeout: float
+    dry_run: bool
 
 
 class FleetVerbs(HasExchange):
@@ -106,6 +130,29 @@ class FleetVerbs(HasExchange):
     async def rename(self, board: str, name: str) -> str:
         """Rename a board and return its new name; requires the role admin."""
         return str(await self.exchange().request("rename", {"target": board, "name": name}))
+
+    @verb
+    async def replace(self, old: str, new: str) -> dict[str, Any]:
+        """Let a board become what a dead one was; requires the role admin.
+
+        The new board gets the old one's name, labels, note, reservation and waiting jobs, and its
+        generation of files, packages and settings, by a rollout. The old board is removed from the
+        fleet, and refused if it comes back.
+
+        Args:
+            old: the name of the dead board, which must not be connected.
+            new: the name of the board that replaces it, connected or not.
+
+        Returns:
+            ``name``, the new board's from now on; ``was``, its name before; ``id`` and
+            ``replaced``, the ids of both; ``waiting_jobs``, how many wait for it now; ``group``,
+            whose generation it gets, ``rollout``, the number of the rollout that brings it there,
+            or None, and ``note``, why there is none, or "".
+
+        Raises:
+            ServerError: the old board is connected, or a rollout is just switching the new one.
+        """
+        return dict(await self.exchange().request("replace", {"target": old, "new": new}))
 
     @verb
     async def export_inventory(self, target: str = "all") -> bytes:
@@ -271,6 +318,70 @@ class FleetVerbs(HasExchange):
         """
         body = {"generation": generation, "group": group, "dry_run": dry_run}
         return dict(await self.exchange().request("fleet-rollback", body))
+
+    @verb
+    async def change_wifi(
+        self,
+        ssid: str,
+        password: str,
+        target: str = "all",
+        *,
+        keep: bool = False,
+        **rollout: Unpack[RolloutKeywords],
+    ) -> dict[str, Any]:
+        """Give boards another Wi-Fi network, in waves; requires the role admin.
+
+        The server carries it out, also when this program ends. A board keeps its old settings until
+        the new ones have worked. The password is in no reply, log or plan.
+
+        Args:
+            ssid: the name of the network.
+            password: its password; "" for a network without one.
+            target: the boards, connected or not.
+            keep: whether boards try this network first, and then those that they had before.
+            rollout: how it proceeds; see ``RolloutKeywords``.
+
+        Returns:
+            ``rollout``: its number; ``group``: "@wifi"; ``what``, ``boards``, ``away`` (names), and
+            ``waves``: how many boards are reached by each.
+        """
+        body = {"target": target, "ssid": ssid, "password": password, "keep": keep}
+        return await self._change_network("fleet-wifi", body, rollout)
+
+    @verb
+    async def change_server(
+        self, host: str, tcp_port: int, target: str = "all", **rollout: Unpack[RolloutKeywords]
+    ) -> dict[str, Any]:
+        """Let boards connect to another address of the server, in waves; requires the role admin.
+
+        Behind it is this server, another one of the same fleet, or one that has a backup of this
+        one. A board keeps the old address until it has connected to the new one. A server with a
+        store of its own does not report to this one: a board has moved when it has left and did not
+        come back here for three minutes.
+
+        Args:
+            host: name or address of the server, as boards reach it.
+            tcp_port: its TCP port.
+            target: the boards, connected or not.
+            rollout: how it proceeds; see ``RolloutKeywords``.
+
+        Returns:
+            As ``change_wifi`` does, with ``group``: "@server".
+        """
+        body = {"target": target, "host": host, "tcp_port": tcp_port}
+        return await self._change_network("fleet-server", body, rollout)
+
+    async def _change_network(
+        self, verb: str, body: dict[str, Any], rollout: RolloutKeywords
+    ) -> dict[str, Any]:
+        if unknown := rollout.keys() - RolloutKeywords.__annotations__.keys():
+            raise TypeError(f"there is no keyword {min(unknown)!r}")
+        options = {
+            name: value for name, value in rollout.items() if name not in ("waves", "dry_run")
+        }
+        waves, dry_run = rollout.get("waves"), rollout.get("dry_run", False)
+        body = {**body, "waves": waves and list(waves), "dry_run": dry_run, "options": options}
+        return dict(await self.exchange().request(verb, body))
 
     @verb
     async def jobs(self, target: str | None = None, *, waiting: bool = False) -> JobList:

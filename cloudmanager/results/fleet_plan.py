@@ -179,7 +179,7 @@ def size_text(size: int) -> str:
 
 
 #: How the states of boards in a rollout are shown, in this order.
-_STATE_TEXTS: Final = {
+STATE_TEXTS: Final = {
     "failed": "failed",
     "unproven": "came back unproven; tried again",
     "trial": "on trial",
@@ -191,7 +191,7 @@ _STATE_TEXTS: Final = {
 
 
 #: States of a rollout that goes on, or may go on: its boards wait for something.
-_OPEN_STATES: Final = ("running", "paused")
+OPEN_STATES: Final = ("running", "paused")
 
 
 class RolloutList(list[dict[str, Any]]):
@@ -209,7 +209,7 @@ def rollouts_text(rollouts: Sequence[Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for rollout in rollouts:
         lines.append(rollout_head(rollout))
-        lines += _board_lines(rollout["boards"], is_open=rollout["state"] in _OPEN_STATES)
+        lines += _board_lines(rollout["boards"], is_open=rollout["state"] in OPEN_STATES)
         for key, text in (("have", "have it already"), ("lack", "not in this rollout")):
             if names := rollout["others"][key]:
                 lines.append(f"  {len(names):>5}  {text}  {fold_names(names)}")
@@ -228,17 +228,22 @@ def rollout_head(rollout: Mapping[str, Any]) -> str:
     if rollout.get("window") and rollout["state"] == "running":
         state += f", {window_text(rollout['window'])}"
     joined = " of boards that joined" if rollout.get("joined") else ""
-    return f"{rollout['group']}  {rollout['generation'][:12]}  {number}{joined}  {state}{why}"
+    return f"{rollout['group']}  {rollout_change(rollout)}  {number}{joined}  {state}{why}"
+
+
+def rollout_change(rollout: Mapping[str, Any]) -> str:
+    """Return what a rollout brings to boards: its generation, or other network settings."""
+    return str(rollout["what"] or rollout["generation"][:12])
 
 
 def _board_lines(boards: Sequence[Mapping[str, Any]], *, is_open: bool) -> list[str]:
     """Return a line for the boards that have the same state and reason."""
-    texts = _STATE_TEXTS if is_open else {**_STATE_TEXTS, "waiting": "not begun"}
+    texts = STATE_TEXTS if is_open else {**STATE_TEXTS, "waiting": "not begun"}
     groups: dict[tuple[str, str, bool], list[str]] = {}
     for board in boards:
         is_away = is_open and board["state"] in ("waiting", "unproven") and not board["online"]
         groups.setdefault((board["state"], board["why"], is_away), []).append(board["board"])
-    order = list(_STATE_TEXTS)
+    order = list(STATE_TEXTS)
     rows = []
     for (state, why, is_away), names in sorted(
         groups.items(), key=lambda each: order.index(each[0][0])
@@ -289,4 +294,24 @@ def drift_text(drift: Mapping[str, Sequence[str]]) -> str:
             lines += [fold_names(names), *(f"  {each}" for each in differences)]
     if as_they_should := groups.get(()):
         lines.append(f"{fold_names(as_they_should)}: as they should be")
+    return sanitize_text("\n".join(lines))
+
+
+def replacement_text(done: Mapping[str, Any], status: str) -> str:
+    """Return what a new board is that has replaced a dead one.
+
+    Args:
+        done: what ``Fleet.replace`` returns.
+        status: what shows rollouts.
+    """
+    name = done["name"]
+    lines = [f"{done['was']} is {name} now; the old {name} is no longer valid."]
+    if done["waiting_jobs"]:
+        jobs = "1 job waits" if done["waiting_jobs"] == 1 else f"{done['waiting_jobs']} jobs wait"
+        lines.append(f"{jobs} for it.")
+    if done["note"]:
+        lines.append(f"It does not get what {done['group']} has: {done['note']}.")
+    elif done["rollout"] is not None:
+        rollout = f"Rollout {done['rollout']} brings it to what {done['group']} has"
+        lines.append(f"{rollout}; {status} shows it.")
     return sanitize_text("\n".join(lines))

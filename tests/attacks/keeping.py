@@ -13,6 +13,14 @@ REPLACED: Final = "cm_server/store/test_file_replacement.py::test_"
 STORE: Final = "cm_server/store/test_shared_store.py::test_"
 
 KEEPING: Final[list[Defence]] = [
+    # Passwords of networks
+    defence(
+        "the password of a network is deleted when its rollout has ended",
+        SERVER + "store/rollout_rows.py",
+        "RolloutRows._delete_network_changes = lambda self: None",
+        "cloudmanager/cable/test_fleet_network.py::"
+        "test_wifi_changes_in_a_rollout_and_its_password_is_nowhere",
+    ),
     # Clocks
     defence(
         "clock: a step is noticed by a clock that cannot be set",

@@ -121,6 +121,11 @@ ATTACKS: Final = [
         "link_without_the_key_does_not_replace_a_board",
         "cm_server/jobs/test_dispatch.py: message_about_another_boards_job_is_ignored",
         "cm_server/jobs/test_job_results.py: board_cannot_change_another_boards_result",
+        "cm_server/api/test_replacement_verbs.py: board_that_was_replaced_is_refused_with_a_sentence "
+        "only_the_key_of_a_replaced_board_gets_the_sentence "
+        "other_server_refuses_the_replaced_board_too "
+        "generation_that_the_dead_board_only_claimed_is_not_given "
+        "token_that_covers_one_of_the_two_replaces_nothing",
         not_here="files and names: a board never names the board that a message is about; the server "
         "knows it from the link",
     ),
@@ -335,6 +340,9 @@ ATTACKS: Final = [
         "attacks/test_secrets.py: secrets_are_only_in_their_own_files",
         "board/test_link.py: key_is_not_in_a_command_line_or_a_log",
         "cm_server/test_matrix.py: audit_log_contains_no_secret_and_no_cell",
+        "cloudmanager/cable/test_fleet_network.py: "
+        "wifi_changes_in_a_rollout_and_its_password_is_nowhere "
+        "what_is_shown_of_a_change_has_no_password",
         "cm_server/store/test_rows.py: key_of_a_board_is_in_no_repr",
         "cm_server/test_app.py: refused_request_is_logged_in_one_line_without_secrets",
         "cm_server/jobs/test_registry.py: describe_is_json_without_the_key",

@@ -12,7 +12,30 @@ TAMPERED: Final = ENROLMENT + "tampered_message_closes_the_link_and_has_no_effec
 USES: Final = Override(SERVER + "store/store.py", "_HAS_USES_LEFT = sa.true()")
 SITE: Final = "system/test_trust.py::test_"
 
+REPLACED: Final = "cm_server/api/test_replacement_verbs.py::test_"
+
 TRUST: Final = [
+    # A board that another one has replaced
+    defence(
+        "a board that was replaced is recognised and refused",
+        SERVER + "auth/enrolment.py",
+        "Enrolment.find_replaced = lambda self, board_id: None",
+        REPLACED + "board_that_was_replaced_is_refused_with_a_sentence",
+        REPLACED + "replaced_board_is_refused_after_a_restart_of_the_server",
+        REPLACED + "other_server_refuses_the_replaced_board_too",
+    ),
+    defence(
+        "a board that is connected is not replaced",
+        SERVER + "api/replacement_verbs.py",
+        "_check_dead = lambda old: None",
+        REPLACED + "board_that_is_connected_is_not_replaced",
+    ),
+    defence(
+        "a board that is reserved by somebody else replaces none",
+        SERVER + "api/reservation_verbs.py",
+        "check_not_reserved = lambda boards, caller: None",
+        REPLACED + "board_that_somebody_else_has_reserved_replaces_none",
+    ),
     # Links that others can reach
     defence(
         "a board without TLS is refused by a server that other machines can reach",

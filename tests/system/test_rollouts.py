@@ -195,6 +195,17 @@ def test_board_that_is_enrolled_later_gets_the_generation_of_its_group(field: Fi
 
 
 @pytest.mark.timeout(180)
+def test_rollouts_of_settings_in_a_row_do_not_lead_to_safe_mode(field: Field):
+    for number in range(5):
+        more = f'[lab.board."lab-2"]\nsettings = {{ number = {number} }}'
+        field.write(APP.format(version=1), target="lab-2", more=more, health=HEALTH)
+        field.apply()
+        rollout = field.wait()
+        assert states(rollout) == {"lab-2": "proven"}, repr(rollout)
+    assert field.fleet["lab-2"].settings()["lab-2"].value["number"] == 4
+
+
+@pytest.mark.timeout(180)
 def test_rollout_stops_at_the_canary(field: Field):
     field.write(APP.format(version=3) + "\nraise ValueError('broken')\n", health_timeout="5s")
     field.apply()

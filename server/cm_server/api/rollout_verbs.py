@@ -18,7 +18,7 @@ from cm_server.auth.credentials import ROLES
 from cm_server.installs import planning
 from cm_server.installs.content_store import Content
 from cm_server.jobs.model import Board
-from cm_server.rollouts import desired, generation_packages, plans
+from cm_server.rollouts import desired, generation_packages, network_change, plans
 from cm_server.rollouts.desired import DesiredGroup
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
 from cm_server.rollouts.rollouts import rollback_options
@@ -70,7 +70,11 @@ async def _describe(context: RequestContext, made: Sequence[GroupPlan]) -> dict[
             if row.group in names and row.state in OPEN_STATES
         },
         "released": released,
-        "gone": sorted(row.group for row in latest if row.group not in names),
+        "gone": sorted(
+            row.group
+            for row in latest
+            if row.group not in names and not row.group.startswith(network_change.GROUP_PREFIX)
+        ),
         "fingerprint": plans.fingerprint(made),
     }
 
@@ -290,7 +294,8 @@ def _describe_rollout(
     names = {each["board"] for each in listed}
     others: dict[str, list[str]] = {"have": [], "lack": []}
     short = desired.short_id(row.generation)
-    for board in _group_boards(context, row):
+    is_group = not row.group.startswith(network_change.GROUP_PREFIX)
+    for board in _group_boards(context, row) if is_group else ():
         if board.name not in names:
             has_it = plans.present_generation(board) == short
             others["have" if has_it else "lack"].append(board.name)
@@ -314,6 +319,9 @@ def _describe_row(context: RequestContext, row: RolloutRow) -> dict[str, Any]:
         "joined": bool(row.plan.get("joined")),
         "options": row.plan["options"],
         "window": None if window is None else window.describe(context.services.rollouts.now()),
+        "what": row.plan.get("what", ""),
+        "may_change": access.has_role(context.token, access.SUBMIT_ROLE)
+        and not _uncovered(context, row),
     }
 
 
@@ -391,11 +399,16 @@ async def _requested(context: RequestContext) -> list[RolloutRow]:
 
 def _check_covers(context: RequestContext, row: RolloutRow) -> None:
     """Refuse a change of a rollout with boards that the token does not cover."""
-    by_id = context.services.registry.by_id
-    for board_id in row.plan["boards"]:
-        board = by_id.get(board_id)
-        if board is not None and context.boards.get(board.name) is not board:
-            raise NotAllowed(f"operator on all boards of {row.group}")
+    if _uncovered(context, row):
+        raise NotAllowed(f"operator on all boards of {row.group}")
+
+
+def _uncovered(context: RequestContext, row: RolloutRow) -> bool:
+    """Return whether a rollout has boards that the token does not cover."""
+    if access.reaches_all(context.token):
+        return False
+    boards = map(context.services.registry.by_id.get, row.plan["boards"])
+    return any(context.boards.get(each.name) is not each for each in boards if each is not None)
 
 
 async def roll_back(context: RequestContext) -> dict[str, Any]:
@@ -405,8 +418,15 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
     """
     services = context.services
     rows = await _requested(context)
+    if context.body.get("group") is None:
+        rows = [row for row in rows if not row.group.startswith(network_change.GROUP_PREFIX)]
     if not rows:
         raise ServerError("there is no rollout")
+    if rows[0].group.startswith(network_change.GROUP_PREFIX):
+        raise ServerError(
+            "network settings are not rolled back: boards on which new ones do not work have the "
+            "old ones; give the others the old ones as new ones"
+        )
     if len(rows) != 1:
         names = ", ".join(row.group for row in rows)
         raise ServerError(f"one group is rolled back at a time; there are {names}")

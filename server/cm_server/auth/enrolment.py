@@ -1,7 +1,8 @@
-"""Enrols, renames and removes boards, and replaces their keys. No sockets, no SQL.
+"""Enrols, renames, replaces and removes boards, and replaces their keys. No sockets, no SQL.
 
 A board's identity is an id, which is never used again, and a key. A name belongs to one board at a
-time; another board that gets it later inherits nothing.
+time; another board that gets it later inherits nothing, unless it replaces the first on request.
+The identity of a board that was replaced is kept, so that it is recognised if it comes back.
 
 A key is replaced in two phases. The server stores a nonce, from which the next key is derived, and
 sends it to the board. The board derives the key, stores it, and proves that it has it. The old key
@@ -15,6 +16,7 @@ import base64
 import hmac
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +25,8 @@ from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.jobs.model import Board, read_reservation, read_stay
+from cm_server.store.replaced_rows import ReplacedBoard
+from cm_server.store.rollout_rows import BoardReplacement, RolloutPlace
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
 from . import credentials
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.registry import Registry
     from cm_server.logs import PeerLog
-    from cm_server.store.store import Store
+    from cm_server.store.store import ReplacedWith, Store
     from cm_server.store.store_queue import Operation, StoreQueue
 
 T = TypeVar("T")
@@ -83,6 +87,9 @@ class Enrolment:
         self._services = services
         self._registry = services.registry
         self._dispatch = services.dispatch
+        store = services.store_queue.store  # the server does not serve yet
+        found = store.read(store.replaced_rows.all)
+        self._replaced = {replaced.id: replaced for replaced in found}
 
     async def enrol(
         self, names: Iterable[str], audit_entry: AuditEntry | None = None, *, plain: bool = False
@@ -235,6 +242,51 @@ class Enrolment:
         for board in boards:
             self.remove_board(board)
         self.on_removed(boards)
+
+    async def replace(
+        self, request: BoardReplacement, place: RolloutPlace, audit_entry: AuditEntry
+    ) -> ReplacedWith:
+        """Let a board become what another one was, and remove that one.
+
+        The new board gets the name, the labels, the note, the reservation and the waiting jobs; its
+        identity stays. The old identity is no longer valid.
+
+        Args:
+            request: which boards; both are enrolled, the old one is not connected.
+            place: of the rollout that brings the new board to the old one's generation.
+            audit_entry: for the audit log.
+
+        Raises:
+            ServerError: see ``Store.replace_board``; nothing has changed.
+        """
+        audit_row = audit_entry.to_row()
+        done = await self._write(lambda store: store.replace_board(request, place, audit_row))
+        audit_entry.written = True
+        old, new = self._registry.by_id.get(request.old), self._registry.by_id.get(request.new)
+        if old is not None:
+            self._replaced[old.id] = ReplacedBoard(
+                old.id, old.name, old.key, old.gen, old.nonce, time.time()
+            )
+            self.remove_board(old)
+        if new is not None:
+            self.apply_row(done.row._replace(key=new.key, gen=new.gen, nonce=new.nonce))
+        return done
+
+    def find_replaced(self, board_id: str) -> ReplacedBoard | None:
+        """Return the identity of a board that was replaced; None if no such board was."""
+        return self._replaced.get(board_id)
+
+    def read_replaced(self, board_id: str) -> None:
+        """Look whether another server has replaced a board that it has removed."""
+        operation = self._services.store_queue.run(
+            lambda store: store.read(lambda: store.replaced_rows.find(board_id))
+        )
+
+        def on_read(_: object) -> None:
+            if operation.error is None and (replaced := operation.result()) is not None:
+                self._replaced[board_id] = replaced
+
+        operation.when_done(on_read)
 
     def remove_board(self, board: Board) -> None:
         """End the jobs and the link of a board that is not enrolled any more."""

@@ -383,6 +383,7 @@ class BoardDirectory:
                 self._drop_claim(board_id)
                 self._last_samples.pop(board_id, None)
                 self._services.enrolment.remove_board(board)
+                self._services.enrolment.read_replaced(board_id)
 
     def publish_row_changes(self, boards: Sequence[str] = (), *, tokens: bool = False) -> None:
         """Notify the other servers of rows that this one changed, so that they read them again."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cm_server.limits import Limits
     from cm_server.logs import PeerLog
     from cm_server.rate_limits import UnauthenticatedConnections
+    from cm_server.store.replaced_rows import ReplacedBoard
     from cm_server.store.rows import ClaimedBoard
     from cm_server.store.store_queue import Operation
 
@@ -234,7 +235,8 @@ class BoardConnection:
 
     def _find_key(self, hello: proofs.Hello) -> bytes | None:
         board = self._services.registry.by_id.get(hello.board_id)
-        return board.key_for(hello.gen) if board else None
+        known = board or self._services.enrolment.find_replaced(hello.board_id)
+        return known.key_for(hello.gen) if known else None
 
     def _key_or_random(self, hello: proofs.Hello) -> bytes:
         """Return the board's key; a random one for an unknown board.
@@ -249,8 +251,12 @@ class BoardConnection:
         hello = self._hello
         body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
         board = self._services.registry.by_id.get(hello.board_id)
-        if board is None or body is None or self._find_key(hello) != self._key:
+        replaced = self._services.enrolment.find_replaced(hello.board_id)
+        if body is None or self._find_key(hello) != self._key or (board is None and not replaced):
             self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
+        elif board is None:
+            assert replaced is not None
+            self._refuse(frames.CLOSE_REVOKED, _replaced_text(replaced))
         elif not self._is_protected(hello, board):
             advice = f"`mbm board-enrol {board.name}` prints the settings that it needs"
             self._refuse(frames.CLOSE_NOT_SECURE, f"{board.name} connected without TLS; {advice}")
@@ -423,6 +429,12 @@ class BoardConnection:
         """Return whether the board is idle and has not answered two pings."""
         assert self._board is not None
         return self._board.current_job is None and self._unanswered_pings >= 2
+
+
+def _replaced_text(replaced: ReplacedBoard) -> str:
+    """Return why a board is refused that another one has replaced, as short as a close frame."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(replaced.at))
+    return f"it was replaced on {day}; enrol this board again to use it ({replaced.name})"
 
 
 def _close_replaced_link(link: BoardLinkProtocol) -> None:

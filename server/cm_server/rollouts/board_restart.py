@@ -3,6 +3,9 @@
 It may arrive late, or twice, when servers and links fail. So the board looks at its state first,
 and restarts only if that still leads to what is wanted: a restart too many in a trial would be
 taken for a crash of the program.
+
+The start of the board's program counts as good then: only restarts that nobody has asked for lead
+to safe mode (mpy_client/cm/app.py), and rollouts of settings may follow one another.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ _REASON_CHARS: Final = 100  # of why a board goes back; it reports the first par
 #: ``report``: takes the value of the cell. The format of the state is in mpy_client/cm/trial.py,
 #: which goes back at the next start, with the reason.
 _CODE: Final = """
-import os
+import os, sys
 try:
     with open("/.cm/state") as file:
         words = file.readline().split(None, 4)
@@ -30,6 +33,8 @@ if (state == "trying") == bool(reason):
         with open("/.cm/state.new", "w") as file:
             file.write(" ".join(words[:4] + [reason]))
         os.rename("/.cm/state.new", "/.cm/state")
+    if "cm.app" in sys.modules:
+        sys.modules["cm.app"].good()
     console.hard_reset()
 report((state,))
 """

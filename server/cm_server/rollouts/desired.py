@@ -20,6 +20,7 @@ from cm_server.installs import board_settings
 from cm_server.limits import KIB, MIB, Limits
 from cm_server.packages.install_paths import check_relative_path, find_clash, is_reserved
 
+from . import network_change
 from .steps import RolloutOptions
 from .windows import Window, read_window
 
@@ -99,6 +100,8 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
     name = body["name"]
     if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
         raise ServerError("a group needs a name of up to 64 printable characters")
+    if name.startswith(network_change.GROUP_PREFIX):
+        raise ServerError(f"{name}: a group cannot begin with {network_change.GROUP_PREFIX}")
     try:
         return DesiredGroup(
             name=name,
@@ -110,7 +113,7 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
             board_settings=_read_board_settings(body.get("boards"), limits),
             rollback=_read_choice(body.get("rollback"), "rollback", ("local",)),
             waves=check_waves(body.get("waves", list(DEFAULT_WAVES))),
-            options=_read_options(body.get("options") or {}),
+            options=read_options(body.get("options") or {}),
             window=read_window(body.get("window")),
         )
     except (ServerError, PackageError, TargetError) as error:
@@ -181,7 +184,15 @@ def _read_board_settings(boards: object, limits: Limits) -> dict[str, dict[str, 
     return {name: board_settings.read_change(text) for name, text in sorted(boards.items())}
 
 
-def _read_options(body: object) -> RolloutOptions:
+def read_options(body: object) -> RolloutOptions:
+    """Check how a rollout is to proceed.
+
+    Args:
+        body: the JSON, of any type.
+
+    Raises:
+        ServerError: an option is wrong.
+    """
     if not isinstance(body, dict):
         raise ServerError("the options of a rollout must be a JSON object")
     values: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from cm_server.store.rollout_rows import (
 )
 from cm_server.store.rows import TokenRow
 
-from . import desired
+from . import desired, network_change
 from .plans import TRIAL_PART, present_generation
 
 _MAX_BOARDS: Final = 1000  # of one rollout; the others follow
@@ -70,6 +70,8 @@ class JoiningBoards:
         self._groups = []
         # Of two groups that have the same board, it is in the one that was applied last.
         for state in sorted(states, key=lambda each: -each.newest.number):
+            if state.newest.group.startswith(network_change.GROUP_PREFIX):
+                continue  # network settings are for boards that were there
             try:
                 target = parse_target(state.newest.plan["target"])
             except TargetError:  # of an earlier version

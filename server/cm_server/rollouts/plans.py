@@ -93,14 +93,7 @@ class GroupPlan:
 
     def waves(self) -> dict[str, int]:
         """Return the wave of each board that changes, by its id."""
-        sizes = wave_sizes(self.group.waves, len(self.changed))
-        waves = {}
-        wave = 0
-        for number, board in enumerate(self.changed):
-            while number >= sizes[wave]:
-                wave += 1
-            waves[board.id] = wave
-        return waves
+        return waves_of(self.changed, wave_sizes(self.group.waves, len(self.changed)))
 
     def describe(self, now: float) -> dict[str, Any]:
         """Return it as JSON.
@@ -140,6 +133,22 @@ class Known(NamedTuple):
 
     manifests: Mapping[str, Mapping[str, Any]]
     secrets: Mapping[str, Target]
+
+
+def waves_of(boards: Sequence[Board], sizes: Sequence[int]) -> dict[str, int]:
+    """Return the wave of each board, by its id.
+
+    Args:
+        boards: in the order in which they begin.
+        sizes: how many boards have been reached at the end of each wave.
+    """
+    waves = {}
+    wave = 0
+    for number, board in enumerate(boards):
+        while number >= sizes[wave]:
+            wave += 1
+        waves[board.id] = wave
+    return waves
 
 
 class GroupBoards(NamedTuple):
@@ -270,7 +279,7 @@ def _kind_of(group: DesiredGroup, board: Board, missing: str) -> _Kind:
         mpy=_mpy(board),
         own=board.name if board.name in group.board_settings else "",
         drift=drift,
-        error=_refusal(board) or missing,
+        error=refusal_reason(board) or missing,
     )
 
 
@@ -289,7 +298,7 @@ def _mpy(board: Board) -> int:
     return number if isinstance(number, int) else 0
 
 
-def _refusal(board: Board) -> str:
+def refusal_reason(board: Board) -> str:
     """Return why a board cannot get a generation; "" if it can, or that is not known."""
     if board.client_parts and TRIAL_PART not in board.client_parts:
         return "its client cannot go back by itself: run mbm board-upgrade-client"

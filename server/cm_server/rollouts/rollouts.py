@@ -9,11 +9,10 @@ thread of the event loop only.
 
 from __future__ import annotations
 
-import ast
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from cloudmanager.protocol.errors import ServerError
@@ -23,12 +22,10 @@ from cm_server import cleanup
 from cm_server.auth import access
 from cm_server.auth.tokens import Tokens
 from cm_server.installs import board_settings
-from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import FileOp, OpGenerator, SteppedJobSpec
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import ack_bytes_for
 from cm_server.jobs.dispatch import Dispatch, Submission
-from cm_server.jobs.job_results import UNCONFIRMED_STOP
 from cm_server.jobs.model import Board, Cell, Job, Requester, TimerHandle
 from cm_server.jobs.registry import Registry
 from cm_server.store.rollout_rows import (
@@ -45,10 +42,12 @@ from cm_server.store.rows import CellAudit
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation
 
-from . import board_restart, board_switch, desired, steps
+from . import board_restart, board_switch, desired, job_outcomes, steps
 from .joining import JoiningBoards, access_reason
+from .network_steps import NetworkSteps, RolloutActions
+from .rollout_state import BoardRun, Rollout
 from .steps import BoardProgress, Position, RolloutOptions
-from .windows import Window, read_window
+from .windows import read_window
 
 log = logging.getLogger("cm_server")
 
@@ -69,7 +68,6 @@ HEALTH_BLOCKED: Final = "health: app.py keeps the board busy, so that no cell ca
 RESTART_TIMEOUT: Final = 20.0  # seconds for the cell that restarts a board
 #: Seconds in which a board comes back whose rollout has ended while it was being switched.
 RETURN_SECONDS: Final = 600.0
-_VALUE_ERRORS: Final = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -99,76 +97,6 @@ class RolloutServices:
     clock: Callable[[], float] = time.time
 
 
-@dataclass
-class BoardRun:
-    """A board in a rollout, while this server carries it out.
-
-    Attributes:
-        row: as it is in the store.
-        begun: whether it was given the generation, or a part of it, before.
-        job: its job; None if it has none.
-        on_end: called with the job when it has ended.
-        is_submitting: whether a job of it is being committed.
-        attempts: how often a switch has ended without a result.
-        asked_at: when it was asked to restart.
-        checks: how often its trial was looked at.
-        health_began: when its health cell was sent in this trial; 0: it was not.
-        failing: why its trial has failed, until it has gone back; "" if it has not.
-        is_written: whether the store has its row.
-        not_before: when the next job may be submitted, if the last one was not accepted.
-    """
-
-    row: RolloutBoardRow
-    begun: bool = False
-    job: Job | None = None
-    on_end: Callable[[Job], None] | None = None
-    is_submitting: bool = False
-    attempts: int = 0
-    asked_at: float = 0.0
-    checks: int = 0
-    health_began: float = 0.0
-    failing: str = ""
-    is_written: bool = True
-    not_before: float = 0.0
-
-
-@dataclass
-class Rollout:
-    """A rollout that this server carries out.
-
-    Attributes:
-        row: as it is in the store.
-        caller: the name of the token that asked for it.
-        options: how it proceeds.
-        position: how far it has come.
-        manifest: of its generation.
-        runs: its boards, by id, in the order in which they begin.
-        window: when boards may begin; None: at any time.
-        contents: the files of the generation, by SHA-256.
-        writes: how many changes of its boards are being written.
-    """
-
-    row: RolloutRow
-    caller: str
-    options: RolloutOptions
-    position: Position
-    manifest: Mapping[str, Any]
-    runs: dict[str, BoardRun]
-    window: Window | None = None
-    contents: dict[str, Content] = field(default_factory=dict)
-    writes: int = 0
-
-    @property
-    def unwritten(self) -> list[BoardRun]:
-        """The boards whose rows the store does not have yet."""
-        return [run for run in self.runs.values() if not run.is_written]
-
-    @property
-    def is_active(self) -> bool:
-        """Whether a board of it is being switched."""
-        return any(run.row.state in steps.ACTIVE for run in self.runs.values())
-
-
 class Rollouts:
     """The rollouts that this server carries out.
 
@@ -188,6 +116,8 @@ class Rollouts:
         self._is_loading = self._reload_again = False
         self._version: tuple[int, float] | None = None  # of the store's rollouts, as last read
         self._joining = JoiningBoards(services.registry, services.tokens)
+        actions = RolloutActions(self._submit, self._set_board, self._restart)
+        self._network_steps = NetworkSteps(actions, services.installs, services.clock)
 
     @property
     def place(self) -> RolloutPlace:
@@ -391,6 +321,8 @@ class Rollouts:
         why = ""
         refusal_reason = self._refusals(rollout)
         for board_id in step.begin:
+            if self._is_switched_elsewhere(rollout, board_id):
+                continue  # a restart would end the other trial
             if why := refusal_reason(board_id):
                 break
             begun.append(rollout.runs[board_id])
@@ -400,6 +332,18 @@ class Rollouts:
         self._set_boards(rollout, [(run, "switching", "") for run in begun])
         if why:
             self._end(rollout, "paused", why)
+
+    def _is_switched_elsewhere(self, rollout: Rollout, board_id: str) -> bool:
+        """Return whether another rollout is just switching a board."""
+        for other in self._rollouts.values():
+            run = other.runs.get(board_id)
+            if other is not rollout and run is not None and run.row.state in steps.ACTIVE:
+                return other.is_network_change or rollout.is_network_change
+        board = self._services.registry.by_id.get(board_id)
+        if board is None or not rollout.is_network_change:
+            return False
+        current = desired.read_board_generation(board.reported_facts.get("generation"))
+        return current.state in ("trial", "trying")  # by another server, perhaps
 
     def _progress(self, run: BoardRun) -> BoardProgress:
         board = self._services.registry.by_id.get(run.row.board)
@@ -576,7 +520,9 @@ class Rollouts:
         elif has_ended and run.row.state == "switching":
             self._set_board(rollout, run, "waiting", "")  # nothing has changed on it yet
         elif not board.online:
-            if has_ended and self._services.clock() - run.row.since >= RETURN_SECONDS:
+            if self._network_steps.has_moved(rollout, run):
+                self._set_board(rollout, run, "proven", "it has left, and did not come back here")
+            elif has_ended and self._services.clock() - run.row.since >= RETURN_SECONDS:
                 self._set_board(rollout, run, "unproven", "it has not come back")
         elif run.row.state == "switching":
             self._send_switch(rollout, run, board)
@@ -592,6 +538,8 @@ class Rollouts:
         if since <= run.row.since or (current.state, current.generation) == ("trial", short):
             if now - run.asked_at >= RESTART_SECONDS:
                 self._restart(rollout, run, board)
+        elif rollout.is_network_change:
+            self._network_steps.examine(rollout, run, board)
         elif current.is_trying(short):
             self._try_health(rollout, run, board, now - since)
         elif current.reverted == short:
@@ -699,6 +647,9 @@ class Rollouts:
             self._set_board(rollout, run, "waiting", "")
             self._end_if_running(rollout, "paused", why)
             return
+        if rollout.is_network_change:
+            self._network_steps.switch(rollout, run, board)
+            return
         if not rollout.contents and desired.content_sizes(rollout.manifest):
             self._read_contents(rollout)
             return
@@ -749,7 +700,7 @@ class Rollouts:
         operation.when_done(on_read)
 
     def _on_switch_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
-        value = _read_value(job)
+        value = job_outcomes.read_value(job)
         board = job.board
         if job.status == "ok" and isinstance(value, dict):
             state = value.get("state")
@@ -768,12 +719,14 @@ class Rollouts:
         if why := self._refusal_reason(rollout, board.id):
             self._set_board(rollout, run, "waiting", "")
             self._end_if_running(rollout, "paused", why)
-        elif not _is_broken_off(job):
-            self._set_board(rollout, run, "failed", _last_line(job.error) or str(job.status))
+        elif not job_outcomes.is_broken_off(job):
+            self._set_board(
+                rollout, run, "failed", job_outcomes.last_line(job.error) or str(job.status)
+            )
         elif run.attempts < MAX_ATTEMPTS:
             run.attempts += 1  # nothing has happened, or all of it: it is done again
         else:
-            why = f"the switch was broken off: {_last_line(job.error) or job.status}"
+            why = f"the switch was broken off: {job_outcomes.last_line(job.error) or job.status}"
             self._set_board(rollout, run, "unproven", why)
 
     def _restart(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
@@ -817,14 +770,14 @@ class Rollouts:
     def _on_health_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
         if job.status == "ok":
             self._send_settle(rollout, run, job.board, confirm=True)
-        elif job.status not in ("error", "timeout") or _is_broken_off(job):
+        elif job.status not in ("error", "timeout") or job_outcomes.is_broken_off(job):
             run.health_began = 0.0  # its link broke: it is asked again, or has gone back
         elif job.status == "timeout":  # its error is the KeyboardInterrupt that ended it
             seconds = rollout.options.health_timeout
             why = f"health: did not end within {seconds:g} s (health_timeout)"
             self._send_back(rollout, run, job.board, why)
         else:
-            self._send_back(rollout, run, job.board, f"health: {_last_line(job.error)}")
+            self._send_back(rollout, run, job.board, f"health: {job_outcomes.last_line(job.error)}")
 
     def _send_settle(self, rollout: Rollout, run: BoardRun, board: Board, *, confirm: bool) -> None:
         generation = rollout.row.generation
@@ -838,7 +791,7 @@ class Rollouts:
         self._submit(rollout, run, board, Cell(spec.code, files=spec), "confirm")
 
     def _on_settled(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
-        current = desired.read_board_generation(_read_value(job))
+        current = desired.read_board_generation(job_outcomes.read_value(job))
         if current.has(desired.short_id(rollout.row.generation)):
             self._on_proven(rollout, run, job.board)
         elif run.health_began:
@@ -910,34 +863,7 @@ def _position(row: RolloutRow) -> Position:
     return Position(int(wave), float(started), settled)
 
 
-def _read_value(job: Job) -> Any:
-    """Return the value of a job that the server itself has made; None without one."""
-    try:
-        (value,) = ast.literal_eval(job.value.text())
-    except _VALUE_ERRORS:
-        return None
-    return value
-
-
-def _is_broken_off(job: Job) -> bool:
-    """Return whether a job has ended without saying anything about the generation.
-
-    Its link broke, somebody interrupted it, or a server could not carry it out.
-    """
-    if job.status == "timeout":
-        return job.error == UNCONFIRMED_STOP
-    if job.status != "error":
-        return True
-    line = _last_line(job.error)
-    is_refused = line.endswith("did not run") or line == cleanup.FAILED
-    return is_refused or line.startswith("ServerError: ")
-
-
 def _back_text(reason: str) -> str:
     """Return why a board went back, of what it reports."""
     text = reason.lstrip("?")
     return text if text.startswith("health: ") else f"it went back: {text}"
-
-
-def _last_line(error: str) -> str:
-    return error.strip().rpartition("\n")[2][:200]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .rollout_rows import BoardReplacement, RolloutPlace
 from .rows import AuditRow, BoardRow, TokenRow
-from .store import Store
+from .store import ReplacedWith, Store
 
 
 class NotifyingStore(Store):
@@ -47,6 +48,14 @@ class NotifyingStore(Store):
         """Delete boards."""
         super().delete_boards(board_ids, audit_row)
         self.on_change(board_ids)
+
+    def replace_board(
+        self, request: BoardReplacement, place: RolloutPlace, audit_row: AuditRow | None = None
+    ) -> ReplacedWith:
+        """Let a board become what another one was."""
+        replaced = super().replace_board(request, place, audit_row)
+        self.on_change([request.new, request.old])
+        return replaced
 
     def set_labels(
         self,

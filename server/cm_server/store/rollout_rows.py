@@ -6,6 +6,7 @@ names the owner's epoch: a server that has lost a rollout changes nothing of it 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from cloudmanager.protocol.errors import ServerError
 
 from .blob_rows import BlobRows
-from .tables import generations, rollout_boards, rollouts
+from .tables import generations, rollout_boards, rollouts, shared
 
 OPEN_STATES: Final = ("running", "paused")
 _ACTIVE_STATES: Final = ("switching", "trial")  # of boards that are being switched
@@ -103,6 +104,7 @@ class NewRollout(NamedTuple):
         plan: its target, options and position.
         boards: id of a board -> its wave.
         contents: SHA-256 -> bytes of the generation's files; empty if it is stored already.
+        network: what boards get if it changes their network settings; it may have a password.
     """
 
     group: str
@@ -112,6 +114,11 @@ class NewRollout(NamedTuple):
     plan: dict[str, Any]
     boards: Mapping[str, int]
     contents: Mapping[str, bytes]
+    network: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Leave out what may have a password."""
+        return f"NewRollout({self.group!r}, {self.generation.sha256!r})"
 
 
 class GroupState(NamedTuple):
@@ -166,6 +173,45 @@ class RolloutChange(NamedTuple):
     permitted: tuple[str, ...]
 
 
+class BoardReplacement(NamedTuple):
+    """A board that is to become what another one was.
+
+    Attributes:
+        old: the id of the board that is replaced.
+        old_name: its name, which the other one gets.
+        new: the id of the board that replaces it.
+        new_name: its name until then.
+        caller: the name of the token that asks.
+        token: the hash of that token.
+        refusal: why the new board can get no generation; "" if it can.
+    """
+
+    old: str
+    old_name: str
+    new: str
+    new_name: str
+    caller: str
+    token: str
+    refusal: str = ""
+
+
+class ReplacedInRollout(NamedTuple):
+    """How a board that replaces another one gets to its generation.
+
+    Attributes:
+        group: the group of the old board; "" if no rollout has proven a generation on it.
+        rollout: the number of the rollout that brings the new board there; None: none does.
+        note: why none does; "" if there is nothing to say.
+    """
+
+    group: str = ""
+    rollout: int | None = None
+    note: str = ""
+
+
+_NETWORK_PREFIX: Final = "network "  # of names in the table ``shared``
+_OWN_GROUPS: Final = "@"  # the first character of groups that change network settings
+_FINAL: Final = ("proven", "failed", "missed")  # and of those that have ended
 _ROLLOUT_COLUMNS = [rollouts.c[name] for name in RolloutRow._fields]
 _BOARD_COLUMNS = [rollout_boards.c[name] for name in RolloutBoardRow._fields]
 
@@ -247,6 +293,10 @@ class RolloutRows:
         ]
         if boards:
             self._connection.execute(sa.insert(rollout_boards), boards)
+        if new.network is not None:
+            sent = json.dumps(dict(new.network)).encode()
+            kept = sa.insert(shared).values(name=_network_name(new.generation.sha256), value=sent)
+            self._connection.execute(kept)
         self._prune(now)
         return number
 
@@ -306,6 +356,121 @@ class RolloutRows:
         is_newest = self._connection.execute(newest).scalar() == proven
         stored = sa.select(sa.func.count()).where(generations.c.sha256 == new.generation.sha256)
         return not is_open and is_newest and bool(self._connection.execute(stored).scalar())
+
+    # A board that replaces another one
+
+    def replace_board(self, request: BoardReplacement, place: RolloutPlace) -> ReplacedInRollout:
+        """Let a board take the place of another one in rollouts, and get what that one had.
+
+        In a rollout that has not ended, it gets the other one's wave. If there is none, it gets the
+        generation that a rollout has proven on the other one last, as a rollout of its own.
+
+        Raises:
+            ServerError: a rollout is just switching the new board.
+        """
+        found = ReplacedInRollout()
+        for row in self._open_rollouts(request.old, request.new):
+            waves = self._waves_of(row.number)
+            new_wave, new_state = waves.get(request.new, (0, "missed"))
+            if new_state in _ACTIVE_STATES:
+                raise ServerError(
+                    f"{request.new_name} is being switched by rollout {row.number} of {row.group}; "
+                    "wait until that has ended, or abort it"
+                )
+            if request.old in waves:
+                self._put_board(row, request, waves[request.old][0])
+                if not row.group.startswith(_OWN_GROUPS):
+                    found = ReplacedInRollout(row.group, row.number, request.refusal)
+            elif new_state not in _FINAL:
+                why = f"it has replaced {request.old_name}"
+                self._replace_row(row, request.new, new_wave, ("missed", why))
+        return found if found.rollout is not None else self._repeat_for(request, place)
+
+    def _open_rollouts(self, *boards: str) -> list[RolloutRow]:
+        """Return the rollouts that have not ended and have one of these boards."""
+        has_board = sa.exists().where(
+            rollout_boards.c.rollout == rollouts.c.number, rollout_boards.c.board.in_(boards)
+        )
+        query = sa.select(*_ROLLOUT_COLUMNS).where(rollouts.c.state.in_(OPEN_STATES), has_board)
+        rows = self._connection.execute(query.order_by(rollouts.c.number)).all()
+        return [RolloutRow(*row) for row in rows]
+
+    def _waves_of(self, number: int) -> dict[str, tuple[int, str]]:
+        """Return the wave and the state of each board of a rollout."""
+        columns = (rollout_boards.c.board, rollout_boards.c.wave, rollout_boards.c.state)
+        query = sa.select(*columns).where(rollout_boards.c.rollout == number)
+        return {row[0]: (row[1], row[2]) for row in self._connection.execute(query).all()}
+
+    def _put_board(self, row: RolloutRow, request: BoardReplacement, wave: int) -> None:
+        """Put the new board into a rollout that has not ended; the old one leaves it."""
+        state = ("missed", request.refusal) if request.refusal else ("waiting", "")
+        self._connection.execute(
+            sa.delete(rollout_boards).where(
+                rollout_boards.c.rollout == row.number, rollout_boards.c.board == request.old
+            )
+        )
+        self._replace_row(row, request.new, wave, state)
+        boards = [request.new if each == request.old else each for each in row.plan["boards"]]
+        if request.new not in boards:
+            boards.append(request.new)
+        plan = {**row.plan, "boards": list(dict.fromkeys(boards))}
+        change = sa.update(rollouts).where(rollouts.c.number == row.number)
+        self._connection.execute(change.values(plan=plan))
+
+    def _replace_row(self, row: RolloutRow, board: str, wave: int, state: tuple[str, str]) -> None:
+        """Write the row of a board; the server that carries the rollout out reads it again."""
+        key = (rollout_boards.c.rollout == row.number, rollout_boards.c.board == board)
+        self._connection.execute(sa.delete(rollout_boards).where(*key))
+        values = RolloutBoardRow(row.number, board, wave, state[0], time.time(), state[1])
+        self._connection.execute(sa.insert(rollout_boards), [values._asdict()])
+        change = sa.update(rollouts).where(rollouts.c.number == row.number)
+        self._connection.execute(change.values(epoch=rollouts.c.epoch + 1))
+
+    def _repeat_for(self, request: BoardReplacement, place: RolloutPlace) -> ReplacedInRollout:
+        """Bring the new board to the generation that was proven on the old one last."""
+        joined = sa.select(*_ROLLOUT_COLUMNS).join_from(
+            rollouts, rollout_boards, rollout_boards.c.rollout == rollouts.c.number
+        )
+        proven = joined.where(
+            rollout_boards.c.board == request.old,
+            rollout_boards.c.state == "proven",
+            ~rollouts.c.group.startswith(_OWN_GROUPS),
+        )
+        proven = proven.order_by(rollouts.c.number.desc()).limit(1)
+        row = self._connection.execute(proven).first()
+        if row is None:
+            return ReplacedInRollout()
+        wanted = RolloutRow(*row)
+        group = wanted.group
+        if request.refusal:
+            return ReplacedInRollout(group, None, request.refusal)
+        newest = sa.select(*_ROLLOUT_COLUMNS).where(rollouts.c.group == group)
+        newest = newest.order_by(rollouts.c.number.desc()).limit(1)
+        latest = RolloutRow(*self._connection.execute(newest).one())
+        if latest.state in OPEN_STATES:
+            if latest.generation != wanted.generation:
+                note = f"{group} is being rolled out; apply its file again when that has ended"
+                return ReplacedInRollout(group, None, note)
+            self._put_board(latest, request, 0)
+            return ReplacedInRollout(group, latest.number)
+        columns = [generations.c[name] for name in GenerationRow._fields]
+        query = sa.select(*columns).where(generations.c.sha256 == wanted.generation)
+        made = self._connection.execute(query).first()
+        if made is None:
+            note = f"the generation of {group} is not kept any more; apply its file again"
+            return ReplacedInRollout(group, None, note)
+        plan = {
+            **latest.plan,
+            "caller": request.caller,
+            "waves": ["100%"],
+            "boards": [request.new],
+            "position": [0, time.time(), None],
+            "window": None,  # somebody is there, and has just exchanged the board
+        }
+        previous = latest.previous if latest.previous != wanted.generation else None
+        boards = {request.new: 0}
+        new = NewRollout(group, GenerationRow(*made), previous, request.token, plan, boards, {})
+        return ReplacedInRollout(group, self.add(new, *place))
 
     def _prune(self, now: float) -> None:
         """Delete the oldest rollouts, and generations that nothing names any more."""
@@ -395,8 +560,32 @@ class RolloutRows:
             self._connection.execute(statement.values(owner=owner, epoch=rollouts.c.epoch + 1))
             query = sa.select(*_ROLLOUT_COLUMNS).where(is_open, rollouts.c.owner == owner)
             rows = self._connection.execute(query.order_by(rollouts.c.number)).all()
+            self._delete_network_changes()
             self._connection.commit()
         return [RolloutRow(*row) for row in rows]
+
+    def _delete_network_changes(self) -> None:
+        """Delete what boards got from rollouts that have ended: it may have passwords."""
+        is_open = rollouts.c.state.in_(OPEN_STATES)
+        names = sa.select(_NETWORK_PREFIX + rollouts.c.generation).where(is_open)
+        self._connection.execute(
+            sa.delete(shared).where(
+                shared.c.name.startswith(_NETWORK_PREFIX), shared.c.name.not_in(names)
+            )
+        )
+
+    def read_network_change(self, generation: str) -> dict[str, Any]:
+        """Return what boards get from a rollout of network settings that has not ended.
+
+        Raises:
+            ServerError: it has ended.
+        """
+        query = sa.select(shared.c.value).where(shared.c.name == _network_name(generation))
+        row = self._connection.execute(query).first()
+        self._connection.commit()
+        if row is None:
+            raise ServerError("its rollout has ended")
+        return dict(json.loads(row[0]))
 
     def boards_of(self, number: int) -> list[RolloutBoardRow]:
         """Return the boards of a rollout."""
@@ -484,6 +673,10 @@ class RolloutRows:
         rows: Sequence[Any] = self._connection.execute(query).all()
         self._connection.commit()
         return [row[0] for row in rows]
+
+
+def _network_name(generation: str) -> str:
+    return _NETWORK_PREFIX + generation
 
 
 def _user(generation: str) -> str:

@@ -39,7 +39,16 @@ from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
-from .rollout_rows import NewRollout, NextRollout, RolloutChange, RolloutPlace, RolloutRows
+from .replaced_rows import ReplacedRows
+from .rollout_rows import (
+    BoardReplacement,
+    NewRollout,
+    NextRollout,
+    ReplacedInRollout,
+    RolloutChange,
+    RolloutPlace,
+    RolloutRows,
+)
 from .rows import NO_CELL_AUDIT, AuditRow, BoardRow, CellAudit, JobRow, NewCell, TokenRow
 from .secret_rows import SecretRow, SecretRows, secrets_table
 from .text_rows import TextRows
@@ -87,6 +96,8 @@ NAME_TAKEN = "the name was given meanwhile, at another server; choose another on
 NOT_A_MEMBER = "this server stopped responding and other servers took over its jobs; try again"
 #: Why boards cannot be reserved; a server checks before, so that another one must have been faster.
 RESERVED_MEANWHILE = "somebody else has just reserved one of them at another server"
+#: Why a board cannot replace another one; a server checks before, as above.
+REPLACED_MEANWHILE = "one of the two boards was renamed or removed meanwhile; nothing has changed"
 #: Why work cannot wait for boards: one of them was removed while it was submitted.
 REMOVED_MEANWHILE = "one of the boards was removed from the fleet meanwhile; nothing waits"
 _REMOVED_BOARD = "it was removed from the fleet; it did not run"
@@ -96,6 +107,20 @@ _HAS_USES_LEFT = tables.tokens.c.uses > 0
 
 #: Returns whether a job's result in the store was assumed, so that its board may correct it.
 IsUncertain = Callable[[JobRow], bool]
+
+
+class ReplacedWith(NamedTuple):
+    """What a board has that has replaced another one.
+
+    Attributes:
+        row: the new board's row.
+        waiting: the numbers of the jobs that waited for the old board, and wait for it now.
+        rollout: which rollout brings it to the old board's generation.
+    """
+
+    row: BoardRow
+    waiting: list[int]
+    rollout: ReplacedInRollout
 
 
 class EndedJob(NamedTuple):
@@ -149,6 +174,7 @@ class Store:
             self._connection, self.database.insert, self._rollback_on_error
         )
         self.secret_rows = SecretRows(self._connection, self._rollback_on_error)
+        self.replaced_rows = ReplacedRows(self._connection)
         self.blob_rows = BlobRows(self._connection, self.database.insert)
         self.waiting_rows = WaitingRows(
             self._connection, self.blob_rows, tables.jobs, self.database.insert
@@ -293,16 +319,63 @@ class Store:
 
     def delete_boards(self, board_ids: Sequence[str], audit_row: AuditRow | None = None) -> None:
         """Delete boards; the rows of their jobs stay, and their ids are never used again."""
-        statement = sa.delete(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         with self._durable_transaction(audit_row):
-            self._connection.execute(statement, [{"board": board_id} for board_id in board_ids])
             for board_id in board_ids:
                 waiting = self.waiting_rows.jobs_of_board(board_id)
                 self._end_waiting(waiting, "offline", _REMOVED_BOARD)
-                self.installed_packages.delete_board(board_id)
-                self.log_rows.delete_board(board_id)
-                self.health_rows.delete_board(board_id)
-                self.secret_rows.delete_board(board_id)
+                self._delete_board(board_id)
+
+    def _delete_board(self, board_id: str) -> None:
+        self._connection.execute(sa.delete(tables.boards).where(tables.boards.c.id == board_id))
+        self.installed_packages.delete_board(board_id)
+        self.log_rows.delete_board(board_id)
+        self.health_rows.delete_board(board_id)
+        self.secret_rows.delete_board(board_id)
+
+    def replace_board(
+        self, request: BoardReplacement, place: RolloutPlace, audit_row: AuditRow | None = None
+    ) -> ReplacedWith:
+        """Let a board become what another one was, and delete that one, in one transaction.
+
+        Args:
+            request: which boards.
+            place: of the rollout that brings the new board to the old one's generation.
+            audit_row: for the audit log.
+
+        Returns:
+            What the new board has now.
+
+        Raises:
+            ServerError: one of them was changed meanwhile, or the new one is being switched by a
+                rollout; nothing has changed.
+        """
+        with self._durable_transaction(audit_row):
+            try:
+                return self._replace_board(request, place)
+            except ServerError:
+                self.database.rollback()
+                raise
+
+    def _replace_board(self, request: BoardReplacement, place: RolloutPlace) -> ReplacedWith:
+        board = tables.boards.c
+        query = sa.select(*BOARD_COLUMNS).where(board.id.in_((request.old, request.new)))
+        found = self._connection.execute(query.order_by(board.id).with_for_update()).all()
+        rows = {row.id: BoardRow(*row) for row in found}
+        names = [rows[each].name for each in (request.old, request.new) if each in rows]
+        if names != [request.old_name, request.new_name]:
+            raise ServerError(REPLACED_MEANWHILE)
+        old = rows[request.old]
+        waiting = self.waiting_rows.move(old.id, request.new)
+        outcome = self.rollout_rows.replace_board(request, place)
+        self._delete_board(old.id)
+        self.replaced_rows.add(old, time.time())
+        inherited = ("name", "labels", "reserved_by", "reserved_until")
+        values = {name: getattr(old, name) for name in (*inherited, "stay_seconds", "stay_until")}
+        if old.note:
+            values["note"] = old.note
+        update = sa.update(tables.boards).where(board.id == request.new)
+        self._connection.execute(update.values(**values))
+        return ReplacedWith(rows[request.new]._replace(**values), waiting, outcome)
 
     def set_labels(
         self,

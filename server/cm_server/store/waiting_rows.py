@@ -172,6 +172,7 @@ class WaitingRows:
     ) -> None:
         self._connection = connection
         self._blob_rows = blob_rows
+        self._jobs = jobs
         self._insert = insert
         self._unchecked_chars = _TRIM_CHARS  # of outputs since their sum was looked at
         columns = {
@@ -312,6 +313,16 @@ class WaitingRows:
             left = {row[0] for row in self._connection.execute(query.distinct()).all()}
             self._blob_rows.unpin([_user(each) for each in part if each not in left])
         return removed
+
+    def move(self, board_id: str, to_id: str) -> list[int]:
+        """Let all jobs that wait for a board wait for another one; return their numbers."""
+        jobs = self.jobs_of_board(board_id)
+        moved = sa.update(_waiting).where(_waiting.c.board == board_id).values(board=to_id)
+        self._connection.execute(moved)
+        for part in _parts(jobs):
+            rows = sa.update(self._jobs).where(self._jobs.c.id.in_(part))
+            self._connection.execute(rows.values(board=to_id))
+        return jobs
 
     def jobs_of_board(self, board_id: str) -> list[int]:
         """Return the numbers of all jobs that wait for a board."""

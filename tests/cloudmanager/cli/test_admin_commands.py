@@ -96,6 +96,39 @@ def test_answer_no_removes_nothing_and_is_no_failure(boards, mbm, monkeypatch):
     assert mbm("board-list", "demo-[1-2]").status == 0
 
 
+def test_board_replace_says_what_the_new_board_is_now(server, enrolled, mbm):
+    enrolled += ["desk-6", "desk-7"]
+    mbm("board-enrol", "desk-6")
+    mbm("board-enrol", "desk-7")
+    mbm("board-execute", "desk-6", "-c", "1", "--when-online")
+    done = mbm("board-replace", "desk-6", "desk-7")
+    assert done.out == (
+        "desk-7 is desk-6 now; the old desk-6 is no longer valid.\n1 job waits for it.\n"
+    )
+    assert "desk-7" not in mbm("board-list").out
+    enrolled.append("desk-8")
+    mbm("board-enrol", "desk-8")
+    replaced = mbm("board-replace", "desk-6", "desk-8", "--json").json
+    assert (replaced["name"], replaced["was"], replaced["rollout"]) == ("desk-6", "desk-8", None)
+
+
+def test_board_replace_refuses_a_connected_board_and_asks_in_a_terminal(boards, mbm, monkeypatch):
+    refused = mbm("board-replace", "demo-1", "demo-2", "--yes")
+    assert refused.status == 1
+    assert "demo-1 is connected, so it is not dead" in refused.err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", answer)
+    done = mbm("board-replace", "demo-1", "demo-2")
+    assert (done.status, done.out, done.err) == (0, "", "Nothing was changed.\n")
+    assert asked == ["Remove demo-1 for good, and let demo-2 take its place? [y/N] "]
+
+
 def test_board_rotate_reports_who_gets_the_new_key_now_and_later(boards, enrolled, mbm):
     enrolled.append("desk-5")
     mbm("board-enrol", "desk-5")

@@ -111,6 +111,8 @@ WRONG_TYPES: list[dict[str, Any]] = [
     {"verb": "enrol", "names": {"a": 1}},
     {"verb": "enrol", "names": [True]},
     {"verb": "rename", "name": True},
+    {"verb": "replace", "new": True},
+    {"verb": "replace", "new": ["lab-1"]},
     {"verb": "token-create", "name": True},
     {"verb": "token-create", "name": "t", "role": True},
     {"verb": "token-create", "name": "t", "role": ["viewer"]},

@@ -8,6 +8,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store.change_notifier import NotifyingStore
+from cm_server.store.rollout_rows import BoardReplacement, RolloutPlace
 from cm_server.store.rows import AuditRow, TokenRow, new_board_row
 
 NOTE = AuditRow(7.0, "ann", "", "board-enrol", "", "", 1, None, None, "done")
@@ -37,8 +38,12 @@ def test_changes_of_boards_and_tokens_are_reported():
     for name, given, _ in changes:
         getattr(store, name)(*given)
     store.update_board("id2", name="lab-9")
-    assert reported == [*(what for *_, what in changes), (["id2"],)]
+    store.enrol_boards([BOARD._replace(id="id4", name="spare")])
+    request = BoardReplacement("id2", "lab-9", "id4", "spare", "ann", "abc")
+    store.replace_board(request, RolloutPlace("single", 1000))
+    after = [(["id2"],), (["id4"],), (["id4", "id2"],)]
+    assert reported == [*(what for *_, what in changes), *after]
     with pytest.raises(ServerError, match="the name was given meanwhile"):
         store.enrol_boards([BOARD._replace(id="id3", name="lab-9")])
-    assert len(reported) == len(changes) + 1
+    assert len(reported) == len(changes) + len(after)
     store.close()
