@@ -109,6 +109,8 @@ class FrameReader:
         masked: whether the peer must mask (True on a server, RFC 6455, 5.1).
     """
 
+    __slots__ = ("_buffer", "_masked", "max_size")
+
     def __init__(self, max_size: int, *, masked: bool) -> None:
         self.max_size = max_size
         self._masked = masked

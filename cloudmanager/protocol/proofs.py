@@ -63,6 +63,8 @@ class LinkMac:
         key: the key of the session, see ``session_key``.
     """
 
+    __slots__ = ("_key", "_received", "_sent")
+
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._sent = self._received = 0

@@ -329,7 +329,7 @@ def _list_samples(context: RequestContext) -> ListReply:
         )
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
-    buffers = {name: tuple(context.boards[name].sample_buffer.samples) for name in names}
+    buffers = {name: tuple(context.boards[name].samples) for name in names}
     return ListReply(_newest_samples(buffers, count))
 
 

@@ -217,7 +217,7 @@ class BoardDirectory:
         samples: list[list[Any]] = []
         while boards and len(samples) < SAMPLES_PER_MESSAGE:
             board = boards.popleft()
-            samples += [[board.id, *sample] for sample in board.sample_buffer.samples]
+            samples += [[board.id, *sample] for sample in board.samples]
         if samples:
             self._peer_messages.send(server, "older-samples", {"samples": samples})
         if boards and not self._closed:

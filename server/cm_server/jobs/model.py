@@ -6,9 +6,10 @@ A job is one cell, or one list of file operations, on one board. No sockets, no 
 from __future__ import annotations
 
 import errno
+import functools
+import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ from cloudmanager.protocol.errors import PackageError, ServerError
 from cloudmanager.protocol.facts import published_facts, target_facts
 from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cm_server.limits import Limits
-from cm_server.sample_buffer import SampleBuffer
+from cm_server.sample_buffer import Sample, SampleBuffer
 
 if TYPE_CHECKING:
     from cm_server.rate_limits import TokenBucket
@@ -30,6 +31,8 @@ MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPyt
 #: code.
 MIN_BUFFER = 64
 _SENT_STATES = ("running", "adrift")  # of a job that its board may have started
+_PART_SETS = 64  # different lists of the parts of clients that boards share
+_OWN_FACTS = frozenset(("boot", "address", "mac"))  # different on each board
 MAX_WAIT_CALLERS = 4  # callers that a queued job's ACCEPTED names; of more, the user sees "others"
 
 
@@ -494,6 +497,44 @@ class Board:
         pending_read: what it waits for of a file in a mounted folder; None if nothing.
     """
 
+    # A server has very many: without slots, so many attributes take three times as much memory.
+    __slots__ = (
+        "__weakref__",
+        "_current_job",
+        "_expected_until",
+        "_labels",
+        "_on_changed",
+        "_on_labels_changed",
+        "_remote_state",
+        "_reported_facts",
+        "_reservation",
+        "_sample_buffer",
+        "_stay",
+        "blocked",
+        "buffer_size",
+        "client_parts",
+        "connected_since",
+        "consecutive_takeovers",
+        "epoch",
+        "free_since",
+        "gen",
+        "id",
+        "key",
+        "last_result",
+        "last_seen",
+        "link",
+        "link_count",
+        "name",
+        "nonce",
+        "note",
+        "pending_read",
+        "plain",
+        "queue",
+        "serial",
+        "strays",
+        "token",
+    )
+
     def __init__(
         self,
         row: BoardRow,
@@ -513,18 +554,19 @@ class Board:
         self.note = row.note or ""
         self._reservation = read_reservation(row)
         self._labels: Mapping[str, str] = row.labels
-        self.reported_facts: dict[str, Any] = row.facts
+        self._reported_facts = share_texts(row.facts)
         self.last_seen = row.last_seen
         self.link: BoardLinkProtocol | None = None
         self.link_count = 0
         self.consecutive_takeovers = 0
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
-        self.client_parts: frozenset[str] = frozenset()
+        self.client_parts = _part_set(())
         self._current_job: Job | None = None
-        self.queue: deque[Job] = deque()
+        # A list: while nothing waits, a deque has 600 bytes.
+        self.queue: list[Job] = []
         self.last_result = 0
-        self.sample_buffer = SampleBuffer()
+        self._sample_buffer: SampleBuffer | None = None  # made when needed
         self.strays: TokenBucket | None = None
         self.blocked = False
         self.epoch = 0
@@ -538,6 +580,27 @@ class Board:
         """Notify subscribers and other servers that something about the board changed."""
         if self._on_changed is not None:
             self._on_changed(self)
+
+    @property
+    def reported_facts(self) -> dict[str, Any]:
+        """What it reported about itself; replaced as a whole, never changed."""
+        return self._reported_facts
+
+    @reported_facts.setter
+    def reported_facts(self, facts: dict[str, Any]) -> None:
+        self._reported_facts = share_texts(facts)
+
+    @property
+    def sample_buffer(self) -> SampleBuffer:
+        """Its latest samples."""
+        if self._sample_buffer is None:
+            self._sample_buffer = SampleBuffer()
+        return self._sample_buffer
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Its latest samples; () if it has sent none."""
+        return () if self._sample_buffer is None else self._sample_buffer.samples
 
     @property
     def current_job(self) -> Job | None:
@@ -735,7 +798,7 @@ class Board:
         self.blocked = False
         self.reported_facts = facts
         self.buffer_size = buffer_size
-        self.client_parts = frozenset(parts)
+        self.client_parts = _part_set(tuple(parts))
         self.connected_since = self.last_seen = time.time()
         self.notify_changed()
 
@@ -793,6 +856,38 @@ class Board:
             "job": self.current_job.describe() if self.current_job else None,
             "queued": len(self.queue),
         }
+
+
+def share_texts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts without those that are not known, and with texts that boards share.
+
+    A fleet's boards are of few kinds. What is read from JSON has texts of its own for each.
+    """
+    return {
+        sys.intern(name): value if name in _OWN_FACTS else _shared_value(value)
+        for name, value in facts.items()
+        if value is not None and value != ""
+    }
+
+
+def _shared_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return _part_list(tuple(value))
+    return value
+
+
+@functools.lru_cache(_PART_SETS)
+def _part_list(parts: tuple[str, ...]) -> list[str]:
+    """Return the same list of the parts of a client each time; nobody changes it."""
+    return list(parts)
+
+
+@functools.lru_cache(_PART_SETS)
+def _part_set(parts: tuple[str, ...]) -> frozenset[str]:
+    """Return the same set of the parts of a client each time."""
+    return frozenset(parts)
 
 
 def read_reservation(row: BoardRow) -> Reservation | None:

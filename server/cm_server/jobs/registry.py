@@ -27,6 +27,8 @@ class Registry:
         self.alarm_listener: Callable[[Board], None] | None = None
         self.on_access_changed: Callable[[], None] = lambda: None
         self.names_version = 0
+        # Each board has them: the same two objects instead of two for each.
+        self._listeners = self._on_board_changed, self._on_name_changed
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
@@ -34,9 +36,7 @@ class Registry:
 
     def add(self, row: BoardRow) -> Board:
         """Add an enrolled board."""
-        board = self.by_name[row.name] = self.by_id[row.id] = Board(
-            row, self._on_board_changed, self._on_name_changed
-        )
+        board = self.by_name[row.name] = self.by_id[row.id] = Board(row, *self._listeners)
         self.names_version += 1
         board.notify_changed()
         return board

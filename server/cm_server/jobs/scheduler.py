@@ -93,7 +93,7 @@ class Scheduler:
         if board.link is None:
             self._job_results.end_job(job, "offline", board.last_seen_text)
             return
-        board.queue.appendleft(job)
+        board.queue.insert(0, job)
         self.start_queued_jobs(board)
         board.notify_changed()
 
@@ -246,7 +246,7 @@ class Scheduler:
         """
         job.state = "queued"
         job.resends += 1
-        job.board.queue.appendleft(job)
+        job.board.queue.insert(0, job)
 
     def _dequeue(self, job: Job, submitted: Job | None) -> None:
         """Take a job that starts out of its board's queue; see ``start_queued_jobs``."""
@@ -324,7 +324,7 @@ class Scheduler:
         job.awaiting_input = False
         job.resends += 1
         board.current_job = None
-        board.queue.appendleft(job)
+        board.queue.insert(0, job)
         if job.cell.options.fresh and board.link is not None:
             board.interrupt()
             job.timer = self._call_later(RESET_SECONDS, lambda: self._on_not_free(job))
@@ -451,7 +451,7 @@ class Scheduler:
         """End all jobs of a board that is about to be removed from the fleet."""
         self._end_current(board, "the board was removed from the fleet")
         while board.queue:
-            job = board.queue.popleft()
+            job = board.queue.pop(0)
             self._job_results.end_job(job, "offline", "it was removed from the fleet")
 
     def _end_current(self, board: Board, why: str) -> None:
@@ -472,7 +472,7 @@ def _startable(board: Board) -> Job | None:
     the program, and does not wait behind the jobs that wait for the program's end. While a caller
     has reserved the board, the jobs of others wait.
     """
-    if board.link is None or board.current_job is not None:
+    if not board.queue or board.link is None or board.current_job is not None:
         return None
     if board.blocked:
         return _first_resetting_job(board)

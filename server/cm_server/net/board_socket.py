@@ -20,7 +20,7 @@ from cm_server.rate_limits import UnauthenticatedEntry
 
 from .fair_queue import FairQueue
 from .handlers import BaseHandler, RequestPolicy
-from .websocket import WebSocketLink, accept_websocket
+from .websocket import WebSocketLink, accept_websocket, no_pause
 
 if TYPE_CHECKING:
     from cm_server.auth.audit import AuditLog
@@ -114,6 +114,25 @@ class BoardConnection:
         address: the board's IP address.
         secure: whether nobody on the network path can read or change messages.
     """
+
+    # A server has very many: see ``Board``.
+    __slots__ = (
+        "_address",
+        "_board",
+        "_closed",
+        "_deadline",
+        "_enrol_task",
+        "_heard",
+        "_heartbeat_timer",
+        "_hello",
+        "_key",
+        "_link",
+        "_nonce",
+        "_secure",
+        "_services",
+        "_unanswered_pings",
+        "_unauthenticated_entry",
+    )
 
     def __init__(
         self, services: BoardLinkServices, link: WebSocketLink, address: str, *, secure: bool
@@ -362,6 +381,17 @@ class BoardConnection:
             services.beat, self._send_heartbeat
         )
         self._write_log(logging.INFO, "%s is connected, from %s", board.name, self._link.peer)
+        self._end_authentication()
+
+    def _end_authentication(self) -> None:
+        """Drop what only the authentication needed: a server has very many links."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._hello = None
+        self._nonce = self._key = b""
+        self._enrol_task = None
+        self._link.read_pause = no_pause
 
     def _key_is_outdated(self) -> bool:
         """Return whether the board has another key than when it proved this one."""

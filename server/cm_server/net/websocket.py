@@ -29,7 +29,8 @@ from cm_server.limits import Limits
 from cm_server.rate_limits import TokenBucket
 
 from .fair_queue import FairQueue
-from .tls_transport import READ_BYTES, TlsTransport
+from .socket_transport import READ_BYTES, SocketTransport
+from .tls_transport import TlsTransport
 from .work_shares import WorkShare
 
 log = logging.getLogger("cm_server")
@@ -87,6 +88,40 @@ class WebSocketLink(asyncio.Protocol):
         mac: adds MACs to messages and verifies them, on a board's link without TLS.
     """
 
+    # A server has very many: see ``Board``.
+    __slots__ = (
+        "_awaits_reader",
+        "_backlog",
+        "_closed",
+        "_early_messages",
+        "_early_reads",
+        "_limits",
+        "_pauses",
+        "_pong",
+        "_queue",
+        "_rate",
+        "_reader",
+        "_stall_timer",
+        "_transport",
+        "_written",
+        "authenticated",
+        "handles_unread",
+        "is_board",
+        "mac",
+        "may_continue",
+        "on_close",
+        "on_drained",
+        "on_frame",
+        "on_message",
+        "on_open",
+        "peer",
+        "queued_bytes",
+        "read_pause",
+        "work",
+        "write_blocked",
+        "write_log",
+    )
+
     def __init__(
         self, max_size: int, queue: FairQueue, limits: Limits, *, is_board: bool = False
     ) -> None:
@@ -94,15 +129,15 @@ class WebSocketLink(asyncio.Protocol):
         self.is_board = is_board
         self.peer = "a peer"
         self.authenticated = True
-        self.read_pause: Callable[[int], float] = lambda _: 0.0
-        self.write_log: Callable[..., None] = log.log
-        self.on_message: Callable[[bytes], None] = lambda _: None
+        self.read_pause: Callable[[int], float] = no_pause
+        self.write_log: Callable[..., None] = _WRITE_LOG
+        self.on_message: Callable[[bytes], None] = _ignore_message
         self.on_frame: Callable[[], None] = _do_nothing
         self.on_drained: Callable[[], None] = _do_nothing
         self.on_open: Callable[[], None] = _do_nothing
         self.on_close: Callable[[], None] = _do_nothing
-        self.may_continue: Callable[[int], bool] = lambda _: True
-        self.queued_bytes: Callable[[], int] = lambda: 0
+        self.may_continue: Callable[[int], bool] = _always_continue
+        self.queued_bytes: Callable[[], int] = _no_bytes
         self.work = WorkShare(limits)
         self.handles_unread = True
         self.write_blocked = False
@@ -269,8 +304,9 @@ class WebSocketLink(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=0)
+        on_open, self.on_open = self.on_open, _do_nothing
         try:
-            self.on_open()
+            on_open()
         except Exception as error:
             cleanup.log_failure("opening a link", error)
             transport.abort()
@@ -476,8 +512,31 @@ def _kernel_unsent_bytes(sock: socket.socket | None) -> int:
     return 0
 
 
+# The defaults of a link's callbacks: one object for all links.
+_WRITE_LOG = log.log
+
+
+def no_pause(_reads: int) -> float:
+    """Return 0: reads are not limited."""
+    return 0.0
+
+
 def _do_nothing() -> None:
     """Do nothing."""
+
+
+def _ignore_message(_message: bytes) -> None:
+    """Do nothing."""
+
+
+def _always_continue(_size: int) -> bool:
+    """Return True: a message's length is limited by nothing else."""
+    return True
+
+
+def _no_bytes() -> int:
+    """Return 0: nothing is queued besides the link's own queue."""
+    return 0
 
 
 def _is_over(end: float) -> bool:
@@ -536,7 +595,7 @@ async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) ->
         if isinstance(sock, ssl.SSLSocket):
             TlsTransport(sock, link)
         else:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
+            SocketTransport(sock, link)
     except BaseException:
         link.abort()  # if it was open already, its on_close releases its counts
         sock.close()

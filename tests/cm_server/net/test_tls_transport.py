@@ -14,7 +14,8 @@ import pytest
 from cloudmanager import config
 from cm_server import cleanup
 from cm_server.net import certificates
-from cm_server.net.tls_transport import READ_BYTES, TlsTransport
+from cm_server.net.socket_transport import READ_BYTES
+from cm_server.net.tls_transport import TlsTransport
 from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import within
 
@@ -159,4 +160,4 @@ async def test_connection_lost_is_called_although_closing_the_socket_fails(
     monkeypatch.setattr(sock, "close", fail)
     pair.transport.abort()
     await within(pair.protocol.lost.wait())
-    assert "the clean-up of a TLS link failed" in caplog.text
+    assert "the clean-up of a link failed" in caplog.text

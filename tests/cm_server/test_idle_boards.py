@@ -1,0 +1,99 @@
+"""What a board costs that is connected and does nothing: a server may have ten thousand."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+from collections.abc import Callable
+
+from cloudmanager.protocol.facts import read_facts
+from cm_server.jobs.model import Board
+from cm_server.jobs.registry import Registry
+from cm_server.limits import Limits
+from cm_server.net.board_socket import BoardConnection
+from cm_server.net.fair_queue import FairQueue
+from cm_server.net.websocket import WebSocketLink
+from cm_server.store.rows import BoardRow
+
+BOARDS = 200
+#: Of Python objects; what OpenSSL and the kernel need comes on top. The numbers only go down.
+BOARD_BYTES = 600
+FACTS_BYTES = 900
+LINK_BYTES = 1100
+_REPORTED = {
+    "platform": "esp32",
+    "version": "1.28.0",
+    "mpy": 774,
+    "machine": "Generic ESP32 module with ESP32",
+    "client": "1a2b3c4d",
+    "heap": 123456,
+    "rssi": -61,
+    "block": 110000,
+    "flash": 1500000,
+    "watchdog": "60 s",
+    "reset": "pwron",
+    "uptime": 12,
+    "program": "app.py",
+    "address": "192.168.1.20",
+    "mac": "a4cf12000000",
+}
+_PARTS = ["about", "ask", "boot", "emit", "files", "link", "log", "mount", "run", "switch"]
+
+
+def bytes_per_board(make: Callable[[], object]) -> float:
+    """Return what the objects need that a function makes, divided by the number of boards."""
+    gc.collect()
+    tracemalloc.start()
+    kept = make()
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept
+    return size / BOARDS
+
+
+def rows() -> list[BoardRow]:
+    return [
+        BoardRow(f"id-{number}", f"lab-{number}", bytes(32), {}, {}, 0.0, None)
+        for number in range(BOARDS)
+    ]
+
+
+def facts(number: int) -> dict[str, object]:
+    """Return facts as a link has them: read from JSON, with texts of their own."""
+    found = read_facts(json.loads(json.dumps(_REPORTED)))
+    return {**found, "parts": json.loads(json.dumps(_PARTS)), "boot": f"{number:016x}"}
+
+
+def test_enrolled_board_is_small():
+    given = rows()
+    assert bytes_per_board(lambda: Registry(given)) <= BOARD_BYTES
+
+
+def test_connected_board_is_small():
+    boards = list(Registry(rows()).by_id.values())
+    links = [WebSocketLink(1, FairQueue(1), Limits(), is_board=True) for _ in boards]
+
+    def connect() -> list[Board]:
+        for number, (board, link) in enumerate(zip(boards, links, strict=True)):
+            board.connect(link, facts(number), 1024, [str(part) for part in _PARTS])
+        return boards
+
+    assert bytes_per_board(connect) <= FACTS_BYTES
+    assert boards[3].client_parts == frozenset(_PARTS)
+    assert {name: boards[3].reported_facts[name] for name in _REPORTED} == _REPORTED
+    assert boards[3].reported_facts["parts"] == _PARTS
+
+
+def test_link_of_a_board_is_small():
+    limits, queue = Limits(), FairQueue(1)
+
+    def connect() -> list[BoardConnection]:
+        links = [WebSocketLink(1, queue, limits, is_board=True) for _ in range(BOARDS)]
+        return [
+            BoardConnection(None, link, "127.0.0.1", secure=False)  # type: ignore[arg-type]
+            for link in links
+        ]
+
+    assert bytes_per_board(connect) <= LINK_BYTES
