@@ -66,6 +66,8 @@ _NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is los
 _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
 _WATCHDOG_SECONDS = 60.0  # until a board whose callback is not called is restarted
 _IDLE_TICKS = 10  # ticks without work until the thread sleeps
+_FIRST_TICKS = 2  # of these, while which none is left out; then the thread looks at every third
+_MORE_TICKS = 3
 _FULL_BYTES = 32 * 1024  # of the 64 KB of a pipe: the board prints faster than ticks come
 _FAST_TICK_SECONDS = 0.0002  # between two polls then,
 _FAST_TICKS = 100  # and until it prints less
@@ -107,6 +109,8 @@ class InterruptThread:
         self._unanswered_since = 0.0
         self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
         self.wake_reader, self.wake_writer = os.pipe()
+        self._wake_poll = select.poll()
+        self._wake_poll.register(self.wake_reader, select.POLLIN)
         self._main = threading.main_thread().ident or 0
         self._main_id = threading.main_thread().native_id
         self._schedule_call = library.mp_sched_schedule
@@ -142,21 +146,43 @@ class InterruptThread:
                 self._fast_ticks -= 1
                 time.sleep(_FAST_TICK_SECONDS)
             elif quiet < _IDLE_TICKS:
-                self._await_tick()
+                quiet += self._await_ticks(quiet) - 1
             elif self._log_waits():  # it needs no ticks
                 self._sleep()
             elif self._sleep():
                 quiet = 0
             else:  # a cell has started: most are short and need nothing
                 quiet = 0
-                self._await_tick()
+                self._await_tick(_TICK_SECONDS)
 
-    def _await_tick(self) -> None:
-        """Wait until the next tick, or until the board wakes the thread, to end its process."""
-        poll = select.poll()
-        poll.register(self.wake_reader, select.POLLIN)
-        if poll.poll(_TICK_SECONDS * 1000):
-            os.read(self.wake_reader, 4096)
+    def _await_ticks(self, quiet: int) -> int:
+        """Wait until a tick at which there may be something to do, or until the thread sleeps.
+
+        Between two cells, a tick is a system call and a look at the mailbox, and most are left out:
+        hundreds of boards have 50 of them a second. A board that has just run something may go on.
+
+        Args:
+            quiet: for how many ticks there was nothing to do.
+
+        Returns:
+            For how many ticks it has waited.
+        """
+        mailbox, waited = self.mailbox, 0
+        while quiet + waited < _IDLE_TICKS:
+            ticks = 1 if quiet + waited < _FIRST_TICKS else _MORE_TICKS
+            waited += ticks
+            if self._await_tick(ticks * _TICK_SECONDS):
+                break
+            if mailbox[_CELL_RUNS] or not mailbox[_CAPTURES] or mailbox[_OUTPUT_CLOSED]:
+                break
+        return waited
+
+    def _await_tick(self, seconds: float) -> bool:
+        """Wait; return whether the board has woken the thread, to end its process."""
+        if not self._wake_poll.poll(seconds * 1000):
+            return False
+        os.read(self.wake_reader, 4096)
+        return True
 
     def _check_output(self) -> bool:
         """Copy output to the log, unless the client does it; repair closed streams.

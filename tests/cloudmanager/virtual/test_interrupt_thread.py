@@ -236,3 +236,33 @@ def test_interrupt_does_not_reach_the_next_cell(board: tuple[InterruptThread, Li
     made.mailbox[FIRE] = 0
     made._interrupt_cell()
     assert library.mp_sched_keyboard_interrupt.times == []
+
+
+def test_short_cells_wake_the_thread_rarely(
+    board: tuple[InterruptThread, Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of boards that run short cells would use a core for ticks otherwise."""
+    made, library = board
+    made.mailbox[CAPTURES] = 1
+    ticks = Call(made._wake_poll.poll)
+    monkeypatch.setattr(made, "_wake_poll", type("Poll", (), {"poll": staticmethod(ticks)}))
+    ends = time.monotonic() + 1.0
+    while time.monotonic() < ends:
+        begin(made)
+        made.mailbox[RUN] = 0
+        time.sleep(0.06)
+    assert library.mp_sched_schedule.times == []
+    assert len(ticks.times) < 35  # 50 without what is left out
+
+
+def test_cell_that_begins_between_two_ticks_is_served(
+    board: tuple[InterruptThread, Library],
+) -> None:
+    made, library = board
+    made.mailbox[CAPTURES] = 1
+    begin(made)
+    made.mailbox[RUN] = 0
+    time.sleep(0.05)  # now the thread leaves ticks out
+    begin(made)
+    made.mailbox[4] = 1  # there is output to be sent
+    until(lambda: library.mp_sched_schedule.times)
