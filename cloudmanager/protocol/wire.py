@@ -537,14 +537,24 @@ def submit_head_bytes(message: Message) -> int:
     return size
 
 
+def split_submit(message: Message) -> tuple[bytes, bytes]:
+    """Return the JSON of the options, and the code, of the SUBMIT in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    end = _U32.size + submit_head_bytes(message)
+    return message.payload[_U32.size : end], message.payload[end:]
+
+
 def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
     """Return the options and the code of the SUBMIT in ``message``.
 
     Raises:
         PeerWireError: it is malformed.
     """
-    end = _U32.size + submit_head_bytes(message)
-    return read_json(message.payload[_U32.size : end]), message.payload[end:]
+    text, code = split_submit(message)
+    return read_json(text), code
 
 
 def pack_events(messages: Iterable[bytes]) -> bytes:

@@ -162,6 +162,8 @@ def shorten(text: str, length: int) -> str:
         text: any text, also from a peer.
         length: the maximum number of characters.
     """
+    if not text:
+        return ""  # of nearly every cell
     masked = _mask_tokens(text[: 4 * length])
     line = " ".join(masked.encode("utf-8", "replace").decode().replace("\0", " ").split())
     return line[:length]

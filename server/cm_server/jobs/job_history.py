@@ -10,8 +10,9 @@ from cloudmanager.protocol import wire
 from cm_server.limits import Limits
 from cm_server.store.rows import MAX_JOB_ID, JobRow
 
-from .model import Job
+from .model import Cell, Job
 
+_REMEMBERED_BYTES = 4096  # of a cell whose job has just ended
 REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
 
 
@@ -48,15 +49,26 @@ class RecentJobs:
         self._limits = limits
         self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()  # id -> job, size in bytes
         self._bytes = 0
+        self._last_cell = Cell(b"")  # of the job that ended last, and without its code
+        self._last_title = self._last_cell
 
     def add(self, job: Job) -> None:
         """Keep a job that ended, without its code, but for the title."""
         size = len(job.output_tail) + len(job.value)
-        job.cell = job.cell._replace(code=b"", files=None)
+        job.cell = self._without_code(job.cell)
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > self._limits.recent_jobs or self._bytes > self._limits.recent_bytes:
             self._bytes -= self._jobs.popitem(last=False)[1][1]
+
+    def _without_code(self, cell: Cell) -> Cell:
+        """Return a cell without what it runs; the jobs of a cell most often end together."""
+        if cell is not self._last_cell:
+            without = cell._replace(code=b"", files=None)
+            if len(cell.code) > _REMEMBERED_BYTES or cell.files is not None:
+                return without
+            self._last_cell, self._last_title = cell, without
+        return self._last_title
 
     def get(self, number: int) -> Job | None:
         """Return a job, None if it is not kept."""

@@ -175,6 +175,8 @@ def _last_line(error: str) -> str:
 
     What cannot be stored would fail again with each later write.
     """
+    if not error:
+        return ""  # of nearly every job
     line = error.strip().rpartition("\n")[2][:ERROR_CHARS]
     line = line.encode("utf-8", "replace").decode()  # lone surrogates
     return line.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL does not store it

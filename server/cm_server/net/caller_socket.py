@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
-from cloudmanager.protocol.run_options import RunOptions
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, replies, verbs
@@ -57,6 +57,7 @@ REQUEST_MESSAGES = 5
 _URGENT = ("interrupt", "stop")
 #: How many of a link's newest cells are remembered, so that a repeated one is refused.
 REMEMBERED_REFS = 64
+REMEMBERED_HEAD_BYTES = 1024  # of the options of a link's last cell
 #: Messages that are always answered, by a REPLY if the server fails.
 _REPLIED_OPS = frozenset((wire.SUBMIT, wire.REQUEST, wire.CONTENT, wire.WATCH))
 
@@ -90,6 +91,20 @@ class CallerLinkServices:
     waiting_work: WaitingWorkReader
     long_replies: asyncio.Semaphore
     call_later: Callable[[float, Callable[[], None]], TimerHandle]
+
+
+class _SubmitHead(NamedTuple):
+    """The options of a SUBMIT, which a caller most often repeats; checked, and never changed.
+
+    Attributes:
+        text: their JSON.
+        head: the same, read.
+        options: those of them that say how the cell is run.
+    """
+
+    text: bytes
+    head: dict[str, Any]
+    options: RunOptions
 
 
 class _SubmittedCell(NamedTuple):
@@ -235,6 +250,8 @@ class CallerConnection:
         self._drained: asyncio.Future[None] | None = None  # of those that wait for the caller
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
+        self._accepted_at = 0.0  # when the last one was put into the outbox, by the loop's clock
+        self._last_head = _SubmitHead(b"", {}, DEFAULT_OPTIONS)
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
         self._token_timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -536,10 +553,14 @@ class CallerConnection:
             raise PeerWireError("this cell was submitted before")
         self._recent_refs.append(message.job)
         check_size(wire.submit_head_bytes(message), self._services.limits)
-        head, code = wire.read_submit(message)
+        text, code = wire.split_submit(message)
+        is_known = text == self._last_head.text
+        head = self._last_head.head if is_known else wire.read_json(text)
         target = str(head.get("target", ""))
         try:
-            options = self._read_options(head)
+            options = self._read_options(head, self._last_head.options if is_known else None)
+            if not is_known and len(text) <= REMEMBERED_HEAD_BYTES and _is_flat(head):
+                self._last_head = _SubmitHead(text, head, options)
             if options.when_online:
                 return self._submit_waiting(message.job, head, target, code, options)
             submission, left_out = self._read_submission(head, target, code, options)
@@ -589,16 +610,44 @@ class CallerConnection:
             dispatch.detach_observer(self)
         elif self._outbox.is_complete:
             self._flush()
-        elif self._flush_timer is None:
-            loop = asyncio.get_running_loop()
-            self._flush_timer = loop.call_later(ACCEPTED_DELAY_SECONDS, self._flush)
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Send the outbox after a short delay, in which messages of the new jobs may come.
+
+        A timer that is not needed any more goes on, since most cells end before, and the next one
+        uses it: it costs as much as reading the cell.
+        """
+        loop = asyncio.get_running_loop()
+        self._accepted_at = loop.time()
+        if self._flush_timer is None:
+            self._flush_timer = loop.call_later(ACCEPTED_DELAY_SECONDS, self._on_flush_due)
+
+    def _on_flush_due(self) -> None:
+        self._flush_timer = None
+        if not self._outbox or self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._accepted_at + ACCEPTED_DELAY_SECONDS
+        if due > loop.time() + ACCEPTED_DELAY_SECONDS / 10:  # of a later cell
+            self._flush_timer = loop.call_at(due, self._on_flush_due)
+        else:
+            self._flush()
 
     def _was_submitted_before(self, ref: int) -> bool:
         return ref in self._recent_refs
 
-    def _read_options(self, head: dict[str, Any]) -> RunOptions:
-        """Return how a cell is run, if the token may run cells."""
+    def _read_options(self, head: dict[str, Any], known: RunOptions | None) -> RunOptions:
+        """Return how a cell is run, if the token may run cells.
+
+        Args:
+            head: the JSON of the SUBMIT.
+            known: what was read before of the same text; None if it is another one.
+        """
         verbs.check_role(self.token, "submit")
+        if known is not None:
+            return known
         limits = self._services.limits
         check_fields(head, limits)
         return RunOptions.from_wire(head, limits.cell_seconds, limits.waiting_seconds)
@@ -718,9 +767,6 @@ class CallerConnection:
         The link calls this again when the caller has read everything.
         """
         self._flush_scheduled = False
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
         if not self._closing and self._services.tokens.refusal_reason(self.token):
             # In the next iteration: the review ends jobs, and the caller of this method may be in
             # the middle of ending one.
@@ -751,6 +797,11 @@ _HANDLERS: Final[Mapping[int, Callable[[CallerConnection, wire.Message], None]]]
     wire.ANSWER: CallerConnection._on_answer,
     wire.BLOCK: CallerConnection._on_block,
 }
+
+
+def _is_flat(head: Mapping[str, Any]) -> bool:
+    """Return whether nothing in the options of a SUBMIT can be changed."""
+    return not any(isinstance(value, (list, dict)) for value in head.values())
 
 
 def _seconds_to_next_check(left: float) -> float:

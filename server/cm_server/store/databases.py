@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from cloudmanager.protocol.errors import ServerError
 
@@ -245,7 +245,7 @@ class Sqlite:
                 statement uses them.
             build: returns the statement.
         """
-        return RowsStatement(self.compile(build(_parameters(columns))))
+        return RowsStatement(_compile_row(self.prepare(build(_parameters(columns))), columns))
 
     def execute_rows(self, statement: RowsStatement, rows: Sequence[Any]) -> Any:
         """Execute a statement for each row; ``rowcount`` of the cursor says how many."""
@@ -311,7 +311,6 @@ class Postgres:
         url: such as ``postgresql://user:password@host/name?sslmode=verify-full``.
     """
 
-    insert: Any = staticmethod(postgresql.insert)
     #: Whether statements are so fast that they may be executed in the event loop.
     answers_at_once = False
     changed_rows = 0  # PostgreSQL makes its checkpoints itself
@@ -320,7 +319,10 @@ class Postgres:
 
     def __init__(self, url: str) -> None:
         import psycopg
+        from sqlalchemy.dialects import postgresql  # here: it delays the start of other servers
 
+        self.insert: Any = postgresql.insert
+        self._array: Any = postgresql.ARRAY
         self.errors: tuple[type[Exception], ...] = (psycopg.Error, *_SQLALCHEMY_ERRORS)
         self.name = psycopg.conninfo.conninfo_to_dict(url).get("dbname") or "of PostgreSQL"
         self._url = url
@@ -450,10 +452,9 @@ class Postgres:
         """
         return _row_reader(self._engine.dialect, columns)
 
-    @staticmethod
-    def is_one_of(column: Any, name: str) -> Any:
+    def is_one_of(self, column: Any, name: str) -> Any:
         """Return the condition that a column is one of the numbers of a parameter."""
-        return column == sa.any_(sa.bindparam(name, type_=postgresql.ARRAY(sa.BigInteger)))
+        return column == sa.any_(sa.bindparam(name, type_=self._array(sa.BigInteger)))
 
     @staticmethod
     def numbers(numbers: Iterable[int]) -> Any:
@@ -462,13 +463,12 @@ class Postgres:
 
     def prepare_rows(self, columns: Mapping[str, Any], build: BuildStatement) -> RowsStatement:
         """Return a statement for rows of values, with an array for each column: see ``Sqlite``."""
-        arrays = [
-            sa.bindparam(name, type_=postgresql.ARRAY(type_)) for name, type_ in columns.items()
-        ]
+        arrays = [sa.bindparam(name, type_=self._array(type_)) for name, type_ in columns.items()]
         names = [sa.column(name, type_) for name, type_ in columns.items()]
         rows = sa.func.unnest(*arrays).table_valued(*names, name="new").render_derived()
         many = build({name: rows.c[name] for name in columns})
-        return RowsStatement(self.compile(build(_parameters(columns))), self.compile(many))
+        single = _compile_row(self.prepare(build(_parameters(columns))), columns)
+        return RowsStatement(single, self.compile(many))
 
     def execute_rows(self, statement: RowsStatement, rows: Sequence[Any]) -> Any:
         """Execute a statement for each row; ``rowcount`` of the cursor says how many.
@@ -569,6 +569,12 @@ def _row_reader(
         return [value if act is None else act(value) for act, value in pairs]
 
     return read
+
+
+def _compile_row(statement: PreparedStatement, columns: Mapping[str, Any]) -> str:
+    """Return a statement for one row, whose parameters are in the order of the row's values."""
+    assert list(statement.names) == list(columns), statement
+    return statement.text
 
 
 def _parameters(columns: Mapping[str, Any]) -> dict[str, Any]:
