@@ -51,20 +51,48 @@ class Saved(NamedTuple):
     notes: list[str]
 
 
-def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
-    """Start the local server in the background, unless it runs; return when it listens.
+class LaunchedServer:
+    """A server that is starting.
+
+    Args:
+        process: its process; None if a server was running already.
+        url: the address of that one.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, url: str = "") -> None:
+        self._process = process
+        self._url = url
+
+    def wait(self) -> StartOutcome:
+        """Wait until it listens.
+
+        Raises:
+            ServiceError: it did not start, for example because the TCP port is in use.
+        """
+        process = self._process
+        if process is None:
+            return StartOutcome(self._url, already=True)
+        state = _await_ready(process)
+        process.returncode = 0  # prevents Popen's ResourceWarning about a running child
+        notes = tuple(map(str, state.get("notes", ())))
+        return StartOutcome(
+            str(state["url"]), already=False, listens=str(state["listens"]), notes=notes
+        )
+
+
+def launch(options: ServerOptions = DEFAULT_OPTIONS) -> LaunchedServer:
+    """Start the local server in the background, unless it runs; do not wait for it.
 
     Args:
         options: of the server.
 
     Raises:
-        ServiceError: it did not start, for example because the TCP port is in use.
         CloudmanagerError: the server does not run on this system.
     """
     config.require_posix("The server needs")
     state = config.read_server_state(config.home_folder())
     if state is not None:
-        return StartOutcome(str(state["url"]), already=True)
+        return LaunchedServer(None, str(state["url"]))
     command = [sys.executable, "-m", "cm_server", *options.arguments()]
     home = config.make_home_folder()
     with config.open_private(home / "server.err") as errors:
@@ -77,12 +105,20 @@ def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
             cwd="/",
             env={**os.environ, "CM_HOME": str(home)},  # CM_HOME may be a relative path
         )
-    state = _await_ready(process)
-    process.returncode = 0  # prevents Popen's ResourceWarning about a running child
-    notes = tuple(map(str, state.get("notes", ())))
-    return StartOutcome(
-        str(state["url"]), already=False, listens=str(state["listens"]), notes=notes
-    )
+    return LaunchedServer(process)
+
+
+def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
+    """Start the local server in the background, unless it runs; return when it listens.
+
+    Args:
+        options: of the server.
+
+    Raises:
+        ServiceError: it did not start, for example because the TCP port is in use.
+        CloudmanagerError: the server does not run on this system.
+    """
+    return launch(options).wait()
 
 
 def stop() -> str | None:

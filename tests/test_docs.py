@@ -159,7 +159,7 @@ def test_commands_of_pages_are_accepted_by_the_parser(page: Path, capsys):
     for command in shell_commands(page):
         words = shlex.split(command.replace("JOB", "7"), comments=True)
         try:
-            options = command_line._parse_arguments(words)
+            options = command_line.parse_arguments(words)
         except SystemExit as ended:
             pytest.fail(f"mbm {command}: {ended.code} {capsys.readouterr().err}")
         macro = getattr(options, "macro", None)

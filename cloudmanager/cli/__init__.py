@@ -1,5 +1,5 @@
 """The command line `mbm`: one module per family of verbs."""
 
-from .command_line import flash_main, main
+from .entry import flash_main, main
 
 __all__ = ["flash_main", "main"]

@@ -1,29 +1,16 @@
-"""The command line ``mbm``: parse the arguments, run the verb, map errors to exit statuses.
-
-Exit status: 0 all boards succeeded, 1 a board or the server failed, 2 usage, 3 no server. A local
-file that cannot be read or written is named by an argument: 2.
-"""
+"""The arguments of ``mbm``: the parser of all verbs, made of those of each family."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cloudmanager import __version__
-from cloudmanager.display.terminal import print_error
-from cloudmanager.protocol.errors import (
-    CellSyntaxError,
-    CloudmanagerError,
-    NoSuchBoard,
-    ServerUnreachable,
-    TargetError,
-)
-from cloudmanager.protocol.text import nearest_name, os_error_text
+from cloudmanager.protocol.text import nearest_name
 
 from . import (
     admin_commands,
@@ -45,10 +32,10 @@ from . import (
     rollout_commands,
     sample_commands,
     secret_commands,
+    server_start,
     watch_commands,
 )
-from .commands import FAILED, NO_SERVER, USAGE
-from .streams import OUTPUT_NAME, prepare_streams, run_with_output
+from .commands import USAGE
 
 #: argparse's message for a verb that does not exist.
 _NO_MACRO: Final = re.compile(r"arguments are required: (TARGET, )?MACRO")
@@ -67,51 +54,6 @@ mbm controls a fleet of MicroPython boards.
   mbm board-upload 'lab-*' app.py :     copy files to boards
 
 `mbm --help` lists all verbs, `mbm VERB --help` the arguments of a verb."""
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run ``mbm`` and exit."""
-    prepare_streams()
-    sys.exit(run_with_output(lambda: _run(arguments)))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    """Run the verb; return the exit status."""
-    try:
-        options = _parse_arguments(arguments)
-        run: Callable[[argparse.Namespace], int] = options.run
-        status = run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except ServerUnreachable as error:
-        status = _print_error(error, NO_SERVER)
-    except (TargetError, NoSuchBoard, CellSyntaxError) as error:
-        status = _print_error(error, USAGE)
-    except CloudmanagerError as error:
-        status = _print_error(error, FAILED)
-    except ValueError as error:  # of the library: an argument, or a file that it names
-        status = _print_error(error, USAGE)
-    except OSError as error:
-        if error.filename == OUTPUT_NAME:
-            raise
-        status = _print_error(os_error_text(error), USAGE if error.filename else FAILED)
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
-    return status
-
-
-def flash_main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run ``mbm-flash``: the same as ``mbm flash``."""
-    main(["flash", *(sys.argv[1:] if arguments is None else arguments)])
-
-
-def _print_error(error: Exception | str, status: int) -> int:
-    print_error(str(error))
-    return status
-
-
-# The command line
 
 
 class _ShowVersion(argparse.Action):
@@ -151,9 +93,8 @@ def _nearest_verb(word: str, verbs: Iterable[str]) -> str | None:
     return meant if meant in verbs else nearest_name(word, verbs)
 
 
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; FILE and NAMEs may follow options, which argparse does not support."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         print(_GUIDE, file=sys.stderr)
         sys.exit(USAGE)
@@ -219,6 +160,7 @@ def _make_parser() -> argparse.ArgumentParser:
         verb_parser.add_argument("--json", action="store_true", help="print JSON instead of text")
         return verb_parser
 
+    server_start.add_verbs(add_verb)
     commands.add_server_verbs(add_verb)
     fleet_commands.add_verbs(add_verb)
     commands.add_board_verbs(add_verb)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cloudmanager import config, local_server, server_options
+from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.run_arguments import (
@@ -45,8 +45,6 @@ _BACKUP_WARNING = "Whoever has this file can act as the server: keep it secret."
 
 def add_server_verbs(add_verb: AddVerb) -> None:
     """Add the verbs for the server to the parser of ``mbm``."""
-    start = add_verb("server-start", server_start, "start the local server in the background")
-    server_options.add_options(start)
     add_verb("server-stop", server_stop, "stop the local server")
     backup = add_verb(
         "server-backup", server_backup, "write a backup of the local server to a file"
@@ -154,26 +152,6 @@ def add_virtual_verbs(add_verb: AddVerb) -> None:
 
 
 # The server
-
-
-def server_start(options: argparse.Namespace) -> int:
-    """Start the local server."""
-    # The server itself reads its environment variables: a URL in one may contain a password.
-    given = server_options.read_options(options, environment={})
-    for file in filter(None, (given.cert, given.key)):
-        with file.open("rb"):  # a file that is missing is an error of usage, not of the server
-            pass
-    with ProgressBar("starting the server", quiet=options.json):
-        started = local_server.start(given)
-    _print_notes(started.notes)
-    if options.json:
-        url, already, listens, _ = started
-        print_json({"url": url, "already": already, "listens": listens})
-    elif started.already:
-        print(f"The server is already running at {started.url}")
-    else:
-        print(f"The server is listening on {started.listens}")
-    return OK
 
 
 def server_stop(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from cloudmanager.server_options import ServerOptions
 from .app import DATABASE, DEFAULT_LIMITS, Environment, Server
 from .limits import Limits
 from .logs import configure_logging
+from .net import certificate_creation
 from .net.listener import all_on_loopback, open_listening_sockets
 from .store import file_replacement
 from .store.lockfile import hold_lock
@@ -78,6 +79,7 @@ async def serve(home: Path, options: ServerOptions, limits: Limits, on_ready: An
         log.info("version %s listens on %s", server.status.version, address)
         stop = _stop_signal()  # before on_ready, since the signal may follow immediately
         on_ready(local_url, address, notes)
+        gc.enable()
         gc.freeze()  # the objects of now live until the end: garbage collections may skip them
         try:
             await stop.wait()
@@ -142,15 +144,17 @@ def main(limits: Limits = DEFAULT_LIMITS) -> None:
     Args:
         limits: of the server. A program that starts a process with others calls this function.
     """
-    options = _parse_command_line()
-    _raise_file_limit()
-    os.umask(0o077)  # only the server's user may read its files
     try:
+        options = _parse_command_line()
+        _raise_file_limit()
+        os.umask(0o077)  # only the server's user may read its files
         home = _open_home(limits, log_json=options.log_json)
         asyncio.run(serve(home, options, limits, _print_ready))
     except StartError as error:
         _print_json({"error": str(error)})
         sys.exit(1)
+    finally:
+        certificate_creation.stop_creating()
 
 
 def _parse_command_line() -> ServerOptions:

@@ -15,7 +15,6 @@ import json
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +22,10 @@ from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import file_replacement
 
+from .certificate_creation import take_certificates
+
 #: The one name that boards and callers check the server's certificate for.
 SERVER_NAME = config.TLS_NAME
-_ISSUER = "Cloudmanager CA"  # names are compared without regard to case (RFC 5280, 7.1)
-_NOT_BEFORE = datetime(2000, 1, 1, tzinfo=UTC)
-_NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class Certificates(NamedTuple):
@@ -75,7 +73,7 @@ def load(
     if in_use:
         _check_both_or_none(ca, own)
     if not (ca.exists() and own.exists()):
-        _write(home, _create_certificates())
+        _write(home, take_certificates())
     context = _tls_context(own)
     if cert is not None:
         public = _tls_context(cert, key)
@@ -104,7 +102,7 @@ def use_shared(home: Path, put_if_absent: Callable[[str, bytes], bytes]) -> None
     """
     files = (config.ca_file(home), home / "server.pem")
     exist = all(file.exists() for file in files)
-    own = [file.read_text() for file in files] if exist else _create_certificates()
+    own = [file.read_text() for file in files] if exist else take_certificates()
     shared = json.loads(put_if_absent("certificates", json.dumps(own).encode()))
     if not exist or shared != own:
         _write(home, shared)
@@ -152,42 +150,3 @@ def _write(home: Path, texts: Sequence[str]) -> None:
 def _replace_files(home: Path, folder: Path, names: Sequence[str]) -> None:
     """Move files from a staging folder to ``home``: all of them, even across a crash."""
     file_replacement.replace_all(home, folder, names, "change of certificates")
-
-
-def _create_certificates() -> list[str]:
-    """Return a new authority's certificate, and the server's certificate with its key, as PEM."""
-    # Imported here because it takes 50 ms and is needed at the first start only.
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    pem = serialization.Encoding.PEM
-    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ca_key, own_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca = _sign_certificate(_ISSUER, ca_key.public_key(), ca_key)
-    own = _sign_certificate(SERVER_NAME, own_key.public_key(), ca_key)
-    # The authority's private key signs two certificates and is never stored: it cannot be stolen.
-    text = own.public_bytes(pem) + own_key.private_bytes(pem, *form)
-    return [ca.public_bytes(pem).decode(), text.decode()]
-
-
-def _sign_certificate(subject: str, key: Any, issuer_key: Any) -> Any:
-    """Return a certificate signed by the authority (RFC 5280): its own, or the server's."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
-    is_ca = subject == _ISSUER
-    subject_name, issuer_name = (
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        for name in (subject, _ISSUER)
-    )
-    builder = (
-        x509.CertificateBuilder(issuer_name, subject_name, key, x509.random_serial_number())
-        .not_valid_before(_NOT_BEFORE)
-        .not_valid_after(_NOT_AFTER)
-        .add_extension(x509.BasicConstraints(is_ca, 0 if is_ca else None), critical=True)
-    )
-    if not is_ca:
-        names = x509.SubjectAlternativeName([x509.DNSName(subject)])
-        usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
-        builder = builder.add_extension(names, critical=False).add_extension(usage, critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Fleet
-from cloudmanager.cli.command_line import main
+from cloudmanager.cli.entry import main
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.cloudmanager.conftest import WAIT, background
 

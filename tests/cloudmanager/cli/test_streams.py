@@ -47,7 +47,7 @@ def test_output_that_cannot_be_written_is_no_traceback(
     done = subprocess.run(["bash", "-c", command.replace("mbm", MBM, 1)], capture_output=True)
     output = (done.stdout + done.stderr).decode("latin-1")
     assert "site-packages" not in output
-    assert "command_line.py" not in output
+    assert "entry.py" not in output
     assert "Exception ignored" not in output
     assert output.count("No space left") <= 1
     assert (done.returncode, shown in output) == (status, True), output

@@ -6,6 +6,8 @@ import datetime
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
-from cm_server.net import certificates
+from cm_server.net import certificate_creation, certificates
 
 
 def make_handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> bytes:
@@ -145,3 +147,33 @@ def test_servers_of_one_fleet_share_the_first_ones_certificate(tmp_path: Path):
     first, second = (certificates.load(home) for home in homes)
     assert first.pin == second.pin
     assert (homes[0] / "server.pem").read_text() == (homes[1] / "server.pem").read_text()
+
+
+def test_certificates_are_created_beside_the_start_of_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("CM_HOME", str(tmp_path))
+    monkeypatch.setattr(certificate_creation, "create_certificates", lambda: pytest.fail("here"))
+    certificate_creation.start_creating()
+    context = certificates.load(tmp_path).context
+    assert make_handshake(context, trust(tmp_path), "cloudmanager")
+    certificate_creation.start_creating()  # nothing is missing now
+    assert certificate_creation._process is None
+
+
+@pytest.mark.parametrize("program", ["import sys; sys.exit(1)", "print('{')", "print()"])
+def test_server_creates_certificates_itself_if_the_process_fails(tmp_path, monkeypatch, program):
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    monkeypatch.setattr(certificate_creation, "_process", process)
+    context = certificates.load(tmp_path).context
+    assert make_handshake(context, trust(tmp_path), "cloudmanager")
+    assert process.returncode is not None
+
+
+def test_process_that_nobody_needs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("CM_HOME", str(tmp_path))
+    certificate_creation.start_creating()
+    process = certificate_creation._process
+    assert process is not None
+    certificate_creation.stop_creating()
+    assert process.returncode is not None
+    certificate_creation.stop_creating()
