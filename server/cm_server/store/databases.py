@@ -8,12 +8,15 @@ does not answer time out after seconds, and for a second no new one is tried.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
+import select
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,8 @@ PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
 UNAVAILABLE = "it is unavailable; the server tries every second"
 _NO_PIPELINE = contextlib.nullcontext()
+_JOINED_TEXTS = 64  # different combinations of statements that are joined
+_READS = 3  # of a connection until it is seen that it has ended, and a few notices before that
 #: PostgreSQL's codes for connections that it ends: after ``IDLE_SECONDS``, and at its shutdown or
 #: the crash of one of its processes (postgresql.org/docs/current/errcodes-appendix.html).
 _IDLE_IN_TRANSACTION = "25P03"
@@ -272,6 +277,10 @@ class Sqlite:
         """Do nothing: there is no network between statements."""
         return _NO_PIPELINE
 
+    def joined(self) -> contextlib.AbstractContextManager[object]:
+        """Do nothing: there is no network between statements."""
+        return _NO_PIPELINE
+
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
         """Make commits inside wait until the data is on the disk."""
@@ -304,6 +313,60 @@ class Sqlite:
         self._engine.dispose()
 
 
+@dataclass
+class _Joined:
+    """A statement that is executed together with others.
+
+    Attributes:
+        text: of the statement.
+        values: of its parameters.
+        returns: "rows", "count" (of the rows that it has changed), or "none".
+        rows: what it has returned.
+    """
+
+    text: str
+    values: Sequence[Any]
+    returns: str
+    rows: list[Any] = field(default_factory=list)
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that it has changed."""
+        return int(self.rows[0][0])
+
+
+def _join_statements(statements: Sequence[tuple[str, str]]) -> str:
+    """Return one statement that executes several, and returns the rows of all as JSON.
+
+    Args:
+        statements: each with what it returns, see ``_Joined``.
+    """
+    parts, results = [], []
+    for number, (text, returns) in enumerate(statements):
+        name = f"part_{number}"
+        more = " RETURNING 1" if returns == "count" else ""
+        parts.append(f"{name} AS ({text}{more})")
+        if returns == "count":
+            results.append(f"SELECT {number}, to_json(c) FROM (SELECT count(*) FROM {name}) AS c")
+        elif returns == "rows":
+            results.append(f"SELECT {number}, to_json({name}) FROM {name}")
+    return f"WITH {', '.join(parts)} {' UNION ALL '.join(results) or 'SELECT 0, NULL WHERE false'}"
+
+
+def _check_alive(driver: Any) -> None:
+    """Read what PostgreSQL has sent to a connection that nothing was asked on.
+
+    Raises:
+        psycopg.OperationalError: it has ended the connection, or was restarted.
+    """
+    poll = select.poll()
+    poll.register(driver.pgconn.socket, select.POLLIN)
+    for _ in range(_READS):
+        if not poll.poll(0):
+            return
+        driver.pgconn.consume_input()
+
+
 class Postgres:
     """A PostgreSQL database, which several servers may share.
 
@@ -329,6 +392,8 @@ class Postgres:
         self._retry_at = 0.0
         self._in_queue = False
         self._commit_sent = False  # whether the current transaction may be committed
+        self._joined: list[_Joined] | None = None  # in ``joined``: what its commit executes
+        self._join = functools.lru_cache(_JOINED_TEXTS)(_join_statements)
         self._engine = sa.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -473,29 +538,44 @@ class Postgres:
     def execute_rows(self, statement: RowsStatement, rows: Sequence[Any]) -> Any:
         """Execute a statement for each row; ``rowcount`` of the cursor says how many.
 
-        In a pipeline, it says so after the commit.
+        In a pipeline, and where statements are joined, it says so after the commit.
         """
         if len(rows) == 1:
-            return self.driver.execute(statement.single, rows[0])
-        return self.driver.execute(
-            statement.many, [list(column) for column in zip(*rows, strict=True)]
-        )
+            return self._execute_or_join(statement.single, rows[0])
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        return self._execute_or_join(statement.many, columns)
+
+    def _execute_or_join(self, text: str, values: Sequence[Any]) -> Any:
+        """Execute a statement that returns no rows, now or with others at the commit."""
+        if self._joined is None:
+            return self.driver.execute(text, values)
+        joined = _Joined(text, values, "count" if text.startswith("UPDATE ") else "none")
+        self._joined.append(joined)
+        return joined
 
     def fetch_later(self, statement: PreparedStatement, values: Any) -> Callable[[], list[Any]]:
         """Execute a statement; return a function that returns its rows, after the commit, too.
 
-        In a pipeline, nothing waits for them but the commit.
+        In a pipeline, and where statements are joined, nothing waits for them but the commit.
         """
+        if self._joined is not None:
+            joined = _Joined(statement.text, values, "rows")
+            self._joined.append(joined)
+            return lambda: joined.rows
         fetch: Callable[[], list[Any]] = self.driver.execute(statement.text, values).fetchall
         return fetch
 
     def require_row(self, text: str, values: Any) -> None:
         """Let the transaction fail, now or at its commit, if a query returns no row.
 
-        The error is one of ``errors``, see ``is_row_missing``. In a pipeline, nothing waits for
-        the answer but the commit.
+        The error is one of ``errors``, see ``is_row_missing``. In a pipeline, and where statements
+        are joined, nothing waits for the answer but the commit.
         """
-        self.driver.execute(f"SELECT 1 / count(*) FROM ({text}) AS required", values)
+        text = f"SELECT 1 / count(*) FROM ({text}) AS required"
+        if self._joined is not None:
+            self._joined.append(_Joined(text, values, "rows"))
+        else:
+            self.driver.execute(text, values)
 
     def is_row_missing(self, error: BaseException) -> bool:
         """Return whether a transaction failed since a row does not exist (``require_row``)."""
@@ -509,14 +589,47 @@ class Postgres:
         return self.driver.pipeline()  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Execute the statements of the ``with`` block as one, with its commit.
+
+        That takes half as long as a pipeline, where each statement is a message with an answer. The
+        statements must not depend on each other: none sees what another one writes. What executes
+        them must be of this class, and the last one is ``commit_driver``.
+        """
+        self._joined = []
+        try:
+            yield
+        finally:
+            self._joined = None
+
+    @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
         """Make commits inside wait until the data is on the disk."""
         self.connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         yield
 
     def commit_driver(self) -> None:
-        """Commit the transaction that the driver began."""
-        self.driver.commit()
+        """Commit the transaction that the driver began, or the statements that are joined."""
+        if self._joined is None:
+            self.driver.commit()
+        elif self._joined:
+            self._execute_joined(self._joined)
+
+    def _execute_joined(self, statements: Sequence[_Joined]) -> None:
+        """Execute statements as one, which PostgreSQL commits at its end."""
+        text = self._join(tuple((each.text, each.returns) for each in statements))
+        values = [value for each in statements for value in each.values]
+        driver = self.driver
+        _check_alive(driver)  # else it is not known whether it was executed
+        self._note_commit()
+        driver.autocommit = True  # a transaction would be two more messages
+        try:
+            rows = driver.execute(text, values).fetchall()
+        finally:
+            with contextlib.suppress(*self.errors):  # a broken connection is not used again
+                driver.autocommit = False
+        for number, row in rows:
+            statements[number].rows.append(list(row.values()))
 
     def commit(self) -> None:
         """Commit the transactions that the driver and SQLAlchemy began."""

@@ -72,7 +72,8 @@ def insert_rows(table: sa.Table, values: Mapping[str, Any]) -> Any:
     """Return the statement that inserts rows; the values are in the order of the columns."""
     columns = list(values.values())
     if all(isinstance(column, sa.BindParameter) for column in columns):
-        return sa.insert(table).values(dict(values))  # SQLite executes it faster than a SELECT
+        # SQLite executes it faster than a SELECT.
+        return sa.insert(table).values(dict(values)).inline()  # without RETURNING
     return sa.insert(table).from_select(list(values), sa.select(*columns))
 
 
@@ -955,7 +956,7 @@ class Store:
         execute_rows = self.database.execute_rows
         seen_boards, ended_jobs = self._take_pending()
         try:
-            with self._rollback_on_error(), self.database.pipeline():
+            with self._rollback_on_error(), self.database.joined():
                 if seen_boards:
                     execute_rows(self._update_board_seen, seen_boards)
                 if ended_jobs:
@@ -967,7 +968,7 @@ class Store:
                 claimed = [self.database.fetch_later(*claim) for claim in claims]
                 if jobs or claims:
                     self._require_membership()
-                # PostgreSQL answers all of it at once: each answer costs a cell 0.2 ms.
+                # PostgreSQL gets all of it as one statement: each costs a cell 0.1 ms.
                 self.database.commit_driver()
                 rows = [list(fetch()) for fetch in claimed]
         except BaseException:

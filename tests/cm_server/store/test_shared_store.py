@@ -461,7 +461,7 @@ def test_first_shared_value_is_kept(server: Make):
     assert b.put_if_absent("key", b"b") == b"a"
 
 
-def test_statements_of_cells_and_of_boards_that_connect_wait_for_no_answer(
+def test_a_cell_is_one_statement_and_a_board_that_connects_waits_for_no_answer(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ):
     where = postgres.new()
@@ -472,10 +472,14 @@ def test_statements_of_cells_and_of_boards_that_connect_wait_for_no_answer(
     (theirs,) = b.insert_jobs(["id1"], "ann")
     a.insert_jobs(["id1"], "ann")  # reserves numbers for more
     execute: Any = psycopg.Cursor.execute
-    statuses: list[int] = []
+    in_pipeline: list[bool] = []
+    are_alone: list[bool] = []  # of the other ones: whether the statement is a transaction
 
     def note_status(cursor: Any, *args: object, **options: object) -> object:
-        statuses.append(cursor.connection.pgconn.pipeline_status)
+        connection = cursor.connection
+        in_pipeline.append(connection.pgconn.pipeline_status == psycopg.pq.PipelineStatus.ON)
+        if not in_pipeline[-1]:
+            are_alone.append(connection.autocommit)
         return execute(cursor, *args, **options)
 
     monkeypatch.setattr(psycopg.Cursor, "execute", note_status)
@@ -486,7 +490,9 @@ def test_statements_of_cells_and_of_boards_that_connect_wait_for_no_answer(
     (waits,) = a.insert_jobs(["id1"], "ann")
     assert a.mark_sent(waits)
     assert a.claim_jobs("B", [theirs], []) == {theirs}
-    assert set(statuses) == {psycopg.pq.PipelineStatus.ON}
+    assert any(in_pipeline)  # of the board
+    assert are_alone == [True] * 4
+    assert not a.database.driver.autocommit
     for view in (a, b):
         view.close()
 

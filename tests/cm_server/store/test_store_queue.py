@@ -449,6 +449,26 @@ async def test_commit_whose_outcome_is_unknown_is_not_repeated(
         await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
 
 
+async def test_cell_whose_outcome_is_unknown_is_not_repeated(
+    interrupted: StoreQueue[InterruptedStore], monkeypatch: pytest.MonkeyPatch
+):
+    (first,) = await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
+    check, ended = databases._check_alive, []
+
+    def end_after_check(driver: Any) -> None:
+        check(driver)
+        ended.append(driver)
+        terminate_backend(driver)
+
+    monkeypatch.setattr(databases, "_check_alive", end_after_check)
+    with pytest.raises(ServerError, match="its store cannot be written"):
+        await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
+    monkeypatch.undo()
+    assert len(ended) == 1
+    rows = await within(interrupted.run(lambda store: store.open_jobs()))
+    assert rows[0].id == first
+
+
 async def test_operation_that_always_ends_its_connection_is_refused(
     interrupted: StoreQueue[InterruptedStore],
 ):
