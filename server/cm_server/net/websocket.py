@@ -95,6 +95,7 @@ class WebSocketLink(asyncio.Protocol):
         "_closed",
         "_early_messages",
         "_early_reads",
+        "_held",
         "_limits",
         "_pauses",
         "_pong",
