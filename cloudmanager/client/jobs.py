@@ -69,6 +69,7 @@ _HANDLERS: Final = {
     wire.TRUNCATED: "_on_truncated",
     wire.INPUT: "_on_input",
     wire.CHUNK: "_on_chunk",
+    wire.LATENESS: "_on_lateness",
     wire.RESULT: "_on_result",
     wire.ENDED: "_on_ended",
 }
@@ -103,6 +104,7 @@ class Job:
         self._stdout: list[str] = []
         self._kept_chars = 0
         self.truncated = False
+        self._lateness: wire.Lateness | None = None  # if it started at a time
 
     def __repr__(self) -> str:
         """Return the number, the board and the state, in one line."""
@@ -143,6 +145,10 @@ class Job:
 
     def _on_chunk(self, _message: wire.Message) -> list[Event]:
         """Ignore a piece of a file: a cell transfers none; see ``FileJob``."""
+        return []
+
+    def _on_lateness(self, message: wire.Message) -> list[Event]:
+        self._lateness = wire.read_lateness(message)
         return []
 
     def _on_started(self, _message: wire.Message) -> list[Event]:
@@ -229,6 +235,8 @@ class Job:
 
     def _finish(self, status: str, **fields: Any) -> list[Event]:
         elapsed = time.perf_counter() - self._started_at
+        if self._lateness is not None:
+            fields |= {"late": self._lateness.late, "clock_error": self._lateness.error}
         self.result = self._make_result(
             status,
             stdout="".join(self._stdout),

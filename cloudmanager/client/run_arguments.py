@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import cast
+from collections.abc import Callable
+from typing import Final, cast
 
 from cloudmanager.protocol.option_info import option_infos
 from cloudmanager.protocol.run_options import (
     DEFAULT_OPTIONS,
+    LATE_CHOICES,
     RunKeywords,
     RunOptions,
     WaitKeywords,
     parse_seconds,
 )
 from cloudmanager.protocol.spans import parse_span
+from cloudmanager.protocol.start_times import start_to_wire
 
 from .waiting import MAX_WAIT_SECONDS
 
@@ -27,7 +30,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 info.flag,
                 dest=name,
-                type=span_argument if name == "expires" else seconds_argument,
+                type=_ARGUMENT_TYPES.get(name, seconds_argument),
                 default=getattr(DEFAULT_OPTIONS, name),
                 metavar=info.metavar,
                 help=info.text,
@@ -61,6 +64,8 @@ def wait_options_error(options: argparse.Namespace) -> str:
         return "--expires needs --when-online: it says how long the work waits for its boards."
     if options.when_online and getattr(options, "wait", 0):
         return "--wait keeps this command waiting, and --when-online does not: give one of them."
+    if options.when_online and getattr(options, "at", None):
+        return "--at is for boards that are there, and --when-online for those that may be away."
     return ""
 
 
@@ -89,3 +94,30 @@ def seconds_argument(text: str) -> float:
     except ValueError:
         message = f"{text!r} is not a positive number of seconds."
         raise argparse.ArgumentTypeError(message) from None
+
+
+def start_argument(text: str) -> str:
+    """Check the time at which a cell starts; an argparse type."""
+    try:
+        start_to_wire(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}.") from None
+    return text
+
+
+def late_argument(text: str) -> str:
+    """Check what boards do that are late; an argparse type."""
+    if text not in LATE_CHOICES:
+        message = f"{text!r} is not valid. Use one of: {', '.join(LATE_CHOICES)}."
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
+late_argument.words = LATE_CHOICES  # type: ignore[attr-defined]  # for completion
+
+#: The argparse types of options whose value is not a number of seconds.
+_ARGUMENT_TYPES: Final[dict[str, Callable[[str], object]]] = {
+    "expires": span_argument,
+    "at": start_argument,
+    "late": late_argument,
+}

@@ -20,8 +20,9 @@ class Sample(NamedTuple):
 
     Attributes:
         board: the board's name.
-        at: seconds since 1970, by the server's clock.
-        ticks: ``time.ticks_ms()`` of the board, for exact differences; 0 in samples of days ago.
+        at: when it was measured, in seconds since 1970, by the board's clock.
+        ticks: the same in ms since 1970, as the board has sent it; milliseconds of its counter if
+            it did not know the time; 0 in samples of days ago.
         missed: how many samples before this one were left out because they came too fast; 0 in
             samples of days ago.
         values: name -> number, text, bool, or None for a number that is not finite.

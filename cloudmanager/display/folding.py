@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from cloudmanager.protocol.spans import format_milliseconds
 from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result
 
@@ -201,6 +202,7 @@ class Report(NamedTuple):
         names = [board for block in blocks[max_blocks:] for board in block.boards]
         if names:
             yield [(f"… and {more_text(len(names), 'board')}: {self._short_names(names)}", "note")]
+        yield from _lateness_lines(boards.values())
         yield from self.missing_lines(left_out)
 
     def end_lines(self, board: str, output: BoardOutput) -> list[StyledLine]:
@@ -210,6 +212,7 @@ class Report(NamedTuple):
         return [
             *self._head_lines([block] if has_head else []),
             *self._value_or_traceback(block, single_board=True),
+            *_lateness_lines([output]),
         ]
 
     def outcome_lines(
@@ -436,6 +439,17 @@ class Report(NamedTuple):
         if len(folded) <= max_chars:
             return folded
         return f"{folded[:max_chars]}… ({len(names):,} boards)"
+
+
+def _lateness_lines(outputs: Iterable[BoardOutput]) -> Iterator[StyledLine]:
+    """Yield a line that says how exactly a cell started at its time (``at``), if it has one."""
+    results = [output.result for output in outputs if output.result is not None]
+    started = [result for result in results if result.late is not None]
+    if started:
+        late = max(abs(result.late or 0.0) for result in started)
+        error = max(result.clock_error or 0.0 for result in started)
+        text = f"started within {format_milliseconds(late)}, clocks ± {format_milliseconds(error)}"
+        yield [(text, "note")]
 
 
 def _failure_style(output: BoardOutput) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from .spans import format_duration, format_moment
+from .spans import format_duration, format_milliseconds, format_moment
 
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
@@ -85,6 +85,14 @@ def _clock_text(at: Any) -> str:
 
 def _milliseconds_text(count: Any) -> str:
     return f"{count / 1000:.1f} s" if isinstance(count, int) else ""
+
+
+def _microseconds_text(count: Any) -> str:
+    return format_milliseconds(count / 1_000_000) if isinstance(count, int) else ""
+
+
+def _drift_text(count: Any) -> str:
+    return f"{count / 1000:+.1f} ppm" if isinstance(count, int) else ""
 
 
 def _mac_text(digits: Any) -> str:
@@ -162,6 +170,10 @@ FACTS: Final = (
     Fact("wakes_at", "wakes at", _read_nothing, _same, _clock_text),
     Fact("awake_ms", "awake, median", _read_nothing, _same, _milliseconds_text),
     Fact("awake_p90_ms", "awake, 90 %", _read_nothing, _same, _milliseconds_text),
+    # From FACTS: in µs and in parts in 10**9.
+    Fact("clock_offset", "clock ahead by", _read_nothing, _same, _microseconds_text, volatile=True),
+    Fact("clock_error", "clock error", _read_nothing, _same, _microseconds_text, volatile=True),
+    Fact("clock_drift", "clock drift", _read_nothing, _same, _drift_text, volatile=True),
 )
 
 #: What targets can select by, in addition to names and labels. The server knows the state itself.

@@ -14,10 +14,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 
 from .errors import ServerError
 from .option_info import option
+from .start_times import Start, parse_wire_start, start_to_wire
+
+LATE_CHOICES: Final = ("skip", "run")  # the first is the default
 
 
 class RunKeywords(TypedDict, total=False):
@@ -28,6 +31,8 @@ class RunKeywords(TypedDict, total=False):
     wait: float
     when_online: bool
     expires: float | None
+    at: Start
+    late: str
 
 
 class WaitKeywords(TypedDict, total=False):
@@ -35,6 +40,22 @@ class WaitKeywords(TypedDict, total=False):
 
     when_online: bool
     expires: float | None
+
+
+class OptionLimits(NamedTuple):
+    """The limits of options.
+
+    Attributes:
+        seconds: the greatest value of an option in seconds, but for ``expires``.
+        expires: the greatest value of ``expires``, in seconds.
+        ahead: how many seconds ahead ``at`` may be.
+        now: the server's time, in seconds since 1970.
+    """
+
+    seconds: float
+    expires: float
+    ahead: float
+    now: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,8 @@ class RunOptions:
         when_online: whether the server keeps it, for days, until each board is there.
         expires: seconds after which it ends where it has not run, with ``when_online``; None for
             a week.
+        at: when it starts on all boards; see ``Start``. In the server's jobs: seconds since 1970.
+        late: what a board does that cannot start it then: "skip" or "run".
         answers: whether somebody answers ``input()``.
         idle: whether only boards that are idle run it; the others are left out.
     """
@@ -76,6 +99,19 @@ class RunOptions:
         "--expires",
         "T",
     )
+    at: Start = option(
+        None,
+        "start the cell at this instant on all boards, by the server's clock: a time such as "
+        "14:30:05, or +5s from now; at most 5 minutes ahead",
+        "--at",
+        "TIME",
+    )
+    late: str = option(
+        LATE_CHOICES[0],
+        "with --at, what a board does that cannot start in time: skip (the default) or run",
+        "--late",
+        "HOW",
+    )
     answers: bool = option(False, "whether somebody answers input()")
     idle: bool = option(False, "leave out boards that are busy")
 
@@ -87,11 +123,14 @@ class RunOptions:
         """Return the options for the JSON of a SUBMIT, without those that have the default."""
         if self is DEFAULT_OPTIONS:
             return {}
-        return {
+        options = {
             name: value
             for name, default in _DEFAULTS.items()
             if (value := getattr(self, name)) != default
         }
+        if "at" in options:
+            options["at"] = start_to_wire(self.at)
+        return options
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> RunOptions:
@@ -99,15 +138,12 @@ class RunOptions:
         return cls(**{name: fields[name] for name in _DEFAULTS if name in fields})
 
     @classmethod
-    def from_wire(
-        cls, head: Mapping[str, Any], max_seconds: float, max_expires: float
-    ) -> RunOptions:
+    def from_wire(cls, head: Mapping[str, Any], limits: OptionLimits) -> RunOptions:
         """Return the options in the JSON of a SUBMIT, checked.
 
         Args:
             head: the JSON; entries that are no options are ignored.
-            max_seconds: the greatest value of an option in seconds, but for ``expires``.
-            max_expires: the greatest value of ``expires``, in seconds.
+            limits: the greatest values.
 
         Raises:
             ServerError: an option is invalid.
@@ -119,13 +155,35 @@ class RunOptions:
                 continue
             if isinstance(default, bool):
                 given[name] = bool(value)
+            elif name == "at":
+                given[name] = parse_wire_start(value, limits.now)
+            elif name == "late":
+                if value not in LATE_CHOICES:
+                    raise ServerError(f"late is one of: {', '.join(LATE_CHOICES)}")
+                given[name] = value
             else:
-                limit = max_expires if name == "expires" else max_seconds
+                limit = limits.expires if name == "expires" else limits.seconds
                 given[name] = _check_seconds(name, value, limit)
         options = cls(**given)
-        if why := options.contradiction():
+        if why := options.contradiction() or options.unsuitable_start(limits):
             raise ServerError(why)
         return options
+
+    def unsuitable_start(self, limits: OptionLimits) -> str:
+        """Return why the server does not accept ``at``, which it has read; "" if it does."""
+        if self.at is None:
+            return ""
+        ahead = self.start - limits.now
+        if ahead > limits.ahead:
+            return f"at is {limits.ahead / 60:g} minutes ahead at most"
+        if ahead <= 0 and self.late != "run":
+            return f"at was {-ahead:.3g} s ago, by the server's clock; nothing ran"
+        return ""
+
+    @property
+    def start(self) -> float:
+        """When a job of the server starts, in seconds since 1970; 0 for at once."""
+        return self.at if isinstance(self.at, float) else 0.0
 
     def contradiction(self) -> str:
         """Return why these options exclude each other; "" if they do not."""
@@ -133,6 +191,10 @@ class RunOptions:
             return "expires is for work that waits for its boards: give when_online, too"
         if self.when_online and self.wait:
             return "wait keeps the caller waiting, and when_online does not: give one of them"
+        if self.when_online and self.at is not None:
+            return "at is for boards that are there, and when_online for those that may be away"
+        if self.at is None and self.late != LATE_CHOICES[0]:
+            return "late is for cells that start at a time: give at, too"
         if self.when_online and self.idle:
             return "when_online is for boards that may be away, and idle for those that are free"
         return ""

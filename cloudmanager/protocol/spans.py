@@ -61,3 +61,10 @@ def format_duration(seconds: float) -> str:
             count = int(seconds // size)
             return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
     return f"{max(int(seconds), 0)} s"
+
+
+def format_milliseconds(seconds: float) -> str:
+    """Return a short time in milliseconds: 0.04 ms, 1.2 ms, 15 ms, 1,200 ms."""
+    ms = seconds * 1000
+    digits = 2 if abs(ms) < 1 else 1 if abs(ms) < 10 else 0
+    return f"{ms:,.{digits}f} ms"

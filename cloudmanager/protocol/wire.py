@@ -6,7 +6,7 @@ state of its link; anything else closes the link::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
      └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS, LOG, SLEEP,
-                                                READ
+                                                READ, TIME, LATENESS
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ RESET: Final = 0x14
 REKEY: Final = 0x15
 FILE: Final = 0x16
 DATA: Final = 0x17
+TIME_REPLY: Final = 0x18
 SLEEP_REPLY: Final = 0x19
 BLOCK: Final = 0x1A
 OUTPUT: Final = 0x20
@@ -49,8 +50,10 @@ EMIT: Final = 0x26
 PROGRAM: Final = 0x27
 FACTS: Final = 0x28
 LOG: Final = 0x29
+TIME: Final = 0x2A
 SLEEP: Final = 0x2B
 READ: Final = 0x2C
+LATENESS: Final = 0x2E
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -69,6 +72,8 @@ UNWATCH: Final = 0x4E
 # Flags; the comment names the message that has each.
 TOP_LEVEL_AWAIT: Final = 0x01  # EXEC: the cell awaits at its top level
 AGAIN: Final = 0x02  # EXEC, FILE: sent before; a board that has run the job does nothing
+AT_TIME: Final = 0x04  # EXEC: the cell starts at the time in the last line of its code
+RUN_LATE: Final = 0x08  # EXEC, with AT_TIME: it also runs if it can only start later
 INPUT_EOF: Final = 0x01  # ANSWER: there is no input; input() raises EOFError
 VALUE_TRUNCATED: Final = 0x10  # RESULT: the value was cut off
 RESTART_FILE: Final = 0x01  # DATA: start the file again; the partial file has another content
@@ -98,9 +103,14 @@ MAX_SLEEP_SECONDS: Final = 30 * 86400  # until a board that sleeps connects agai
 _SLEEP: Final = struct.Struct(">II")  # ms until it connects again, ms for which it was awake
 _READ: Final = struct.Struct(">III")  # number, offset in bytes, bytes
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
+_CLOCK_FACTS: Final = struct.Struct(">iIi")  # µs ahead, µs of error, drift in parts in 10**9
+_TIME_REPLY: Final = struct.Struct(">4sQ")  # the board's counter, µs since 1970
+_LATENESS: Final = struct.Struct(">iI")  # µs after its time, µs by which the clock may be wrong
 _SAMPLE_NAME_CHARS: Final = 64
 _AGE_NAME: Final = ""  # in a sample that was kept without a link: how many ms ago it was measured
-_MAX_AGE_MS: Final = 31 * 86_400_000
+MAX_SAMPLE_AGE: Final = 31 * 86_400  # seconds
+_MAX_AGE_MS: Final = MAX_SAMPLE_AGE * 1000
+_FIRST_TIME_MS: Final = 1 << 40  # in EMIT, a time (from 2004 on), and no counter of a board
 _PLAIN_TYPES: Final = (str, int, float)  # a bool is an int, too
 #: What json.loads raises for bad text; RecursionError for text that is nested too deeply.
 _JSON_ERRORS: Final = (ValueError, RecursionError)
@@ -114,7 +124,10 @@ BOARD_OPS_BY_STATE: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
     "open": frozenset(
-        (OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG, SLEEP, READ)
+        (
+            *(OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS, LOG, SLEEP),
+            *(READ, TIME, LATENESS),
+        )
     ),
 }
 
@@ -207,12 +220,16 @@ class ExecHead(NamedTuple):
         awaits: whether the cell awaits at its top level.
         op: EXEC, or FILE for file operations.
         again: whether the job may have been sent before.
+        at: when it starts, in seconds since 1970; None: at once.
+        run_late: whether it also runs if it can only start after ``at``.
     """
 
     timeout_ms: int = 0
     awaits: bool = False
     op: int = EXEC
     again: bool = False
+    at: float | None = None
+    run_late: bool = False
 
 
 def exec_messages(job: int, code: bytes, head: ExecHead, *, buffer_size: int) -> Iterator[bytes]:
@@ -226,6 +243,11 @@ def exec_messages(job: int, code: bytes, head: ExecHead, *, buffer_size: int) ->
     """
     room = buffer_size - HEADER.size - _EXEC.size
     flags = TOP_LEVEL_AWAIT * head.awaits | AGAIN * head.again
+    if head.at is not None:
+        flags |= AT_TIME | RUN_LATE * head.run_late
+        # A comment at the end: the board need not copy the code to compile it, and its lines keep
+        # their numbers.
+        code += b"\n#%016d" % round(head.at * 1_000_000)
     payload = _EXEC.pack(head.timeout_ms, len(code)) + code[:room]
     yield pack(head.op, payload, job=job, flags=flags)
     step = buffer_size - HEADER.size
@@ -385,22 +407,70 @@ def read_block(message: Message) -> tuple[int, bytes]:
 
 
 def read_facts(message: Message) -> dict[str, int | None]:
-    """Return the contents of a FACTS: the free heap in bytes, and RSSI in dBm or None.
+    """Return the contents of a FACTS: facts of boards that change.
+
+    Returns:
+        The free heap in bytes, RSSI in dBm or None; and of a board that has measured its clock, by
+        how many µs that was ahead (``clock_offset``) and may be wrong (``clock_error``), and by how
+        much its counter is too fast, in parts in 10**9 (``clock_drift``).
 
     Raises:
         PeerWireError: it is malformed.
     """
-    if len(message.payload) != _FACTS.size:
+    if len(message.payload) not in (_FACTS.size, _FACTS.size + _CLOCK_FACTS.size):
         raise PeerWireError("FACTS is malformed")
-    heap, rssi = _FACTS.unpack(message.payload)
-    return {"heap": heap, "rssi": rssi or None}
+    heap, rssi = _FACTS.unpack_from(message.payload)
+    facts = {"heap": heap, "rssi": rssi or None}
+    if len(message.payload) > _FACTS.size:
+        names = ("clock_offset", "clock_error", "clock_drift")
+        facts |= zip(names, _CLOCK_FACTS.unpack_from(message.payload, _FACTS.size), strict=True)
+    return facts
+
+
+def answer_time(message: Message, now_us: int) -> bytes:
+    """Return the answer to TIME.
+
+    Args:
+        message: the TIME; its counter is returned as it is.
+        now_us: microseconds since 1970.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _U32.size:
+        raise PeerWireError("TIME is malformed")
+    return pack(TIME_REPLY, _TIME_REPLY.pack(message.payload, now_us))
+
+
+class Lateness(NamedTuple):
+    """The contents of a LATENESS: how exactly a cell started at its time.
+
+    Attributes:
+        late: by how many seconds it started after its time, by the board's clock.
+        error: by how many seconds that clock may be wrong.
+    """
+
+    late: float
+    error: float
+
+
+def read_lateness(message: Message) -> Lateness:
+    """Return the contents of the LATENESS in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _LATENESS.size:
+        raise PeerWireError("LATENESS is malformed")
+    late_us, error_us = _LATENESS.unpack(message.payload)
+    return Lateness(late_us / 1_000_000, error_us / 1_000_000)
 
 
 class EmittedSample(NamedTuple):
     """The contents of an EMIT.
 
     Attributes:
-        ticks: milliseconds of the board's own clock.
+        ticks: milliseconds since 1970 by the board's clock, or of its counter; see ``is_time``.
         dropped: how many samples the board left out before this one; 255 stands for more, too.
         values: a JSON object in ASCII, its names in the board's order.
         age: seconds since it was measured, if the board had no link then.
@@ -410,6 +480,11 @@ class EmittedSample(NamedTuple):
     dropped: int
     values: str
     age: float = 0.0
+
+
+def is_time(ticks: int) -> bool:
+    """Return whether the number in an EMIT is a time in milliseconds since 1970."""
+    return ticks >= _FIRST_TIME_MS
 
 
 def read_emit(message: Message) -> EmittedSample:

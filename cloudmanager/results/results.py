@@ -39,6 +39,9 @@ class Result:
         elapsed: seconds from sending the cell to receiving its result, measured here.
         truncated: whether output was left out.
         value_truncated: whether the value was cut off.
+        late: with ``at``, by how many seconds the cell started after its time, by the board's
+            clock; None if it did not start, or without ``at``.
+        clock_error: by how many seconds that clock may be wrong; None as ``late``.
     """
 
     def __init__(self, board: str, job: int, status: str, **fields: Any) -> None:
@@ -52,6 +55,8 @@ class Result:
         self.elapsed: float = fields.get("elapsed", 0.0)
         self.truncated: bool = fields.get("truncated", False)
         self.value_truncated: bool = fields.get("value_truncated", False)
+        self.late: float | None = fields.get("late")
+        self.clock_error: float | None = fields.get("clock_error")
 
     @property
     def ok(self) -> bool:
@@ -102,6 +107,7 @@ class Result:
             "error": None if self.error is None else (self.traceback or self.why or self.status),
             "elapsed": round(self.elapsed, 6),
             **({"job": self.job, "why": self.why} if self.status == WAITING else {}),
+            **({} if self.late is None else {"late": self.late, "clock_error": self.clock_error}),
         }
 
     def __repr__(self) -> str:

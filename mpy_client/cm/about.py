@@ -8,7 +8,7 @@ from cm.firmware import binascii, gc, os, sys
 VERSION = "0.1"
 # Names in one string: MicroPython keeps those of variables and keys in memory for ever.
 _FACT_NAMES = const("platform version mpy machine client heap rssi program watchdog")
-_ALL_PARTS = const("run files ask loop boot look emit log mount trial")
+_ALL_PARTS = const("run files ask loop boot look emit log mount trial clock now_ms")
 
 
 # Returns the names of the installed parts: a part is installed if its file exists. A frozen client

@@ -1,6 +1,6 @@
 # The port layer of real boards: the console (os.dupterm), the client's one timer, resets, sleep.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 2,049 bytes of .mpy, 2,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,049 bytes of .mpy, 2,464 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import get_ident, io, machine, micropython, os, time
 

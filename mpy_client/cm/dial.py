@@ -153,10 +153,7 @@ def connect():
     finally:
         link.job[:] = job
     if "time" in welcome:  # not from a server of version 0.1
-        from cm.clock import set_clock
-
-        link.drop("clock")
-        set_clock(welcome["time"])
+        link.find("clock").set_clock(welcome["time"])
     state.timeout = int(welcome["beat"] * 2500)
     state.spread = int(welcome["spread"] * 1000)
     state.tries = 1

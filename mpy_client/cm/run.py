@@ -29,7 +29,6 @@ _FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
-_TOP_LEVEL_AWAIT = const(0x01)
 _AGAIN = const(0x02)
 _VALUE_TRUNCATED = const(0x10)
 _STATUS_OK = const(0)
@@ -38,6 +37,8 @@ _STATUS_INTERRUPTED = const(2)
 _STATUS_TIMEOUT = const(3)
 _STATUS_RUNNING = const(4)
 
+_AWAITS = const(0x11)  # of `kind`: EXEC with TOP_LEVEL_AWAIT
+_KINDS = const(0x0D)  # flags of EXEC that `kind` has: TOP_LEVEL_AWAIT, AT_TIME, RUN_LATE
 _FLUSH_MS = const(20)  # ms until output is sent
 _GRACE_MS = const(2000)  # ms for the user's program to end after RESET
 _LOST = const(b"\r\n[output was lost]\r\n")
@@ -52,7 +53,7 @@ spare = []
 status = None  # how the last job ended
 trace = b""  # the end of its traceback
 dropped = 0  # bytes of its output that were lost with a link
-kind = 0  # of the job: _TOP_LEVEL_AWAIT, _FILE, or 0 for a plain cell
+kind = 0  # of the job: _FILE, or _EXEC with flags: it awaits, it starts at a time (clock.py)
 code = left = None  # the code of a cell, and a view of its missing end
 value = None
 sent = 0  # ticks when output was last sent
@@ -284,10 +285,7 @@ def serve(once=False):
                 dirty = True  # also after a ping of the server
             elif dirty:
                 dirty = False
-                from cm.facts import report
-
-                report(link)
-                report = None  # else it stays in memory
+                link.find("facts").report(link)
             continue
         dirty = True
         op = buf[_IN]
@@ -321,7 +319,7 @@ def receive_job(n):
             return
         raise EOFError
     state.deadline, size = unpack_from(">II", buf, _IN + _HEADER)
-    kind = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & _TOP_LEVEL_AWAIT
+    kind = buf[_IN] | buf[_IN + 1] & _KINDS
     job[:] = mv[_IN + 2 : _IN + _HEADER]
     status = _STATUS_RUNNING
     trace = b""
@@ -374,10 +372,8 @@ def run_job():
             raise KeyboardInterrupt
         if source is None:
             raise MemoryError
-        if kind == _FILE:
-            from cm.files import run_ops
-
-            value = run_ops(source)
+        if kind > _AWAITS:
+            value = link.find("files" if kind == _FILE else "clock").run_part(source)
         else:
             link.drop("files")
             source = compile(source, "<cell>", "exec")
@@ -387,7 +383,7 @@ def run_job():
                 pass
             state.console.set_user_code(True)
             exec(source, names)
-        if kind == _TOP_LEVEL_AWAIT:
+        if kind == _AWAITS:
             from cm import loop
 
             loop.run_cell(names.pop("__cm_cell__")())
@@ -413,9 +409,7 @@ def run_job():
             ended = state.stop or _STATUS_INTERRUPTED
             try:
                 if "asyncio" in sys.modules:
-                    from cm import loop
-
-                    loop.stop(first and not kind)
+                    link.find("loop").stop(first and kind == _EXEC)
             except Exception:  # as in link.idle
                 pass
         end = mark

@@ -1,7 +1,7 @@
 # cm.sleep(seconds): sends what is unsent, does what waits for the board, sleeps.
 # Boards: all; loaded at the first use.
-# Cost: 2,144 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import link, run, state, wake
+# Cost: 2,042 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+from cm import kept, link, run, state, wake
 from cm.firmware import binascii, get_ident, struct, sys, time
 
 ticks_diff = time.ticks_diff
@@ -16,7 +16,6 @@ _EXEC = const(0x10)
 _MORE = const(0x11)
 _RESET = const(0x14)
 _FILE = const(0x16)
-_EMIT = const(0x26)
 _SLEEP = const(0x2B)
 _SLEEP_REPLY = const(0x19)
 _STAY_AWAKE = const(0x01)
@@ -170,8 +169,7 @@ def _ask():
         _say()
     asked = False
     if state.socket:
-        wake.kept.clear()
-        wake.lost = 0
+        kept.forget(len(kept.items))
     since = ticks_ms()
     wait = _ANSWER_MS
     answered = False
@@ -200,16 +198,10 @@ def _ask():
 
 # Sends samples, what was printed, and SLEEP.
 def _say():
-    lost = wake.lost
-    for n, (at, data) in enumerate(wake.kept):
-        if n >= _FEW:
-            time.sleep_ms(_SPACE_MS)
-        data = data[:-1] + b',"":%d}' % (wake.awake() - at)
-        struct.pack_into(">Q", link.buf, _OUT, ticks_ms())
-        end = _OUT + 8 + len(data)
-        link.mv[_OUT + 8 : end] = data
-        link.send(_EMIT, min(lost, 255), _OUT, end)
-        lost = 0
+    n = kept.send(_FEW)
+    while kept.send(1, n):
+        n += 1
+        time.sleep_ms(_SPACE_MS)
     if state.log:
         state.log.flush(0)
     struct.pack_into(">II", link.buf, _OUT, interval * wake.every, wake.awake())

@@ -1,6 +1,6 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 351 bytes of .mpy, 544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 361 bytes of .mpy, 672 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
 # Bytes of C stack in use up to which the client may work: sending needs 2.5 KB of the 8 KB that RP2
@@ -35,6 +35,7 @@ task_timeout = 2000  # ms that such a message waits for the task
 calls = []  # functions that link.run_calls() calls about once a second until they return true
 leaving = False  # the interpreter restarts: nothing may stop the exception that does it
 log = None  # log.py, once it is loaded
+clock = None  # what is known of the time: see now_ms.py
 watchdog = ""  # what is armed, as the fleet shows it
 
 # The user's program (app.py).

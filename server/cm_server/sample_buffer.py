@@ -9,8 +9,8 @@ from typing import NamedTuple
 class Sample(NamedTuple):
     """The values that a board emitted in one message."""
 
-    at: float  # seconds since 1970, by the server's clock
-    ticks: int  # ms, by the board's clock
+    at: float  # seconds since 1970: by the board's clock, if it knows the time, or the server's
+    ticks: int  # ms since 1970 by the board's clock, or of its counter
     missed: int  # how many samples before it were dropped, by the board or by the server
     values: str  # JSON
 

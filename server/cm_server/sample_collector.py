@@ -44,8 +44,8 @@ class SampleCollector:
         except PeerWireError:
             buffer.missed += 1
             return
-        at = time.time() - emitted.age
-        if emitted.age and buffer.samples:  # clocks differ: the samples stay in their order
+        at = _moment(emitted, time.time())
+        if buffer.samples:  # clocks differ: the samples stay in their order
             at = max(at, buffer.samples[-1].at)
         at = round(at, 6)  # microseconds, as in its JSON
         sample = Sample(at, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
@@ -82,3 +82,19 @@ class SampleCollector:
         share = self._limits.total_samples // self._emitting_boards or 1
         while len(buffer.samples) > min(self._max_per_board, share):
             buffer.samples.popleft()
+
+
+def _moment(emitted: wire.EmittedSample, now: float) -> float:
+    """Return when a sample was measured, in seconds since 1970.
+
+    A board that knows the time says when. It is not trusted: a sample that is in the future by it,
+    or older than samples can be, counts as measured now.
+
+    Args:
+        emitted: the sample.
+        now: the server's time.
+    """
+    if not wire.is_time(emitted.ticks):
+        return now - emitted.age
+    at = emitted.ticks / 1000
+    return at if now - wire.MAX_SAMPLE_AGE <= at <= now else now

@@ -433,6 +433,34 @@ def poll(at, poll=poll):
         "RolloutRows._make_room = lambda self, size, max_bytes: None",
         "cm_server/rollouts/test_rollouts.py::test_files_of_generations_are_bounded",
     ),
+    # Time
+    defence(
+        "a board's time puts no sample into the future",
+        SERVER + "sample_collector.py",
+        "_moment = lambda emitted, now: emitted.ticks / 1000",
+        "cm_server/test_sample_collector.py::"
+        "test_boards_time_is_not_in_the_future_and_not_older_than_samples_can_be[86400.0]",
+    ),
+    defence(
+        "boards wait for a cell's time for a bounded time",
+        LIBRARY + "protocol/run_options.py",
+        "RunOptions.unsuitable_start = lambda self, limits: ''",
+        "cloudmanager/protocol/test_run_options.py::"
+        "test_options_that_exclude_each_other_are_refused",
+        "cloudmanager/client/test_at.py::test_unsuitable_time_is_refused",
+    ),
+    defence(
+        "the time of a hostile caller is a number",
+        LIBRARY + "protocol/start_times.py",
+        "parse_wire_start = lambda value, now: value",
+        "cloudmanager/protocol/test_run_options.py::test_time_of_a_hostile_caller_is_checked",
+    ),
+    defence(
+        "a busy board does not run a cell after its time",
+        SERVER + "jobs/scheduler.py",
+        "Scheduler._watch_start = lambda self, job: None\n_late_reason = lambda job: ''",
+        "cloudmanager/client/test_at.py::test_busy_board_says_that_it_does_not_run_the_cell",
+    ),
     defence(
         "a board cannot say that it sleeps for longer than 30 days, or for no time",
         LIBRARY + "protocol/wire.py",

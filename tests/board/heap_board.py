@@ -137,7 +137,7 @@ select.poll, select.POLLIN, select.POLLOUT = Poll, 1, 4
 hashlib.sha1 = hashlib.sha256 = Hash
 socket.socket, socket.SOCK_STREAM = Socket, 1
 socket.getaddrinfo = lambda *_: [(2, 1, 0, "", ("192.168.1.1", 18266))]
-for name in ("sleep_ms", "ticks_ms", "ticks_diff", "ticks_add"):
+for name in ("sleep_ms", "ticks_ms", "ticks_us", "ticks_diff", "ticks_add"):
     setattr(clock, name, getattr(time, name))
 sys.modules.update(machine=machine, os=os, select=select, hashlib=hashlib, socket=socket)
 sys.modules["tls"] = tls

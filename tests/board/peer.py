@@ -24,6 +24,7 @@ FILE, DATA = 0x16, 0x17
 OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
 EMIT, PROGRAM, FACTS, LOG = 0x26, 0x27, 0x28, 0x29
 SLEEP, SLEEP_REPLY, STAY_AWAKE = 0x2B, 0x19, 1
+TIME, TIME_REPLY, LATENESS, AT_TIME, RUN_LATE = 0x2A, 0x18, 0x2E, 4, 8
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -43,6 +44,7 @@ class Job:
     cut: bool = False
     messages: int = 0
     prompts: list[str] = field(default_factory=list)
+    lateness: tuple[int, int] | None = None  # µs after its time, µs of error
     chunks: list[tuple[int, bytes]] = field(default_factory=list)  # flags and bytes of files
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -67,6 +69,8 @@ class Link:
         self.jobs = {}
         self.samples = []  # (ticks in ms, how many were lost before it, values)
         self.facts = []  # (free heap in bytes, RSSI in dBm)
+        self.clocks = []  # (µs ahead, µs of error, drift in parts in 10**9)
+        self.times = 0  # how often it has asked for the time
         self.programs = []  # what it said of its own program
         self.log = bytearray()  # what it has printed outside of cells
         self.log_lost = 0  # bytes of that which were lost
@@ -89,13 +93,18 @@ class Link:
         for start in range(at, len(data) or 1, step):
             self.data(job, data[start : start + step], int(start == 0))
 
-    def submit(self, code, timeout_ms=0, awaits=False, number=None, op=EXEC):
+    def submit(self, code, timeout_ms=0, awaits=False, number=None, op=EXEC, at=None, late=False):
+        """Start a cell; `at`: ns by the peer's clock at which it starts."""
         code = code.encode() if isinstance(code, str) else code
+        flags = int(awaits)
+        if at is not None:
+            code += b"\n#%016d" % (at // 1000)
+            flags |= AT_TIME | RUN_LATE * late
         job = Job(number or os.urandom(4))
         self.jobs[job.number] = job
         room = self.proof_fields["buf"] - 14
         head = struct.pack(">II", timeout_ms, len(code))
-        self.send(message(op, job.number, head + code[:room], int(awaits)))
+        self.send(message(op, job.number, head + code[:room], flags))
         room += 8
         for at in range(room - 8, len(code), room):
             self.send(message(MORE, job.number, code[at : at + room]))
@@ -167,8 +176,21 @@ class Link:
             return
         if op == FACTS:
             with self.peer.changed:
-                self.facts.append(struct.unpack(">Ib", data[6:]))
+                self.facts.append(struct.unpack_from(">Ib", data, 6))
+                if len(data) > 11:
+                    self.clocks.append(struct.unpack(">iIi", data[11:]))
                 self.peer.changed.notify_all()
+            return
+        if op == TIME:
+            with self.peer.changed:
+                self.times += 1
+                self.peer.changed.notify_all()
+            assert len(data) == 10
+            if self.peer.answers_time:
+                reply = message(
+                    TIME_REPLY, bytes(4), data[6:] + struct.pack(">Q", self.peer.clock() // 1000)
+                )
+                self.peer.loop.create_task(self.socket.send(reply))
             return
         if op == SLEEP:
             with self.peer.changed:
@@ -202,6 +224,8 @@ class Link:
                 job.chunks.append((flags, payload))
             elif op == INPUT:
                 job.prompts.append(payload.decode())
+            elif op == LATENESS:
+                job.lateness = struct.unpack(">iI", payload)
             elif op == RESULT:
                 (n,) = struct.unpack_from(">H", payload)
                 job.output += payload[2 : 2 + n]
@@ -229,6 +253,7 @@ class Peer:
 
     def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False, tls=None):
         self.clock = time.time_ns
+        self.answers_time = True
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
         self.tls = tls
         self.links, self.seen, self.refused = {}, [], []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cloudmanager.protocol import wire
 from cm_server.app import Server
 
 from .pairs import Two
@@ -62,6 +65,32 @@ async def test_peers_choose_no_labels(service: Service):
     assert text.count(b"\n") == before
     assert b"to-look-for" not in text
     assert b"evil" not in text
+
+
+async def test_metrics_have_the_worst_of_the_boards_clocks(service: Service):
+    server = service.server
+    first, second = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, first) as one,
+        await FakeBoard.join(service, second) as two,
+    ):
+        assert value(server, "cm_clocks") == 0
+        assert value(server, "cm_clock_error_max") == 0
+        for board, clock in ((one, (-700, 450, 12_000)), (two, (300, 90, -40_000))):
+            await board.send(wire.FACTS, struct.pack(">IbiIi", 50_000, 0, *clock))
+            await board.send(wire.TIME, bytes(4))  # its answer shows that both were read
+            assert (await board.next()).op == wire.TIME_REPLY
+        assert value(server, "cm_clocks") == 2
+        assert value(server, "cm_clock_offset_max") == pytest.approx(700e-6)
+        assert value(server, "cm_clock_error_max") == pytest.approx(450e-6)
+        assert value(server, "cm_clock_drift_max") == pytest.approx(40e-6)
+        (board,) = [b for b in server.registry.by_id.values() if b.name == "lab-1"]
+        described = board.describe()
+        assert [described[f"clock_{name}"] for name in ("offset", "error", "drift")] == [
+            -700,
+            450,
+            12_000,
+        ]
 
 
 async def test_metrics_count_boards_jobs_and_refusals(service: Service):

@@ -43,6 +43,32 @@ def test_sample_gets_a_timestamp_and_is_reported():
     assert json.loads(sample.to_json("lab-1")) == ["lab-1", sample.at, 77, 0, {"t": 1}]
 
 
+def test_sample_has_the_time_of_the_boards_clock():
+    lab, samples = board(), collector(10)
+    now = time.time()
+    for seconds in (-3600.0, -5.25, -0.5):
+        samples.add_message(lab, emitted(ticks=int((now + seconds) * 1000)))
+    ats = [sample.at - now for sample in lab.sample_buffer.samples]
+    assert ats == pytest.approx([-3600.0, -5.25, -0.5], abs=0.002)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 5.0, 86400.0, 1e11, -32 * 86400.0])
+def test_boards_time_is_not_in_the_future_and_not_older_than_samples_can_be(seconds):
+    lab, samples = board(), collector(10)
+    before = time.time()
+    samples.add_message(lab, emitted(ticks=int((before + seconds) * 1000)))
+    assert before - 1e-6 <= lab.sample_buffer.samples[0].at <= time.time() + 1e-6
+
+
+def test_samples_stay_in_their_order_whatever_their_board_says():
+    lab, samples = board(), collector(10)
+    now = time.time()
+    for seconds in (-10, -20, -5, -5000):
+        samples.add_message(lab, emitted(ticks=int((now + seconds) * 1000)))
+    ats = [sample.at - now for sample in lab.sample_buffer.samples]
+    assert ats == pytest.approx([-10, -10, -5, -5], abs=0.002)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense", '{"t":"%s"}' % ("x" * 1100)])
 def test_dropped_samples_are_counted_in_the_next_one(text):
     lab, samples = board(), collector(10)

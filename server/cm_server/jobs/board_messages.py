@@ -7,6 +7,7 @@ the event loop only.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 
 from cloudmanager.protocol import wire
@@ -68,6 +69,9 @@ class BoardMessages:
             board.notify_changed()
         elif message.op == wire.SLEEP:
             self.on_sleep(board, message)
+        elif message.op == wire.TIME:
+            if board.link is not None:
+                board.link.send(wire.answer_time(message, time.time_ns() // 1000))
         elif message.op == wire.LOG or (message.op == wire.OUTPUT and not message.job):
             self.on_log(board, message)
         elif message.op == wire.READ:
@@ -118,6 +122,9 @@ class BoardMessages:
             self._on_chunk(job, message, data)
         elif message.op in (wire.OUTPUT, wire.VALUE):
             (job.output_tail if message.op == wire.OUTPUT else job.value).add(message.payload)
+            job.deliver(data, droppable=True)
+        elif message.op == wire.LATENESS:
+            wire.read_lateness(message)
             job.deliver(data, droppable=True)
         else:
             job.deliver(data)

@@ -339,13 +339,23 @@ class Job:
         """Whether its board may have started it: it was sent."""
         return self.state in _SENT_STATES
 
+    @property
+    def start_delay(self) -> float:
+        """For how many seconds its board has to wait until the time at which it starts."""
+        start = self.cell.options.start
+        return max(start - time.time(), 0.0) if start else 0.0
+
     def exec_messages(self) -> Iterator[bytes]:
         """Yield the messages that bring the job to its board (EXEC or FILE)."""
+        options = self.cell.options
+        timeout = options.timeout
         head = wire.ExecHead(
-            timeout_ms=_milliseconds(self.cell.options.timeout),
+            timeout_ms=_milliseconds(None if timeout is None else timeout + self.start_delay),
             awaits=self.cell.awaits,
             op=wire.EXEC if self.cell.files is None else wire.FILE,
             again=self.resends > 0,
+            at=options.start or None,
+            run_late=options.late == "run",
         )
         return wire.exec_messages(self.id, self.cell.code, head, buffer_size=self.board.buffer_size)
 

@@ -26,6 +26,7 @@ log = logging.getLogger("cm_server")
 #: Seconds after a job's timeout in which its board confirms that it stopped; the caller gets a
 #: result within one second.
 CONFIRM_SECONDS = 0.9
+_CLOCK_PART = "now_ms"  # the part of clients that can start cells at a time
 RESET_SECONDS = 20.0  # in which a board reconnects after a soft reset
 RESERVATION_SLACK_SECONDS = 0.01  # after a reservation's end, until it is looked at
 
@@ -81,6 +82,7 @@ class Scheduler:
                 else:
                     board.queue.append(job)
                     self.start_queued_jobs(board, submitted=job)
+                    self._watch_start(job)
                 board.notify_changed()
             except Exception as error:  # the other jobs of the cell are not affected
                 cleanup.log_failure("starting a job", error)
@@ -96,6 +98,18 @@ class Scheduler:
         board.queue.insert(0, job)
         self.start_queued_jobs(board)
         board.notify_changed()
+
+    def _watch_start(self, job: Job) -> None:
+        """End a queued job that starts at a time when that is over, unless it may run late."""
+        options = job.cell.options
+        if job.state == "queued" and options.start and options.late != "run" and not job.timer:
+            job.timer = self._call_later(job.start_delay, lambda: self._on_start_missed(job))
+
+    def _on_start_missed(self, job: Job) -> None:
+        job.timer = None
+        if job.state == "queued" and job in job.board.queue:
+            job.board.queue.remove(job)
+            self._job_results.end_job(job, "error", "it was busy at that time; it did not run")
 
     def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
         """Return why a job may not be added to a queue; "" if it may."""
@@ -276,7 +290,7 @@ class Scheduler:
                 link.send(message)
             self._job_results.counters.on_started(job)
             if cell.options.timeout is not None:
-                seconds = cell.options.timeout + CONFIRM_SECONDS
+                seconds = job.start_delay + cell.options.timeout + CONFIRM_SECONDS
                 job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
         except Exception as error:
             self._on_send_failed(job, link, error)
@@ -297,7 +311,7 @@ class Scheduler:
 
     def _refusal_reason(self, job: Job) -> str:
         """Return why a job may not start; "" if it may."""
-        return self._not_permitted_reason(job) or _unsupported_reason(job)
+        return self._not_permitted_reason(job) or _unsupported_reason(job) or _late_reason(job)
 
     def _not_permitted_reason(self, job: Job) -> str:
         """Return why the caller's token does not permit the job any more; "" if it does."""
@@ -494,9 +508,22 @@ def _resets(job: Job) -> bool:
     return job.cell.options.fresh and job.state == "queued" and not job.resends
 
 
+def _late_reason(job: Job) -> str:
+    """Return why a job cannot start at its time any more; "" if it can, or may run late."""
+    options = job.cell.options
+    if not options.start or options.late == "run" or job.start_delay:
+        return ""
+    return "its board was not ready at that time; it did not run"
+
+
 def _unsupported_reason(job: Job) -> str:
-    """Return why a board cannot carry out a job's file operations; "" if it can."""
+    """Return why a board cannot carry out a job; "" if it can."""
     files, parts = job.cell.files, job.board.client_parts
+    if job.cell.options.start and _CLOCK_PART not in parts:
+        return (
+            "its client cannot start a cell at a time; mbm board-upgrade-client installs one that "
+            "can, except on a bridge"
+        )
     if files is None:
         return ""
     if "files" not in parts:

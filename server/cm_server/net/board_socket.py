@@ -43,7 +43,8 @@ log = logging.getLogger("cm_server")
 _REKEYED = bytes((wire.REKEYED,))
 #: First bytes of messages that a board seldom has to send; each counts as several.
 _RARE_OPS = tuple(
-    bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED, wire.SLEEP)
+    bytes((op,))
+    for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED, wire.SLEEP, wire.TIME)
 )
 
 

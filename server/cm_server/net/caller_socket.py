@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
-from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, OptionLimits, RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, replies, verbs
@@ -559,7 +559,10 @@ class CallerConnection:
         target = str(head.get("target", ""))
         try:
             options = self._read_options(head, self._last_head.options if is_known else None)
-            if not is_known and len(text) <= REMEMBERED_HEAD_BYTES and _is_flat(head):
+            may_remember = (
+                options.at is None and len(text) <= REMEMBERED_HEAD_BYTES
+            )  # +5s is from now
+            if not is_known and may_remember and _is_flat(head):
                 self._last_head = _SubmitHead(text, head, options)
             if options.when_online:
                 return self._submit_waiting(message.job, head, target, code, options)
@@ -650,7 +653,10 @@ class CallerConnection:
             return known
         limits = self._services.limits
         check_fields(head, limits)
-        return RunOptions.from_wire(head, limits.cell_seconds, limits.waiting_seconds)
+        option_limits = OptionLimits(
+            limits.cell_seconds, limits.waiting_seconds, limits.ahead_seconds, time.time()
+        )
+        return RunOptions.from_wire(head, option_limits)
 
     def _submit_waiting(
         self, ref: int, head: dict[str, Any], target: str, code: bytes, options: RunOptions
@@ -720,6 +726,8 @@ class CallerConnection:
         installs = self._services.installs
         inputs = job_requests.inputs_of(installs, self)
         request = job_requests.read_job_request(installs, inputs, head, code, len(boards))
+        if options.at is not None and request.kind != "cell":
+            raise ServerError("only a cell can start at a time")
         if isinstance(request.files, MountSpec):
             request.files.check_boards(boards)
         if why := self._services.dispatch.open_jobs.refusal_reason(

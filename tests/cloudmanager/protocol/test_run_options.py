@@ -19,10 +19,17 @@ from cloudmanager.client.keywords import show_keywords
 from cloudmanager.client.run_arguments import add_run_options, run_keywords
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.option_info import option_infos
-from cloudmanager.protocol.run_options import RunKeywords, RunOptions, WaitKeywords
+from cloudmanager.protocol.run_options import (
+    OptionLimits,
+    RunKeywords,
+    RunOptions,
+    WaitKeywords,
+)
 
 DAY = 86400.0
 WEEK = 7 * DAY
+NOW = 1_800_000_000.0
+LIMITS = OptionLimits(WEEK, 30 * DAY, 300.0, NOW)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +48,14 @@ def test_only_other_values_than_the_defaults_are_sent(options, sent):
 @pytest.mark.parametrize("options", [{}, {"timeout": 2.5, "fresh": True}, {"wait": 3.0}])
 def test_server_reads_what_was_sent(options):
     head = {"target": "all", "awaits": True, **RunOptions(**options).to_wire()}
-    assert RunOptions.from_wire(head, WEEK, 30 * DAY) == RunOptions(**options)
+    assert RunOptions.from_wire(head, LIMITS) == RunOptions(**options)
 
 
 @pytest.mark.parametrize("name", ["timeout", "wait"])
 @pytest.mark.parametrize("value", [0, -1, WEEK + 1, "5", float("nan"), float("inf"), [1]])
 def test_number_of_seconds_is_checked(name, value):
     with pytest.raises(ServerError, match=f"{name} is a number of seconds above 0, at most 7 days"):
-        RunOptions.from_wire({name: value}, WEEK, 30 * DAY)
+        RunOptions.from_wire({name: value}, LIMITS)
 
 
 def test_servers_exchange_all_options():
@@ -65,13 +72,14 @@ def test_every_keyword_is_an_option_with_a_flag():
 def test_parsed_options_are_keywords():
     parser = argparse.ArgumentParser()
     add_run_options(parser)
-    here = {"when_online": False, "expires": None}
+    here: dict[str, Any] = {"when_online": False, "expires": None}
     none = {"timeout": None, "fresh": False, "wait": 0.0}
+    here |= {"at": None, "late": "skip"}
     assert run_keywords(parser.parse_args([])) == {**none, **here}
     parsed = parser.parse_args(["--timeout", "5", "--fresh", "--wait", "0.5"])
     assert run_keywords(parsed) == {"timeout": 5.0, "fresh": True, "wait": 0.5, **here}
     parsed = parser.parse_args(["--when-online", "--expires", "2h"])
-    assert run_keywords(parsed) == {**none, "when_online": True, "expires": 7200.0}
+    assert run_keywords(parsed) == {**none, **here, "when_online": True, "expires": 7200.0}
 
 
 @pytest.mark.parametrize(
@@ -80,11 +88,39 @@ def test_parsed_options_are_keywords():
         ({"expires": 60.0}, "expires is for work that waits"),
         ({"when_online": True, "wait": 1.0}, "wait keeps the caller waiting"),
         ({"when_online": True, "idle": True}, "idle for those that are free"),
+        ({"when_online": True, "at": "+5"}, "at is for boards that are there"),
+        ({"late": "run"}, "late is for cells that start at a time"),
+        ({"late": "maybe", "at": "+5"}, "late is one of: skip, run"),
+        ({"at": "+300.001"}, "at is 5 minutes ahead at most"),
+        ({"at": NOW + 301}, "at is 5 minutes ahead at most"),
+        ({"at": NOW - 1.5}, "at was 1.5 s ago, by the server's clock; nothing ran"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, why):
     with pytest.raises(ServerError, match=why):
-        RunOptions.from_wire(options, WEEK, 30 * DAY)
+        RunOptions.from_wire(options, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("at", "seconds"),
+    [("+5s", 5), ("+0.25", 0.25), ("+2m", 120), (NOW + 7.5, 7.5)],
+)
+def test_time_of_a_cell_is_resolved_by_the_servers_clock(at, seconds):
+    options = RunOptions.from_wire(RunOptions(at=at).to_wire(), LIMITS)
+    assert options.start == NOW + seconds
+    assert RunOptions.from_fields(options.to_fields()) == options
+
+
+def test_time_in_the_past_is_accepted_for_cells_that_may_be_late():
+    assert RunOptions.from_wire({"at": NOW - 3, "late": "run"}, LIMITS).start == NOW - 3
+
+
+@pytest.mark.parametrize(
+    "value", ["5s", "+", "+-5", "+inf", "+1e999", "", True, [1], float("nan"), 0, -5, 10**400]
+)
+def test_time_of_a_hostile_caller_is_checked(value):
+    with pytest.raises(ServerError, match="at is seconds since 1970, or"):
+        RunOptions.from_wire({"at": value}, LIMITS)
 
 
 @pytest.mark.parametrize("value", [0, -1, 31 * DAY, "7d", True, float("nan")])
@@ -92,7 +128,7 @@ def test_time_to_wait_is_checked(value):
     with pytest.raises(
         ServerError, match="expires is a number of seconds above 0, at most 30 days"
     ):
-        RunOptions.from_wire({"when_online": True, "expires": value}, WEEK, 30 * DAY)
+        RunOptions.from_wire({"when_online": True, "expires": value}, LIMITS)
 
 
 @pytest.mark.parametrize(

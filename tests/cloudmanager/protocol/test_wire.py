@@ -181,6 +181,39 @@ def test_golden_sleep(vector):
     assert wire.read_sleep(message(vector))._asdict() == vector["means"]
 
 
+@vectors("TIME")
+def test_golden_time(vector):
+    means = vector["means"]
+    asked = message(vector)
+    assert asked.payload.hex() == means["counter"]
+    answer = next(each for each in VECTORS if each["name"] == "TIME_REPLY")
+    assert wire.answer_time(asked, means["now_us"]).hex() == answer["hex"]
+
+
+@vectors("LATENESS")
+def test_golden_lateness(vector):
+    assert wire.read_lateness(message(vector))._asdict() == vector["means"]
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(3), bytes(5), bytes(12)])
+def test_malformed_time_and_lateness_are_refused(payload):
+    with pytest.raises(PeerWireError):
+        wire.answer_time(Message(wire.TIME, 0, 0, payload), 1)
+    with pytest.raises(PeerWireError):
+        wire.read_lateness(Message(wire.LATENESS, 0, 0, payload))
+
+
+def test_cell_with_a_time_ends_in_it_and_its_lines_keep_their_numbers():
+    first, *rest = exec_messages(b"x = 1", at=1_796_000_000.123456, buffer_size=200)
+    assert not rest
+    assert unpack(first).flags == wire.AT_TIME
+    assert unpack(first).payload[8:] == b"x = 1\n#1796000000123456"
+    assert int.from_bytes(unpack(first).payload[4:8], "big") == len(unpack(first).payload) - 8
+    (late,) = exec_messages(b"", at=1.0, run_late=True, awaits=True)
+    assert unpack(late).flags == wire.AT_TIME | wire.RUN_LATE | wire.TOP_LEVEL_AWAIT
+    assert unpack(late).payload[8:] == b"\n#0000000001000000"
+
+
 @vectors("SLEEP_REPLY")
 def test_golden_sleep_reply(vector):
     assert wire.pack_sleep_reply(vector["means"]["wait"]).hex() == vector["hex"]
@@ -210,7 +243,7 @@ def test_golden_facts(vector):
 
 def test_facts_without_wifi_have_no_rssi_and_malformed_ones_are_refused():
     assert wire.read_facts(Message(wire.FACTS, 0, 0, b"\0\0\1\0\0"))["rssi"] is None
-    for payload in (b"", b"\0\0\1\0", bytes(6)):
+    for payload in (b"", b"\0\0\1\0", bytes(6), bytes(16), bytes(18)):
         with pytest.raises(PeerWireError):
             wire.read_facts(Message(wire.FACTS, 0, 0, payload))
 
