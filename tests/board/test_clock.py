@@ -98,7 +98,7 @@ def test_now_ms_goes_on_where_ticks_wrap(clock, ahead):
     code = "measure()\nt = firmware_time = sys.modules['cm.firmware'].time\n__cm__((cm.now_ms()))"
     low, high = error_ms(clock, code)
     assert low < 0 < high
-    for days in (0.01, 0.5, 6.2):  # it is told no time meanwhile
+    for days in (0.01, 0.5, 6.2):  # without another exchange
         us = int(days * 86400e6)
         job = clock.run(f"a = cm.now_ms()\nt.ahead += {us}\n__cm__((cm.now_ms() - a))")
         assert 0 <= int(job.value) - us // 1000 < 1000, days
