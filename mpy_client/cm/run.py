@@ -270,10 +270,11 @@ def input(prompt=""):
     return ask(state.console, prompt)
 
 
-# Handles messages until the link ends, or only one. When there is nothing to do, it reports changed
-# facts.
+# Handles messages until the link ends, or only one. When there is nothing to do, also after it has
+# connected, it reports changed facts; before them, it measures the clock and sends samples that
+# were kept.
 def serve(once=False):
-    dirty = False
+    dirty = True
     while state.socket:
         n = state.ahead or recv(_IN)
         state.ahead = 0

@@ -118,3 +118,51 @@ def test_emit_without_its_module_is_an_attribute_error(board):
         "cm.__path__ = old\nsys.path[:] = kept\ncm.emit = kept_emit\nsys.modules['cm.emit'] = emit"
     )
     assert (job.status, "AttributeError" in job.error) == (ERROR, True)
+
+
+def kept_samples(link):
+    """Return the numbers and the times of all samples that the peer has, without their ages."""
+    found = {}
+    for at, _, values in link.peer.samples:
+        values.pop("", None)
+        assert values["n"] not in found, "no sample comes twice"
+        found[values["n"]] = at
+    return found
+
+
+def test_samples_without_a_link_are_sent_later_with_their_times(board):
+    board.peer.samples.clear()
+    job = board.submit(
+        "import cm, time\ntimes = []\nfor n in range(40):\n    times.append(cm.now_ms())\n"
+        "    cm.emit(n=n)\n    time.sleep_ms(40)\n"
+    )
+    board.peer.until(lambda _: len(board.samples) >= 5)
+    board.cut()
+    link = board.peer.link("id-1", after=board)
+    link.ping()
+    link.peer.until(lambda _: any(values.get("n") == 39 for _, _, values in link.peer.samples))
+    found = kept_samples(link)
+    assert len(found) >= 38, "but for what was under way when the link broke"
+    assert sorted(found) == list(found), "the oldest first"
+    times = eval(link.run("__cm__((times))").value)
+    assert all(0 <= at - times[n] < 100 for n, at in found.items())
+    assert job.status is None, "its result was lost with the link"
+    link.run("cm.emit(n=40)")
+    link.peer.until(lambda _: link.peer.samples[-1][2].get("n") == 40)
+
+
+def test_samples_for_which_there_is_no_room_are_counted(board):
+    board.peer.samples.clear()
+    board.submit(
+        "import cm, time\nbegun = True\ncm.emit(n=-1)\nfor n in range(20):\n"
+        "    cm.emit(n=n, s='x' * 180)\n    time.sleep_ms(40)\n"
+    )
+    board.peer.until(lambda _: len(board.samples) >= 1)
+    board.cut()
+    link = board.peer.link("id-1", after=board)
+    link.ping()
+    link.peer.until(lambda _: any(values.get("n") == 19 for _, _, values in link.peer.samples))
+    missed = [count for _, count, _ in link.peer.samples]
+    there = len(link.peer.samples)
+    assert there < 20
+    assert 20 <= there + sum(missed) <= 21

@@ -14,7 +14,7 @@ from tests.conftest import running_boards, running_server, wait_online
 
 from .conftest import fleet_of, stored, until
 
-NAMES = [f"back-{n}" for n in range(1, 6)]
+NAMES = [f"back-{n}" for n in range(1, 7)]
 CELLS = {
     "back-1": ("import time; time.sleep(1); made = 1; made", "ok"),
     "back-2": ("import time; time.sleep(1); raise ValueError('true')", "error"),
@@ -42,6 +42,9 @@ def test_a_server_killed_in_mid_cell_finds_its_boards_and_the_true_outcomes(tmp_
             number[name] = group.jobs[name].number
             if name == "back-4":
                 assert group.results(5).ok
+        at = time.time() + 3
+        timed = fleet["back-6"].submit("import cm\ninstant = cm.now_ms()", at=at)
+        number["timed"] = timed.jobs["back-6"].number
         queued = fleet["back-3"].submit("never = 1")
         number["queued"] = queued.jobs["back-3"].number
         first.process.kill()
@@ -55,6 +58,9 @@ def test_a_server_killed_in_mid_cell_finds_its_boards_and_the_true_outcomes(tmp_
             until(lambda: None not in {s for s, _ in stored(tmp_path).values()}, "jobs are open")
             outcomes = {name: stored(tmp_path)[job] for name, job in number.items()}
             check(fleet, outcomes)
+            assert outcomes["timed"][0] == "ok"
+            late = fleet["back-6"].run("instant").value / 1000 - at
+            assert 0 <= late < 0.3, "it waited for its time without a server"
 
 
 def check(fleet: Fleet, outcomes: dict[str, tuple[str | None, str | None]]) -> None:

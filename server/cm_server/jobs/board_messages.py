@@ -125,7 +125,9 @@ class BoardMessages:
             job.deliver(data, droppable=True)
         elif message.op == wire.LATENESS:
             wire.read_lateness(message)
-            job.deliver(data, droppable=True)
+            if job.cell.options.start and not job.has_lateness:
+                job.has_lateness = True
+                job.deliver(data)
         else:
             job.deliver(data)
 

@@ -263,6 +263,7 @@ class Job:
         timer: its timeout, or the time that its caller waits for the board.
         transfer: its file transfer while it runs.
         open_cell: counts the jobs of its cell that have not ended.
+        has_lateness: whether its board has said how exactly it started at its time.
         has_waited: whether it waited for its board in the store, so that what it prints is kept.
     """
 
@@ -275,6 +276,7 @@ class Job:
         "created",
         "ended",
         "error",
+        "has_lateness",
         "has_waited",
         "id",
         "name",
@@ -322,6 +324,7 @@ class Job:
         self.owner = ""
         self.transfer: Transfer | None = None
         self.open_cell: OpenCell | None = None
+        self.has_lateness = False
         self.has_waited = False
 
     @property
