@@ -142,7 +142,7 @@ def test_samples_without_a_link_are_sent_later_with_their_times(board):
     link.ping()
     link.peer.until(lambda _: any(values.get("n") == 39 for _, _, values in link.peer.samples))
     found = kept_samples(link)
-    assert len(found) >= 38, "but for what was under way when the link broke"
+    assert len(found) >= 38, "but for what was in progress when the link broke"
     assert sorted(found) == list(found), "the oldest first"
     times = eval(link.run("__cm__((times))").value)
     assert all(0 <= at - times[n] < 100 for n, at in found.items())
