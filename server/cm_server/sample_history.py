@@ -246,7 +246,7 @@ class SampleHistory:
         if self._store is None:
             raise ServerError(self.unavailable)
         waiting = self._queries.get(owner, 0)
-        if waiting >= self._limits.history_queries_per_token:
+        if self._has_too_many(waiting):
             raise ServerError(f"{waiting} queries of this token wait for a reply")
         self._queries[owner] = waiting + 1
         try:
@@ -261,6 +261,10 @@ class SampleHistory:
             self._queries[owner] -= 1
             if not self._queries[owner]:
                 del self._queries[owner]
+
+    def _has_too_many(self, waiting: int) -> bool:
+        """Return whether a token has so many queries that another one is refused."""
+        return waiting >= self._limits.history_queries_per_token
 
     def _read(self, query: SampleQuery) -> SamplePage:
         """Read in the thread, for a bounded time."""
@@ -328,23 +332,34 @@ class _BoardNames:
 
     def index(self, name: str) -> int | None:
         """Return the index of a series for one more value; None if there are too many."""
-        self._values += 1
         found = self._indexes.get(name)
-        if self._values > self._day.limits.history_board_values:
-            excess = "values"
-        elif not self._day.count_value(self._board):
-            excess = "values of its token"
-        elif found is not None:
-            return found
-        elif len(self._indexes) >= self._day.limits.history_board_names:
-            excess = "names of values"
-        elif (found := self._day.add_series(self._board, name)) is not None:
-            self._indexes[name] = found
-            return found
-        else:
-            excess = "names of values of its token"
-        self._day.report_excess(self._board, excess)
-        return None
+        if excess := self._excess(is_new=found is None):
+            self._day.report_excess(self._board, excess)
+            return None
+        if found is None:
+            found = self._indexes[name] = self._day.add_series(self._board, name)
+        return found
+
+    def _excess(self, *, is_new: bool) -> str:
+        """Return what there is too much of with one more value; "" if nothing."""
+        if self._exceeds_values():
+            return "values"
+        if not self._day.count_value(self._board.token):
+            return "values of its token"
+        if is_new and self._exceeds_names():
+            return "names of values"
+        if is_new and not self._day.count_name(self._board.token):
+            return "names of values of its token"
+        return ""
+
+    def _exceeds_values(self) -> bool:
+        """Count a value; return whether it is more than is kept of the board."""
+        self._values += 1
+        return self._values > self._day.limits.history_board_values
+
+    def _exceeds_names(self) -> bool:
+        """Return whether one more name is more than is kept of the board."""
+        return len(self._indexes) >= self._day.limits.history_board_names
 
 
 class _DayNames:
@@ -382,22 +397,25 @@ class _DayNames:
             return 1
         return (len(found) if names is None else sum(name in found for name in names)) or 1
 
-    def count_value(self, board: Board) -> bool:
-        """Count a value of a board's token; return whether it may have it."""
-        if not board.token:  # enrolled by an administrator
+    def count_value(self, token: str) -> bool:
+        """Count a value of a token's boards; return whether it is kept."""
+        if not token:  # enrolled by an administrator
             return True
-        count = self._token_values.get(board.token, 0) + 1
-        self._token_values[board.token] = count
+        count = self._token_values[token] = self._token_values.get(token, 0) + 1
         return count <= self.limits.history_token_values
 
-    def add_series(self, board: Board, name: str) -> int | None:
-        """Add a series of a board; return its index, None if its token has too many."""
-        if board.token:
-            count = self._token_names.get(board.token, 0) + 1
-            if count > self.limits.history_token_names:
-                return None
-            self._token_names[board.token] = count
-        # What neither UTF-8 nor PostgreSQL can hold.
+    def count_name(self, token: str) -> bool:
+        """Count a name of values of a token's boards; return whether it is kept."""
+        if not token:
+            return True
+        count = self._token_names.get(token, 0)
+        if count < self.limits.history_token_names:
+            self._token_names[token] = count + 1
+        return count < self.limits.history_token_names
+
+    def add_series(self, board: Board, name: str) -> int:
+        """Add a series of a board; return its index."""
+        # What neither UTF-8 nor PostgreSQL can hold is replaced.
         clean = name.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
         self.series.append(Series(board.id, board.name, clean))
         return len(self.series) - 1

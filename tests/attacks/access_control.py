@@ -186,7 +186,7 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
     defence(
         "an address that sends many wrong tokens is rate-limited",
         SERVER + "net/caller_socket.py",
-        "CallerSocket._sent_too_many_wrong_tokens = lambda self, address: False",
+        "CallerHandler._sent_too_many_wrong_tokens = lambda self, address: False",
         "cm_server/net/test_caller_socket.py::"
         "test_wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted",
     ),

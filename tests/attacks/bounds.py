@@ -6,6 +6,7 @@ from typing import Final
 
 from .defence import BOARD, LIBRARY, SERVER, Override, defence
 
+HISTORY: Final = "cm_server/test_sample_history.py::test_"
 STANDSTILL: Final = "cm_server/test_standstill.py::test_"
 
 BOUNDS: Final = [
@@ -91,6 +92,62 @@ BOUNDS: Final = [
         SERVER + "store/waiting_rows.py",
         "WaitingRows._trim_outputs = lambda self, max_chars: None",
         "cm_server/jobs/test_waiting_jobs.py::test_outputs_are_bounded_in_all",
+    ),
+    # Samples that last
+    defence(
+        "a board that floods names of values keeps a few",
+        SERVER + "sample_history.py",
+        "_BoardNames._exceeds_names = lambda self: False",
+        HISTORY + "board_with_too_many_names_keeps_the_first",
+    ),
+    defence(
+        "a board keeps a bounded number of values a day",
+        SERVER + "sample_history.py",
+        "_BoardNames._exceeds_values = lambda self: False",
+        HISTORY + "board_with_too_many_values_keeps_the_first",
+    ),
+    defence(
+        "the boards of one token keep a bounded number of values a day",
+        SERVER + "sample_history.py",
+        "_DayNames.count_value = lambda self, token: True",
+        HISTORY + "boards_of_one_token_do_not_displace_those_of_others",
+    ),
+    defence(
+        "the boards of one token keep a bounded number of names",
+        SERVER + "sample_history.py",
+        "_DayNames.count_name = lambda self, token: True",
+        HISTORY + "boards_of_one_token_do_not_displace_those_of_others",
+    ),
+    defence(
+        "samples do not fill the disk",
+        SERVER + "store/sample_files.py",
+        "SampleFiles._check_free_space = lambda self: None",
+        HISTORY + "full_disk_stops_keeping_and_nothing_else",
+    ),
+    defence(
+        "a query for samples ends in time",
+        SERVER + "sample_history.py",
+        "_interrupting = lambda interrupt, seconds: contextlib.nullcontext()",
+        HISTORY + "long_query_is_ended",
+    ),
+    defence(
+        "one token has a bounded number of queries for samples",
+        SERVER + "sample_history.py",
+        "SampleHistory._has_too_many = lambda self, waiting: False",
+        HISTORY + "token_waits_for_a_few_queries_at_a_time",
+    ),
+    defence(
+        "names of values are no formulas of spreadsheets",
+        LIBRARY + "protocol/sample_text.py",
+        "_plain = lambda name: name",
+        "cm_server/net/test_samples_page.py::test_samples_as_csv_and_json",
+        "cloudmanager/client/test_samples.py::test_values_as_text",
+    ),
+    defence(
+        "a backup writes nothing outside of the folder of samples",
+        SERVER + "store/sample_files.py",
+        "is_file_name = lambda name: True",
+        "cm_server/store/test_backup.py::test_members_outside_of_the_folder_of_samples_are_ignored",
     ),
     defence(
         "a reset ends the board's own program",

@@ -362,7 +362,15 @@ ATTACKS: Final = [
     ),
     attack(
         41,
-        "boards' logs: who reads them, floods, texts of no length",
+        "boards' logs: who reads them, floods, texts of no length; samples: the same, SQL in names",
+        "cm_server/test_sample_history.py: samples_are_returned_to_those_who_reach_the_boards "
+        "board_with_too_many_names_keeps_the_first board_with_too_many_values_keeps_the_first "
+        "boards_of_one_token_do_not_displace_those_of_others "
+        "successor_of_the_same_name_has_no_samples_of_before "
+        "full_disk_stops_keeping_and_nothing_else long_query_is_ended wrong_requests_are_refused",
+        "cm_server/store/test_sample_stores.py: names_are_data",
+        "cm_server/net/test_samples_page.py: samples_need_a_token_that_reaches_the_boards "
+        "wrong_arguments_are_refused samples_as_csv_and_json",
         "cm_server/net/test_watch_logs.py: viewer_may_not_follow_logs "
         "operator_follows_only_logs_of_its_boards logs_that_wait_for_a_slow_reader_are_bounded "
         "board_that_floods_its_log_loses_the_excess_and_delays_nobody",

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import NoSuchBoard, ServerError
 from cloudmanager.protocol.sample_columns import unpack_stream
 from cm_server.api import replies, verbs
-from cm_server.sample_history import SampleHistory
 from cm_server.store.sample_files import FOLDER
 
 from .peers import Service, running_service
@@ -197,31 +195,43 @@ async def test_server_without_a_history_says_so(tmp_path: Path):
         assert len(service.server.registry.by_name["lab-1"].sample_buffer.samples) == 1
 
 
+def slow_store(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let each query take until it is interrupted; return when it was."""
+    store: Any = service.server.sample_history._store
+    interrupted: list[float] = []
+    really_read = store.read
+
+    def read(query: object) -> object:
+        deadline = time.monotonic() + 20
+        while not interrupted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not interrupted:
+            raise AssertionError("the query was not interrupted")
+        return really_read(query)
+
+    monkeypatch.setattr(store, "read", read)
+    monkeypatch.setattr(store, "interrupt", lambda: interrupted.append(time.monotonic()))
+    return interrupted
+
+
 @pytest.mark.limits(history_queries_per_token=1)
-async def test_token_waits_for_a_few_queries_at_a_time(service: Service):
+async def test_token_waits_for_a_few_queries_at_a_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    interrupted = slow_store(service, monkeypatch)
     service.enrol("lab-1")
-    first, second = asyncio.ensure_future(ask(service)), asyncio.ensure_future(ask(service))
-    done = await asyncio.gather(first, second, return_exceptions=True)
-    assert [type(each) for each in done] in ([list, ServerError], [list, list])
+    first = asyncio.ensure_future(ask(service))
+    await asyncio.sleep(0)
+    with pytest.raises(ServerError, match="1 queries of this token wait"):
+        await ask(service)
+    interrupted.append(0.0)
+    assert await first == []
+    assert await ask(service) == []
 
 
 @pytest.mark.limits(history_query_seconds=0.2)
 async def test_long_query_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch):
-    history: SampleHistory = service.server.sample_history
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    store: Any = history._store
-    interrupted: list[float] = []
-
-    def read(_query: object) -> object:
-        while not interrupted:
-            time.sleep(0.01)
-        loop.call_soon_threadsafe(ended.set)
-        return real(_query)
-
-    real: Callable[[Any], Any] = store.read
-    monkeypatch.setattr(store, "read", read)
-    monkeypatch.setattr(store, "interrupt", lambda: interrupted.append(time.monotonic()))
+    interrupted = slow_store(service, monkeypatch)
     service.enrol("lab-1")
     await ask(service)
-    assert ended.is_set()
+    assert len(interrupted) == 1

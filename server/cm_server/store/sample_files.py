@@ -239,7 +239,8 @@ class SampleFiles:
         try:
             day = self._try_attach(connection, stem)
         except duckdb.Error as error:
-            if "lock" in str(error).lower() or not os.access(path, os.R_OK | os.W_OK):
+            is_locked = re.search(r"\block\b", str(error)) is not None
+            if is_locked or not os.access(path, os.R_OK | os.W_OK):
                 raise HistoryError(f"{path} cannot be opened: {_first_line(error)}") from error
             if journal.exists():  # without it, only the last values are lost
                 self._set_aside(journal, error)
