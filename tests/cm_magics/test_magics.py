@@ -753,6 +753,8 @@ def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
     assert "demo-1" in shell.run("%fleet demo-1")
     shell.run("%board demo-2 import cm; cm.emit(level=4)")
     assert shell.run("%board_plot demo-2 level").startswith("Out[")
+    assert shell.run("%board_plot demo-2 level --since 1h").startswith("Out[")
+    assert "is not a span" in shell.run("%board_plot demo-2 --since yesterday")
     shell.run("%board_plot demo-9")
     assert isinstance(shell.error, NoSuchBoard)
     assert "There is no target" in shell.run("%board_plot")
