@@ -40,7 +40,7 @@ ACCESS_CONTROL: Final = [
     defence(
         "a rollout has the rights that its token has now",
         SERVER + "rollouts/rollouts.py",
-        'Rollouts._refusal_reason = lambda self, rollout, board_id: ""',
+        'Rollouts._refusals = lambda self, rollout: lambda board_id: ""',
         "cm_server/rollouts/test_rollouts.py::test_rollout_of_a_revoked_token_pauses",
     ),
     defence(

@@ -381,6 +381,31 @@ async def test_board_that_has_the_generation_or_was_changed_does_not_join(lab: L
                 await asyncio.wait_for(board.next(), 2.5)
 
 
+async def test_board_joins_a_group_only_if_the_token_of_its_rollout_reaches_it(lab: Lab):
+    token = lab.service.add_token("operator", "lab-1,vault-*", name="ann")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        await caller.ask("fleet-apply", groups=group(target="*-*"))
+    change(lab, 1, state="done")
+    async with (
+        await lab.join("lab-2") as board,
+        await FakeBoard.join(
+            lab.service, *lab.service.enrol("vault-2"), parts=PARTS, facts={"mpy": 5}
+        ) as other,
+    ):
+        assert (await other.next()).op == wire.FILE
+        assert [each["board"] for each in (await lab.status())["boards"]] == ["vault-2"]
+        with pytest.raises(TimeoutError):
+            await board_message(board)
+    change(lab, 2, state="done")
+    lab.service.revoke_token("ann")
+    async with await FakeBoard.join(
+        lab.service, *lab.service.enrol("vault-3"), parts=PARTS, facts={"mpy": 5}
+    ) as board:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(board.next(), 2.5)
+    assert len((await lab.owner.ask("fleet-history"))["reply"]) == 2
+
+
 async def test_boards_of_a_rollout_that_has_ended_finish_after_a_restart_of_the_server(
     tmp_path: Path,
 ):
