@@ -15,6 +15,7 @@ import collections
 import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -101,7 +102,7 @@ class RolloutSoak:
         seed: int,
         cluster: Cluster | None = None,
         *,
-        pauses: tuple[float, float, float] = (0.3, 2.0, 8.0),
+        pauses: tuple[float, float, float] = (0.3, 2.0, 5.0),
         every: int = 7,
     ) -> None:
         self.home, self.seed, self.cluster, self.pauses = home, seed, cluster, pauses
@@ -305,12 +306,12 @@ class RolloutSoak:
         while not self._over.wait(self.pauses[2] * dice.uniform(0.5, 1.5)):
             if servers is not None:
                 servers.die()
+                self.faults["server's kill -9"] += 1
             else:
-                self._kill_leader()
-            self.faults["server's kill -9"] += 1
+                self.faults["leader's kill -9"] += self._kill_leader()
 
-    def _kill_leader(self) -> None:
-        """Kill the server that carries out the rollout."""
+    def _kill_leader(self) -> bool:
+        """Kill the server that carries out the rollout; return whether there is one."""
         assert self.cluster is not None
         query = (
             "SELECT servers.address FROM rollouts JOIN servers ON servers.id = rollouts.owner "
@@ -319,9 +320,10 @@ class RolloutSoak:
         with psycopg.connect(self.cluster.store) as store:
             row = store.execute(query).fetchone()
         if row is None:  # another server has not taken it over yet
-            return
+            return False
         port = int(str(row[0]).rpartition(":")[2])
-        self.cluster.end(self.cluster.ports.index(port), 9)  # type: ignore[arg-type]
+        self.cluster.end(self.cluster.ports.index(port), signal.SIGKILL)
+        return True
 
     # The end
 

@@ -28,4 +28,4 @@ def test_another_server_goes_on_with_a_rollout_whose_server_is_killed(
     cluster = Cluster(tmp_path / "servers", 3, DEAD_AFTER, postgres, nats)
     figures = RolloutSoak(tmp_path, 16, 20261130, cluster).run()
     print(figures)
-    assert figures["faults"]["server's kill -9"] > 0
+    assert figures["faults"]["leader's kill -9"] > 0
