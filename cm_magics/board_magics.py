@@ -12,6 +12,7 @@ from cloudmanager.client.health import Health
 from cloudmanager.client.run_arguments import add_wait_options, wait_keywords
 from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.fleet_plan import replacement_text
 from cloudmanager.results.history import History
 from cloudmanager.results.results import Results
 
@@ -55,6 +56,9 @@ _HISTORY_PARSER: Final = make_history_parser()
 _HEALTH_PARSER: Final = make_parser(
     "fleet_health", "Show what is wrong in the fleet, and what to do: %fleet_health"
 )
+_REPLACE_PARSER: Final = make_parser(
+    "board_replace", "Let a new board become what a dead one was: %board_replace lab-1 spare-1"
+)
 _RENAME_PARSER: Final = make_parser("board_rename", "Rename a board: %board_rename lab-1 roof")
 
 
@@ -70,13 +74,14 @@ def _reset_display(kind: str) -> cell_display.VerbDisplay:
 
 @magics_class
 class ManagementMagics(TargetMagics):
-    """``%board_reset``, ``%board_info``, ``%board_history`` and the like, ``%fleet_health``."""
+    """Reset, describe, rename and replace boards, what ran there; ``%fleet_health``."""
 
     parsers = {
         "%board_reset": _RESET_PARSER,
         "%board_info": _INFO_PARSER,
         "%board_rename": _RENAME_PARSER,
         "%board_history": _HISTORY_PARSER,
+        "%board_replace": _REPLACE_PARSER,
         "%fleet_health": _HEALTH_PARSER,
     }
 
@@ -137,6 +142,19 @@ class ManagementMagics(TargetMagics):
             return None
 
     board_history.__doc__ = _HISTORY_PARSER.format_help()
+
+    @line_magic
+    @with_variables
+    def board_replace(self, line: str) -> None:
+        """Replace a dead board; the parser's help replaces this docstring."""
+        boards, words, _ = self._parse_line(_REPLACE_PARSER, line)
+        if len(words) != 1:
+            raise UsageError("Usage: %board_replace OLD NEW")
+        with without_traceback():
+            done = fleet().replace(boards.target, words[0])
+            cell_display.display_text(replacement_text(done, "%fleet_status"))
+
+    board_replace.__doc__ = _REPLACE_PARSER.format_help()
 
     @line_magic
     def fleet_health(self, line: str) -> Health:

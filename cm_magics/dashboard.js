@@ -1,5 +1,5 @@
 // The dashboard: the live table, actions for the selected boards, and a page for each board.
-// Concatenated after table.js.
+// Concatenated after rollouts.js.
 
 // The area below the table: the outcome of an action, or a board's page.
 class Pane {
@@ -250,6 +250,7 @@ class Dashboard {
     this.filterError = el("span", { class: "cm-filter-error", role: "status" });
     this.counts = el("span", { class: "cm-count", role: "status" });
     this.banner = new Banner(model.get("lost_text"), model.get("waiting_text"));
+    this.rollouts = new Rollouts((verb, group) => this.send({ do: "rollout", verb, group }));
     this.buttons = model.get("actions").map((action) =>
       button(action.title, () => this.start(action), { "data-action": action.name }),
     );
@@ -263,11 +264,12 @@ class Dashboard {
       el("div", { class: "cm-bar" }, this.filter, this.counts),
       this.filterError,
       this.banner.node,
-      el("div", { class: "cm-bar", role: "toolbar", "aria-label": "With the selected boards" }, ...this.buttons, columns),
+      el("div", { class: "cm-bar", role: "toolbar", "aria-label": "With the selected boards" }, ...this.buttons, this.rollouts.toggle, columns),
       this.chooser,
       this.prompt,
       this.notice,
       this.table.node,
+      this.rollouts.node,
       this.pane.node,
     );
     this.node.addEventListener("keydown", (event) => this.onKey(event));
@@ -410,6 +412,8 @@ class Dashboard {
     } else if (kind === "filtered") {
       this.setFiltered(message);
       setText(this.filterError, message.error); // shown if the text is not a target and is found nowhere
+    } else if (kind === "rollouts") {
+      this.rollouts.show(message.rollouts);
     } else if (kind === "lost") {
       this.updateBanner({ serverLost: message.reason });
     } else if (kind === "action") {
@@ -441,6 +445,7 @@ class Dashboard {
     const isStale = this.banner.update(state);
     this.table.node.classList.toggle("cm-stale", isStale);
     this.pane.node.classList.toggle("cm-stale", isStale);
+    this.rollouts.node.classList.toggle("cm-stale", isStale);
     this.showCounts();
   }
 

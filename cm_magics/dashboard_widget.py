@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -13,7 +14,7 @@ import traitlets
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
-from cloudmanager.client.watch import Update
+from cloudmanager.client.watch import Update, Watch
 from cloudmanager.display.text_tables import fleet_table, job_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.facts import FACT_NAMES, FACTS, Fact, fact_text
@@ -37,6 +38,7 @@ from .dashboard_actions import (
     action_buttons,
     upload_content,
 )
+from .dashboard_rollouts import VERBS, rollout_views
 from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .plot import numeric_values
 from .saved_output import Bundle, saved_html, saved_text, table_html
@@ -50,6 +52,11 @@ FACT_COLUMNS: Final = [
     (fact.name, fact.heading, fact.is_number, not fact.in_lists) for fact in _COLUMN_FACTS
 ]
 _MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
+#: The files of the page, in the order in which they are joined.
+JAVASCRIPT: Final = ("plot.js", "table.js", "rollouts.js", "dashboard.js")
+#: Seconds between two looks at rollouts, while one is in progress, and otherwise.
+_OPEN_SECONDS: Final = 1.0
+_ENDED_SECONDS: Final = 5.0
 _NO_BOARD: Final = "This board was renamed or revoked."
 _MAX_SAVED_ROWS: Final = 500  # rows of the table that the notebook keeps
 #: Fields of a row that a text in the filter is searched in, in addition to the facts.
@@ -70,7 +77,7 @@ class Dashboard(LiveWidget):
     All boards are sent to the page; its filter only selects which of them are shown.
     """
 
-    _esm = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js")
+    _esm = javascript_module("Dashboard", *JAVASCRIPT)
     actions = traitlets.List(action_buttons()).tag(sync=True)
     fact_columns = traitlets.List(FACT_COLUMNS).tag(sync=True)
     #: The target that is in the filter field when the page opens.
@@ -87,7 +94,46 @@ class Dashboard(LiveWidget):
         self._saved_rows: list[tuple[str, ...]] = []  # without what changes all the time
         self._saved_state: Bundle = {}
         self._board_log = BoardLog(fleet, self.send)
+        self._rollouts: list[dict[str, Any]] = []  # as the page shows them
+        self._rollouts_due = threading.Event()  # set when they are to be read at once
         super().__init__(fleet, "all", initial_filter=target.text if target else "")
+
+    def start_watching(self) -> None:
+        """Subscribe to the boards, and look at rollouts, unless that is in progress."""
+        with self._lock:
+            before = self._watch
+            super().start_watching()
+            if self._watch is not before:
+                run_in_thread(self._watch_rollouts, self._watch)
+
+    def _watch_rollouts(self, watch: Watch) -> None:
+        """Look at rollouts, more often while one is in progress, until the subscription ends."""
+        while self._watch is watch:
+            self._rollouts_due.clear()
+            with contextlib.suppress(CloudmanagerError):  # the page shows that the server is lost
+                views = rollout_views(self._fleet.rollouts())
+                with self._lock:
+                    if views != self._rollouts and self._watch is watch:
+                        self._rollouts = views
+                        self._send_rollouts()
+            is_open = any(view["is_open"] for view in self._rollouts)
+            self._rollouts_due.wait(_OPEN_SECONDS if is_open else _ENDED_SECONDS)
+
+    def _send_rollouts(self) -> None:
+        self.send({"kind": "rollouts", "rollouts": self._rollouts})
+
+    def _change_rollout(self, verb: Any, group: str) -> None:
+        """Pause, resume, abort or roll back the rollout of a group."""
+        if verb not in VERBS:
+            return
+        label, change = VERBS[verb]
+        try:
+            change(self._fleet, group)
+        except CloudmanagerError as error:
+            title = f"{label} {sanitize_text(group)}"[:200]
+            text = sanitize_text(str(error))
+            self.send({"kind": "action", "title": title, "text": text, "state": "failed"})
+        self._rollouts_due.set()
 
     def on_update(self, update: Update) -> None:
         """Send the page what changed."""
@@ -125,6 +171,7 @@ class Dashboard(LiveWidget):
     def send_everything(self) -> None:
         """Send all boards, the names that the filter selects, and whether the server is lost."""
         self._send_boards(list(self._boards), [], is_snapshot=True)
+        self._send_rollouts()
         if self._lost_reason:
             self.send({"kind": "lost", "reason": sanitize_text(self._lost_reason)})
 
@@ -154,6 +201,9 @@ class Dashboard(LiveWidget):
                 run_in_thread(self._send_page, self._open_board)
         elif kind == "section":
             run_in_thread(self._send_section, message.get("board"), message.get("title"))
+        elif kind == "rollout":
+            group = str(message.get("group", ""))
+            run_in_thread(self._change_rollout, message.get("verb"), group)
         elif kind == "job":
             run_in_thread(self._send_job, message.get("number"))
 

@@ -41,7 +41,7 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.targets import Target, parse_target
 
 from .dashboard_actions import action_buttons
-from .dashboard_widget import FACT_COLUMNS, Dashboard
+from .dashboard_widget import FACT_COLUMNS, JAVASCRIPT, Dashboard
 from .live_widget import CSS, javascript_module
 
 _HOST: Final = "127.0.0.1"
@@ -303,7 +303,7 @@ class Site:
         self.access = Access()
         self.hosts: set[str] = set()
         self.sockets: set[PageSocket] = set()
-        code = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js", "web_page.js")
+        code = javascript_module("Dashboard", *JAVASCRIPT, "web_page.js")
         traits = {
             "actions": action_buttons() if can_act else [],
             "fact_columns": FACT_COLUMNS,

@@ -111,7 +111,7 @@ def test_wheel_contains_the_board_code_the_server_and_the_command(wheel: Path):
         for path in SOURCES["cm_server"].rglob("*.py")
     }
     assert board | server <= names
-    page = ("dashboard.js", "dashboard.css", "plot.js", "table.js")
+    page = ("dashboard.js", "dashboard.css", "plot.js", "table.js", "rollouts.js")
     assert {f"cm_magics/{name}" for name in page} <= names
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]

@@ -52,6 +52,14 @@ def test_info_shows_facts_of_the_chosen_boards(shell: Shell, boards):  # noqa: F
     assert ["state", "idle"] in [line.split() for line in lines]
 
 
+def test_replace_says_what_the_new_board_is_and_shows_its_usage(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet.enrol(["dead-1", "spare-1"])
+    text = shell.run("%board_replace dead-1 spare-1")
+    assert text == "spare-1 is dead-1 now; the old dead-1 is no longer valid."
+    assert "%board_replace OLD NEW" in shell.run("%board_replace dead-1")
+    fleet.revoke("dead-1")
+
+
 def test_rename_confirms_the_new_name_and_shows_its_usage(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet.enrol(["old-1"])
     assert shell.run("%board_rename old-1 new-1") == "old-1 was renamed to new-1."

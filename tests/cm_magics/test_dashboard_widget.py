@@ -718,3 +718,40 @@ def test_plot_says_which_values_exist(page: Page, fleet: Fleet, boards: Any):
 def test_number_of_lines_is_limited():
     received = [sample for n in range(60) for sample in samples({"t": n}, board=f"lab-{n}")]
     assert len(plot.make_plot_lines(received, None)) == 24
+
+
+def test_rollouts_are_shown_and_changed(dashboard: Dashboard, page: Page, fleet: Fleet, tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text('[pane]\ntarget = "away-[1-2]"\nsettings = { a = 1 }\n')
+    fleet.enrol(["away-1", "away-2"])
+    try:
+        fleet.apply(fleet.plan(path))
+
+        def in_state(state: str) -> dict[str, Any]:
+            def matches(message: Any) -> bool:
+                return [each["state"] for each in message["rollouts"]] == [state]
+
+            (rollout,) = page.until("rollouts", matches)["rollouts"]
+            return dict(rollout)
+
+        shown = in_state("running")
+        assert (shown["group"], shown["wave"], shown["is_open"]) == ("pane", 1, True)
+        waiting = {"proven": 0, "failed": 0, "active": 0, "waiting": 1}
+        assert shown["waves"] == [waiting, waiting]
+        assert shown["lines"] == [
+            {"state": "waiting", "count": "2", "text": "waiting", "boards": "away-[1-2]"}
+        ]
+        assert shown["verbs"] == [["pause", "Pause"], ["abort", "Abort"]]
+        page.send(dashboard, do="rollout", verb="pause", group="pane")
+        assert in_state("paused")["verbs"] == [["resume", "Resume"], ["abort", "Abort"]]
+        page.send(dashboard, do="rollout", verb="burn", group="pane")  # no such verb
+        page.send(dashboard, do="rollout", verb="abort", group=HOSTILE)
+        failed = page.until("action")
+        assert failed["state"] == "failed"
+        assert "\x1b" not in failed["title"] + failed["text"]
+        page.send(dashboard, do="rollout", verb="abort", group="pane")
+        assert in_state("aborted")["verbs"] == []
+        page.send(dashboard, do="open", view="v9")
+        assert in_state("aborted"), "a page that opens gets them, too"
+    finally:
+        fleet.revoke("away-1,away-2")
