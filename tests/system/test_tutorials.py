@@ -1,4 +1,4 @@
-"""The tutorials, several times: in any order, twice in a row, and the last one on a flashed board.
+"""The tutorials, several times: in any order, twice in a row, and one of them on a flashed board.
 
 `make test` runs each of them once, by nbval (notebooks/conftest.py).
 """
@@ -26,6 +26,7 @@ from tests.conftest import RunningServer, running_server
 from tests.wheel import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OWN_BOARD = ROOT / "notebooks/08_your_own_board.ipynb"
 SEED = int(os.environ.get("SEED", "1"))  # of make soak
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -66,7 +67,7 @@ def test_tutorials_run_twice_in_a_row_in_any_order(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["esp8266", "esp32"])
-def test_last_tutorial_runs_on_a_board_that_was_flashed(
+def test_tutorial_of_your_own_board_runs_on_a_board_that_was_flashed(
     server: RunningServer, fleet: Fleet, tmp_path: Path, kind: str, monkeypatch
 ):
     """The chip is emulated; the real esptool writes its flash."""
@@ -93,7 +94,7 @@ def test_last_tutorial_runs_on_a_board_that_was_flashed(
 
         (outcome,) = flash_and_join([chip.port], options, fleet, press_reset)
         assert (outcome.error, outcome.name) == ("", "shelf-1")
-        run_tutorial(NOTEBOOKS[-1], tmp_path / "notebook", server.home, restart_program)
+        run_tutorial(OWN_BOARD, tmp_path / "notebook", server.home, restart_program)
         assert fleet.boards("shelf-1")[0]["connected_since"], "it stays in the fleet"
     finally:
         chip.stop()
