@@ -14,7 +14,7 @@ from pathlib import Path
 from cloudmanager import config, local_server
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.protocol.errors import CloudmanagerError, TargetError
+from cloudmanager.protocol.errors import CloudmanagerError, NoSuchBoard, TargetError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.server_options import ServerOptions
 
@@ -190,7 +190,8 @@ def _erase_boards(fleet: Fleet, names: Sequence[str]) -> None:
 
 def _revoke_boards(fleet: Fleet, names: Sequence[str]) -> None:
     for name in names:
-        with contextlib.suppress(TargetError):  # it is not enrolled
+        # It is not enrolled; or it was removed or renamed, or has replaced another board.
+        with contextlib.suppress(TargetError, NoSuchBoard):
             fleet.revoke(name)
 
 

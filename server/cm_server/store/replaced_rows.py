@@ -59,10 +59,12 @@ class ReplacedRows:
 
     Args:
         connection: the store's connection.
+        kept: how many are kept.
     """
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, kept: int = _KEPT) -> None:
         self._connection = connection
+        self._max_rows = kept
 
     def all(self) -> list[ReplacedBoard]:
         """Return all of them, the oldest first."""
@@ -89,7 +91,7 @@ class ReplacedRows:
         self._connection.execute(
             sa.insert(shared).values(name=_PREFIX + row.id, value=json.dumps(values).encode())
         )
-        gone = [_PREFIX + each.id for each in self.all()[:-_KEPT]]
+        gone = [_PREFIX + each.id for each in self.all()[: -self._max_rows]]
         if gone:
             self._connection.execute(sa.delete(shared).where(shared.c.name.in_(gone)))
 

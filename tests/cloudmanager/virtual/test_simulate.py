@@ -219,6 +219,16 @@ def test_demo_that_is_started_again_has_new_boards(fleet: Fleet):
     playing.stop()
 
 
+def test_demo_whose_board_was_renamed_starts_again(fleet: Fleet):
+    first = simulate.start_demo(1, "other")
+    fleet.rename("other-1", "kept-1")
+    first.stop()
+    second = simulate.start_demo(1, "other")
+    assert fleet["other-1"].run("6 * 7").value == 42
+    second.stop()
+    fleet.revoke("kept-1")
+
+
 def test_demo_does_not_keep_what_a_killed_notebook_left(fleet: Fleet):
     first = simulate.start_demo(1, "killed")
     assert first.boards is not None

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.rollouts import desired
+from cm_server.store.replaced_rows import ReplacedRows
 from cm_server.store.rollout_rows import (
     BoardReplacement,
     GenerationRow,
@@ -387,10 +388,10 @@ def test_board_that_was_renamed_meanwhile_is_not_replaced(tmp_path: Path):
 
 def test_replaced_identities_are_bounded():
     store = Store(None)
-    for number in range(1003):
-        store.replaced_rows.add(new_board_row(f"id{number}", "lab-1", b"k" * 32), float(number))
-    kept = [each.id for each in store.replaced_rows.all()]
-    assert (len(kept), kept[0], kept[-1]) == (1000, "id3", "id1002")
-    assert store.replaced_rows.find("id0") is None
-    assert b"k" * 32 not in repr(store.replaced_rows.all()[0]).encode()
+    rows = ReplacedRows(store.database.connection, kept=3)
+    for number in range(5):
+        rows.add(new_board_row(f"id{number}", "lab-1", b"k" * 32), float(number))
+    assert [each.id for each in rows.all()] == ["id2", "id3", "id4"]
+    assert rows.find("id0") is None
+    assert "kkkk" not in repr(rows.all()[0])
     store.close()
