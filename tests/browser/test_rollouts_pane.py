@@ -12,10 +12,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from cloudmanager.client.fleet import Fleet
 
-from .conftest import PICTURES, WAIT
+from .conftest import LONG_WAIT, PICTURES, WAIT
 from .test_dashboard_page import running_page
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 NAMES = ["demo-1", "demo-2", "demo-3"]
 
 
@@ -60,13 +60,13 @@ def test_pane_shows_waves_and_failures_and_its_buttons_change_the_rollout(
         page = new_page(browser, "light", 1280, link)
         page.on("pageerror", lambda error: problems.append(str(error)))
         pane = page.locator(".cm-rollout").filter(has=page.get_by_role("heading", name="pane"))
-        expect(pane.locator(".cm-rollout-state")).to_have_text("done")
+        expect(pane.locator(".cm-rollout-state")).to_have_text("done", timeout=LONG_WAIT)
         expect(pane.locator(".cm-lines")).to_contain_text("demo-[1-3]")
         expect(pane.locator(".cm-wave")).to_have_count(2)
 
         check = "raise OSError('no sensor')"
         apply(fleet, folder, 2, waves=[1, "100%"], pause="0s", health=check, health_timeout="20s")
-        expect(pane.locator(".cm-rollout-state")).to_have_text("failed")
+        expect(pane.locator(".cm-rollout-state")).to_have_text("failed", timeout=LONG_WAIT)
         expect(pane.locator(".cm-why")).to_contain_text("1 failed, and max_failures is 0")
         expect(pane.locator(".cm-lines")).to_contain_text("demo-1: health: OSError: no sensor")
         expect(pane.locator(".cm-lines")).to_contain_text("not begun")
@@ -75,7 +75,7 @@ def test_pane_shows_waves_and_failures_and_its_buttons_change_the_rollout(
         apply(fleet, folder, 3, waves=[1, 2, "100%"], pause="1h", health="1")
         state = pane.locator(".cm-rollout-state")
         expect(state).to_contain_text("running, wave 1 of 3")
-        expect(pane.locator(".cm-lines")).to_contain_text("proven")
+        expect(pane.locator(".cm-lines")).to_contain_text("proven", timeout=LONG_WAIT)
         pictures(page, "wide")
         pane.get_by_role("button", name="Pause pane").click()
         expect(state).to_have_text("paused, wave 1 of 3")

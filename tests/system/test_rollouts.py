@@ -17,6 +17,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.results.fleet_plan import FleetPlan
 from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_server.rollouts.steps import RETRY_SECONDS
 from tests.conftest import RunningServer, running_boards, running_server
 
 from .conftest import fleet_of, until
@@ -192,6 +193,20 @@ def test_board_that_is_enrolled_later_gets_the_generation_of_its_group(field: Fi
     assert field.fleet["lab-9"].run("import app; app.VERSION").value in before
     field.boards.kill("lab-9")
     field.fleet.revoke("lab-9")
+
+
+@pytest.mark.timeout(180)
+def test_rollout_that_replaces_one_on_trial_goes_on_soon_after_that(field: Field):
+    more = '[lab.board."lab-2"]\nsettings = { number = -1 }'
+    slow = "import time; time.sleep(4)"
+    field.write(APP.format(version=1), target="lab-2", more=more, health=slow)
+    field.apply()
+    field.wait(lambda rollout: states(rollout) == {"lab-2": "trial"})
+    field.write(APP.format(version=2), target="lab-2", more=more, health=HEALTH)
+    begun = time.monotonic()
+    field.apply()
+    assert states(field.wait()) == {"lab-2": "proven"}
+    assert time.monotonic() - begun < RETRY_SECONDS, "it waited as for a board without a link"
 
 
 @pytest.mark.timeout(180)

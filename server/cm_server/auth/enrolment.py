@@ -268,6 +268,7 @@ class Enrolment:
                 old.id, old.name, old.key, old.gen, old.nonce, time.time()
             )
             self.remove_board(old)
+            self.on_removed([old])
         if new is not None:
             self.apply_row(done.row._replace(key=new.key, gen=new.gen, nonce=new.nonce))
         return done

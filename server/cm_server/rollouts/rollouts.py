@@ -56,6 +56,7 @@ ACTIVE_TICK_SECONDS: Final = 0.1  # the same while boards are being switched
 MAX_SHARE: Final = 0.05  # of the time that looks may take then; rollouts of many boards take more
 CLAIM_SECONDS: Final = 5.0  # between two looks whether another server's rollouts are orphaned
 JOIN_SECONDS: Final = 2.0  # between two looks whether boards have joined a group
+BUSY_SECONDS: Final = 3.0  # until a board with another generation on trial is asked again
 RESTART_SECONDS: Final = 30.0  # after which a board that was asked to restart is asked again
 HEALTH_SLACK_SECONDS: Final = 2.0  # after the time that a program has to run
 BUSY_SLACK_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
@@ -709,6 +710,9 @@ class Rollouts:
             elif state == "busy":
                 why = "another generation is on trial there"
                 self._set_board(rollout, run, "unproven", why)
+                # That ends by itself, mostly soon: it is of a rollout which this one has replaced.
+                since = self._services.clock() - steps.RETRY_SECONDS + BUSY_SECONDS
+                run.row = run.row._replace(since=since)
             else:
                 self._set_board(rollout, run, "trial", "")
                 if state == "trying":
