@@ -60,6 +60,10 @@ def test_pane_shows_waves_and_failures_and_its_buttons_change_the_rollout(
         page = new_page(browser, "light", 1280, link)
         page.on("pageerror", lambda error: problems.append(str(error)))
         pane = page.locator(".cm-rollout").filter(has=page.get_by_role("heading", name="pane"))
+        show = page.get_by_role("button", name="Rollouts")
+        show.wait_for()
+        if show.get_attribute("aria-expanded") == "false":  # it has ended before the page opened
+            show.click()
         expect(pane.locator(".cm-rollout-state")).to_have_text("done", timeout=LONG_WAIT)
         expect(pane.locator(".cm-lines")).to_contain_text("demo-[1-3]")
         expect(pane.locator(".cm-wave")).to_have_count(2)
