@@ -52,7 +52,7 @@ MINUTES: Final = 20.0  # of a whole run
 _LOOK_SECONDS: Final = 2.0  # between two looks at the CPU
 #: The idle part of the CPU: below the first number, boards sleep longer; above the second, shorter.
 _IDLE: Final = (0.2, 0.35)
-_MAX_SLOWNESS: Final = 10.0  # times as long
+_MAX_SLOWNESS: Final = 3.0  # times as long
 #: What breaks a link of these peers: the server was killed, or refuses them while it starts.
 _BROKEN: Final = (OSError, WebSocketException, TimeoutError, AssertionError)
 _COLUMNS: Final = "id, board, status, error"
