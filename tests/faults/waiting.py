@@ -422,6 +422,7 @@ def main() -> None:
         if given.servers == 1:
             figures = soak.run(stack.enter_context(one_server(Path(folder))))
         else:
+            (Path(folder) / "nats").mkdir()
             engines = (
                 stack.enter_context(running_postgres()),
                 stack.enter_context(running_nats(Path(folder) / "nats")),
