@@ -118,6 +118,14 @@ def test_job_that_waits_runs_inside_the_sleep_of_the_program(
         sleeper.asleep(began)
 
 
+def test_client_of_a_board_that_woke_is_the_one_on_its_flash(sleeper: Sleeper) -> None:
+    """The parts that each wake needs are imported from the host, before its flash is mounted."""
+    sleeper.start(BUSY.format(1))
+    code = "import cm, cm.facts\nprint(cm.__path__, callable(cm.sleep), cm.facts.rssi())"
+    result = sleeper.fleet[NAME].run(code, wait=SECONDS)[NAME]
+    assert result.stdout == "/lib/cm True 0\n", result
+
+
 def test_several_jobs_run_in_one_wake_in_their_order(sleeper: Sleeper) -> None:
     sleeper.start(BUSY.format(2))
     groups = [sleeper.fleet[NAME].submit(f"print({n})", wait=SECONDS) for n in range(5)]
