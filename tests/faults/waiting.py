@@ -70,6 +70,7 @@ class SleepingBoard:
         slowness: returns by what the time to sleep is multiplied.
 
     Attributes:
+        faults: how its links have broken.
         runs: the texts of all cells that it has received, in their order.
     """
 
@@ -84,6 +85,7 @@ class SleepingBoard:
         self.identity, self._dice, self._sleep, self._awake = identity, dice, sleep, awake
         self._slowness = slowness
         self._seconds = 0.0  # of the next sleep
+        self.faults: collections.Counter[str] = collections.Counter()
         self.runs: list[int] = []
         self._boots = 0
         self._last: dict[str, Any] | None = None
@@ -93,8 +95,10 @@ class SleepingBoard:
         while True:
             self._seconds = self._dice.uniform(*self._sleep) * self._slowness()
             await asyncio.sleep(self._seconds)
-            with contextlib.suppress(*_BROKEN):
+            try:
                 await self._wake(self._dice.choice(ports()))
+            except _BROKEN as error:
+                self.faults[f"board: {type(error).__name__}"] += 1
 
     async def _wake(self, tcp_port: int) -> None:
         """Connect, run what waits, and leave."""
@@ -329,14 +333,19 @@ class WaitingSoak:
             what = f"{count} of {len(self.submitted)} jobs have not ended, such as {open_jobs[:3]}"
             hang = HANG + 2 * self._sleep[1] * self._breath.most
             if time.monotonic() - since > hang:
-                raise TimeoutError(f"{what}, and none for {hang:.0f} s: {self._breath.describe()}")
+                reason = f"{what}, and none for {hang:.0f} s, {dict(self._all_faults())}"
+                raise TimeoutError(f"{reason}: {self._breath.describe()}")
             self._check_time(what)
             await asyncio.sleep(0.2)
+
+    def _all_faults(self) -> collections.Counter[str]:
+        """Return how often servers were killed, and links of callers and boards broke."""
+        return sum((board.faults for board in self._boards.values()), self.faults)
 
     def _check_time(self, what: str) -> None:
         """Raise TimeoutError at the end of the time; ``what`` says what is not done."""
         if time.monotonic() > self._deadline:
-            reason = f"{what} after {self._minutes:g} minutes"
+            reason = f"{what} after {self._minutes:g} minutes, {dict(self._all_faults())}"
             raise TimeoutError(f"{reason}: {self._breath.describe()}")
 
     def _query(self, servers: Servers | Cluster, text: str) -> list[tuple[Any, ...]]:
@@ -381,7 +390,7 @@ class WaitingSoak:
             "jobs": len(by_job),
             "ran": len(ran),
             "outcomes": dict(outcomes),
-            "faults": dict(self.faults),
+            "faults": dict(self._all_faults()),
         }
 
 
