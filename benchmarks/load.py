@@ -35,6 +35,7 @@ from cloudmanager.server_options import ServerOptions
 #: Figures for the plot in docs/; see benchmarks/README.md.
 FIGURES_PATH = Path(__file__).with_name("load.jsonl")
 
+_ENROLLED_AT_ONCE = 5000  # boards; a request may have 10,000
 _IDLE_SECONDS = 30.0  # for which heartbeats are measured
 _SETTLE_SECONDS = 3.0  # after all boards have connected
 _FAN_OUT_CELLS = 5  # on all boards
@@ -137,7 +138,12 @@ def measure(
     figures = Figures(boards, tls)
     with server_under_load(tls=tls) as load:
         empty = load.server.memory_info().rss
-        enrolments = load.fleet.enrol([f"sim-{number}" for number in range(1, boards + 1)])
+        names = [f"sim-{number}" for number in range(1, boards + 1)]
+        enrolments = [
+            row
+            for start in range(0, boards, _ENROLLED_AT_ONCE)
+            for row in load.fleet.enrol(names[start : start + _ENROLLED_AT_ONCE])
+        ]
         enrolled = load.server.memory_info().rss
         ca = load.home / "ca.pem" if tls else None
         with simulated_boards("127.0.0.1", load.tcp_port, enrolments, ca):

@@ -19,15 +19,21 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 @contextlib.contextmanager
 def temporary_home() -> Iterator[Path]:
     """Set CM_HOME to an empty temporary folder during a `with` block."""
+    with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder, home(Path(folder)):
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def home(folder: Path) -> Iterator[None]:
+    """Set CM_HOME to a folder during a `with` block."""
     before = os.environ.get("CM_HOME")
-    with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder:
-        os.environ["CM_HOME"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            os.environ.pop("CM_HOME")
-            if before is not None:
-                os.environ["CM_HOME"] = before
+    os.environ["CM_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("CM_HOME")
+        if before is not None:
+            os.environ["CM_HOME"] = before
 
 
 @contextlib.contextmanager
@@ -41,7 +47,16 @@ def running_boards(
         host: the server's address; if it is not loopback, all links use TLS.
         flash: size of each board's flash in bytes.
     """
-    with temporary_home(), Fleet() as fleet:
+    with temporary_home(), boards_of_home(boards, host, flash) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def boards_of_home(
+    boards: int = 1, host: str = config.DEFAULT_HOST, flash: str = "1M"
+) -> Iterator[Boards]:
+    """Do the same in the folder that CM_HOME names."""
+    with Fleet() as fleet:
         local_server.start(ServerOptions(listen=host, port=0))
         try:
             virtual = simulate(

@@ -32,6 +32,9 @@ from cm_server.net.tls_transport import TlsTransport
 
 PROCESSES = 2
 _CONCURRENT_DIALS = 50  # boards of one process that connect at the same time when it starts
+_ADDRESSES = 16  # of 127.0.0.0/8, from which they connect
+#: Linux: choose the port when the socket connects, so that many may have the same one.
+_BIND_WITHOUT_PORT: int | None = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", None)
 _STEP_SECONDS = 10.0  # to connect, and then to authenticate, as on a board
 _FACTS = {"platform": "simulated", "version": "1.28.0", "mpy": 0x0306, "machine": "none"}
 _BUFFER_BYTES = 1016  # as on a board
@@ -93,6 +96,7 @@ class Dialler:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            self._bind(sock, board.number)
             await loop.sock_connect(sock, self._address)
             if self._context is None:
                 await loop.create_connection(lambda: board, sock=sock)
@@ -105,6 +109,12 @@ class Dialler:
             sock.close()
             raise
         TlsTransport(secure, board)
+
+    def _bind(self, sock: socket.socket, number: int) -> None:
+        """Let groups of boards have addresses of their own: one has 28,000 ports at most."""
+        if self._address[0] == "127.0.0.1" and _BIND_WITHOUT_PORT is not None:
+            sock.setsockopt(socket.IPPROTO_IP, _BIND_WITHOUT_PORT, 1)
+            sock.bind((f"127.0.1.{1 + number % _ADDRESSES}", 0))
 
 
 async def _do_handshake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
@@ -121,9 +131,16 @@ async def _do_handshake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) ->
 
 
 class SimulatedBoard(asyncio.Protocol):
-    """One simulated board."""
+    """One simulated board.
 
-    def __init__(self, enrolment: dict[str, Any], dialler: Dialler) -> None:
+    Args:
+        enrolment: its identity, as ``fleet.enrol`` returns it.
+        dialler: opens its connections.
+        number: decides from which address it connects.
+    """
+
+    def __init__(self, enrolment: dict[str, Any], dialler: Dialler, number: int = 0) -> None:
+        self.number = number
         self.id, self.key = enrolment["id"], bytes.fromhex(enrolment["key"])
         self._dialler = dialler
         self._boot_id = os.urandom(8).hex()
@@ -245,8 +262,9 @@ async def _main(host: str, tcp_port: int, ca: str) -> None:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     dialler = Dialler(host, tcp_port, ca)
-    for enrolment in json.loads(sys.stdin.buffer.readline()):
-        _keep_task(asyncio.create_task(SimulatedBoard(enrolment, dialler).dial_first()))
+    for number, enrolment in enumerate(json.loads(sys.stdin.buffer.readline())):
+        board = SimulatedBoard(enrolment, dialler, number)
+        _keep_task(asyncio.create_task(board.dial_first()))
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 

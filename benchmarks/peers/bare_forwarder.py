@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import select
 import subprocess
 import sys
@@ -66,6 +67,30 @@ def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
         yield lambda: caller.run(b"print(1)")
 
 
+@contextlib.contextmanager
+def running_callers(boards: int, callers: int) -> Iterator[list[Callable[[int], object]]]:
+    """Yield a call for each of several callers: one cell on the board with a number.
+
+    Raises:
+        RuntimeError: a board did not connect.
+    """
+    with (
+        _running_server(boards) as (tcp_port, await_boards),
+        micropython_processes(boards, _BOARD_SCRIPT, str(tcp_port)),
+        contextlib.ExitStack() as stack,
+    ):
+        url = f"ws://127.0.0.1:{tcp_port}/one"
+        links = [stack.enter_context(connect(url, compression=None)) for _ in range(callers)]
+        await_boards()
+        yield [functools.partial(_run_on_one, link) for link in links]
+
+
+def _run_on_one(link: Connection, board: int) -> object:
+    """Run a cell on one board; return its output."""
+    link.send(board.to_bytes(2, "big") + b"print(1)")
+    return link.recv(_TIMEOUT_SECONDS, decode=False)
+
+
 class _Caller:
     """A blocking caller; the `websockets` library reads from the socket in its own thread."""
 
@@ -105,6 +130,8 @@ class _LinkHandler(WebSocketHandler):
 class _BoardHandler(_LinkHandler):
     """A board's link: forwards its messages to the caller, with the board's number."""
 
+    asker: _OneBoardHandler | None = None  # the caller of the board's cell, if it is of one board
+
     def open(self, *_args: str) -> None:
         super().open()
         self.number = len(self.hub.boards).to_bytes(2, "big")
@@ -114,7 +141,9 @@ class _BoardHandler(_LinkHandler):
 
     def on_message(self, message: str | bytes) -> None:
         assert isinstance(message, bytes)
-        if self.hub.caller:
+        if self.asker:
+            self.asker.write_message(message, binary=True)
+        elif self.hub.caller:
             self.hub.caller.write_message(self.number + message, binary=True)
 
 
@@ -128,6 +157,16 @@ class _CallerHandler(_LinkHandler):
     def on_message(self, message: str | bytes) -> None:
         for board in self.hub.boards:
             board.write_message(message, binary=True)
+
+
+class _OneBoardHandler(_LinkHandler):
+    """The link of one of several callers: each message is for the board with the number in it."""
+
+    def on_message(self, message: str | bytes) -> None:
+        assert isinstance(message, bytes)
+        board = self.hub.boards[int.from_bytes(message[:2], "big")]
+        board.asker = self
+        board.write_message(message[2:], binary=True)
 
 
 @contextlib.contextmanager
@@ -153,7 +192,13 @@ def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
 
 async def _serve(boards: int) -> None:
     hub = {"hub": _Connections(boards)}
-    app = Application([("/board", _BoardHandler, hub), ("/caller", _CallerHandler, hub)])
+    app = Application(
+        [
+            ("/board", _BoardHandler, hub),
+            ("/caller", _CallerHandler, hub),
+            ("/one", _OneBoardHandler, hub),
+        ]
+    )
     sockets = bind_sockets(0, "127.0.0.1", backlog=1024)
     server = HTTPServer(app)
     server.add_sockets(sockets)

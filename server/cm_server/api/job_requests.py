@@ -21,6 +21,8 @@ from cm_server.jobs.job_texts import JobOrigin
 from cm_server.jobs.model import Cell
 from cm_server.rollouts import board_drift
 
+#: In the head of a SUBMIT that is no cell, see ``read_job_request``.
+_OTHER_WORK = frozenset(("acts", "upload", "packages", "mount", "settings", "drift"))
 _AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
 
@@ -70,6 +72,11 @@ def inputs_of(services: InstallServices, caller: Caller) -> JobInputs:
         lambda number: services.plan_cache.get(caller, number),
         caller,
     )
+
+
+def is_cell(head: Mapping[str, Any]) -> bool:
+    """Return whether a SUBMIT is a cell, or resets boards: its options are only read."""
+    return _OTHER_WORK.isdisjoint(head)
 
 
 def read_job_request(

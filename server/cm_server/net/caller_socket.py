@@ -94,7 +94,7 @@ class CallerLinkServices:
 
 
 class _SubmitHead(NamedTuple):
-    """The options of a SUBMIT, which a caller most often repeats; checked, and never changed.
+    """The options of a cell, which a caller most often repeats; checked, and never changed.
 
     Attributes:
         text: their JSON.
@@ -559,10 +559,9 @@ class CallerConnection:
         target = str(head.get("target", ""))
         try:
             options = self._read_options(head, self._last_head.options if is_known else None)
-            may_remember = (
-                options.at is None and len(text) <= REMEMBERED_HEAD_BYTES
-            )  # +5s is from now
-            if not is_known and may_remember and _is_flat(head):
+            is_short = len(text) <= REMEMBERED_HEAD_BYTES
+            # The time of "+5s" is another one in each message.
+            if not is_known and is_short and options.at is None and job_requests.is_cell(head):
                 self._last_head = _SubmitHead(text, head, options)
             if options.when_online:
                 return self._submit_waiting(message.job, head, target, code, options)
@@ -805,11 +804,6 @@ _HANDLERS: Final[Mapping[int, Callable[[CallerConnection, wire.Message], None]]]
     wire.ANSWER: CallerConnection._on_answer,
     wire.BLOCK: CallerConnection._on_block,
 }
-
-
-def _is_flat(head: Mapping[str, Any]) -> bool:
-    """Return whether nothing in the options of a SUBMIT can be changed."""
-    return not any(isinstance(value, (list, dict)) for value in head.values())
 
 
 def _seconds_to_next_check(left: float) -> float:

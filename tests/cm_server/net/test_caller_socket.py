@@ -8,11 +8,13 @@ import gc
 import json
 import time
 import traceback
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager.protocol import frames, wire
+from cloudmanager.protocol.run_options import RunOptions
 from cm_server.auth import credentials
 from cm_server.limits import Limits
 from cm_server.net import caller_socket, websocket
@@ -427,6 +429,28 @@ async def test_idle_option_leaves_out_busy_boards(service: Service):
         await caller.socket.send(wire.pack_submit(12, {**head, "target": "lab-1"}, b"1"))
         accepted = wire.read_json((await caller.event()).payload)
         assert (accepted["jobs"], accepted["left_out"]) == ([], ["lab-1"])
+
+
+async def test_options_that_are_repeated_are_read_once(service, lab, monkeypatch):
+    from_wire, read = RunOptions.from_wire, []
+
+    def count(head: Any, *limits: float) -> RunOptions:
+        read.append(head)
+        return from_wire(head, *limits)
+
+    monkeypatch.setattr(RunOptions, "from_wire", count)
+    async with (
+        await FakeBoard.join(service, lab),
+        await FakeCaller.join(service, service.token) as caller,
+    ):
+        heads: list[dict[str, Any]] = [{"timeout": 50}, {"timeout": 50}, {"timeout": 60}, {}]
+        jobs = [(await caller.submit("lab-1", own=[[0, 1]], **head))[0] for head in heads]
+        cells = [service.server.dispatch.jobs[job].cell for job in jobs]
+        assert [cell.options.timeout for cell in cells] == [50, 50, 60, None]
+        assert len(read) == 3
+        await caller.submit("lab-1", acts=[["rm", "/a", False]])
+        await caller.submit("lab-1", acts=[["rm", "/a", False]])
+        assert len(read) == 5  # not of what is no cell
 
 
 async def test_job_for_a_named_offline_board_ends_as_offline(service: Service, lab: Identity):
