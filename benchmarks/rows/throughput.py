@@ -33,7 +33,7 @@ def rows() -> list[Row]:
         ours, peers, waits = _take_turns(mine, forwarded)
     label = f"{_CALLERS} callers on {_BOARDS} boards"
     return [
-        Row(f"{label}: a cell, beside a bare forwarder", ours, peers, 1 / 0.7),
+        Row(f"{label}: a cell, beside a bare forwarder", ours, peers, 2.5),
         Row(f"{label}: who waits longest, beside the median", [max(waits)], waits, 3),
     ]
 
@@ -46,7 +46,7 @@ def _cell_of(fleet: Fleet) -> _Call:
 def _take_turns(
     mine: Sequence[_Call], others: Sequence[_Call]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return seconds per cell in each turn, ours and the peer's; and of each caller of ours."""
+    """Return seconds per cell in each turn, of both, and of each of our callers."""
     ours, peers = list[float](), list[float]()
     waits: list[list[float]] = [[] for _ in mine]
     with ThreadPoolExecutor(_CALLERS) as pool:
