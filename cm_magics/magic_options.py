@@ -87,13 +87,31 @@ def make_plot_parser() -> MagicParser:
     """Make the parser of `%board_plot`."""
     parser = MagicParser("board_plot", description=_PLOT_HELP)
     parser.add_argument("target", nargs="?", help="the boards, connected or not")
+    _add_since(parser)
+    return parser
+
+
+def read_plot_names(text: str, since: int | None) -> tuple[list[str], int | None]:
+    """Return the names of values after a target, and the span; options may be among the names.
+
+    Args:
+        text: what follows the target.
+        since: the span, if it is before that.
+    """
+    parser = MagicParser("board_plot")
+    parser.add_argument("names", nargs="*")
+    _add_since(parser)
+    found = parser.parse_intermixed_args(text.split())
+    return found.names, since if found.since is None else found.since
+
+
+def _add_since(parser: MagicParser) -> None:
     parser.add_argument(
         "--since",
         type=_read_span,
         metavar="SPAN",
         help="begin with the values of the last SPAN, such as 12h or 7d, which the server has kept",
     )
-    return parser
 
 
 def _read_span(text: str) -> int:

@@ -49,6 +49,7 @@ from .magic_options import (
     make_logs_parser,
     make_plot_parser,
     make_result_parser,
+    read_plot_names,
 )
 
 if TYPE_CHECKING:
@@ -270,8 +271,9 @@ class BoardMagics(Magics):
             fleet().samples(parsed.target, 1)  # raises now if a board does not exist
         from .plot import Plot
 
+        names, since = read_plot_names(parsed.code, parsed.options.since)
         with _without_traceback():
-            return Plot(fleet(), parsed.target, parsed.code.split(), parsed.options.since)
+            return Plot(fleet(), parsed.target, names, since)
 
     board_plot.__doc__ = _PLOT_PARSER.format_help()
 

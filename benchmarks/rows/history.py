@@ -142,10 +142,10 @@ def write_month(folder: Path, boards: list[tuple[str, str]], days: int = _DAYS) 
             date = datetime.fromtimestamp(day * 86400, UTC).strftime("%Y-%m-%d")
             place = str(folder / f"minutes-{date}.1-000.parquet").replace("'", "''")
             connection.execute(
-                "COPY (SELECT board_id, board, 'temp' AS name, to_timestamp(at) AS time, "
+                "COPY (SELECT board_id, board, 'temp' AS name, to_timestamp(moment) AS time, "
                 "60 AS count, mean * 60 AS sum, mean - 1 AS min, mean + 1 AS max, mean AS last, "
-                "to_timestamp(at + 59) AS last_time FROM (SELECT *, "
-                "20 + 5 * sin(at / 13750.0) + 2 * sin(at / 97.0 + n) AS mean FROM boards, "
-                f"(SELECT unnest(range({day * 86400}, {(day + 1) * 86400}, 60)) AS at)) "
+                "to_timestamp(moment + 59) AS last_time FROM (SELECT *, "
+                "20 + 5 * sin(moment / 13750.0) + 2 * sin(moment / 97.0 + n) AS mean FROM boards, "
+                f"(SELECT unnest(range({day * 86400}, {(day + 1) * 86400}, 60)) AS moment)) "
                 f"ORDER BY board, name, time) TO '{place}' (FORMAT parquet, COMPRESSION zstd)"
             )

@@ -18,6 +18,7 @@ from cloudmanager.protocol.sample_columns import (
     unpack_stream,
 )
 from cloudmanager.protocol.spans import parse_span
+from cloudmanager.protocol.targets import natural_key
 
 from .exchange import Exchange
 from .samples import Sample, Samples
@@ -141,11 +142,14 @@ async def read_history(exchange: Exchange, body: dict[str, Any]) -> Samples:
 
 
 def page_samples(page: HistoryPage) -> list[Sample]:
-    """Return the values of a page as samples: those of one board at one time together."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    """Return the values of a page as samples, one for each board and time, in their order."""
+    boards = sorted({board for board, _ in page.series}, key=natural_key)
+    ranks = {board: rank for rank, board in enumerate(boards)}
+    found: dict[tuple[int, int], dict[str, Any]] = {}
     for at, index, value in zip(*page.columns, strict=True):
         board, name = page.series[index]
-        found.setdefault((board, at), {})[name] = value
+        found.setdefault((at, ranks[board]), {})[name] = value
     return [
-        Sample(board, at / _MICROSECONDS, 0, 0, values) for (board, at), values in found.items()
+        Sample(boards[rank], at / _MICROSECONDS, 0, 0, values)
+        for (at, rank), values in sorted(found.items(), key=lambda item: item[0])
     ]

@@ -755,6 +755,7 @@ def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
     assert shell.run("%board_plot demo-2 level").startswith("Out[")
     assert shell.run("%board_plot demo-2 level --since 1h").startswith("Out[")
     assert "is not a span" in shell.run("%board_plot demo-2 --since yesterday")
+    assert "is not a span" in shell.run("%board_plot demo-2 level --since yesterday")
     shell.run("%board_plot demo-9")
     assert isinstance(shell.error, NoSuchBoard)
     assert "There is no target" in shell.run("%board_plot")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.client.samples import Sample, Samples
+from cm_magics.magic_options import read_plot_names
 from cm_magics.plot import read_samples
 
 
@@ -66,3 +67,10 @@ def test_without_since_there_are_only_recent_samples():
     kept = KeptSamples(5.0)
     assert len(read(kept, None)) == 1
     assert kept.asked == {}
+
+
+def test_options_may_be_among_the_names():
+    for text in ("temp hum --since 2h", "temp --since 2h hum", "--since 2h temp hum"):
+        assert read_plot_names(text, None) == (["temp", "hum"], 7200)
+    assert read_plot_names("temp", 60) == (["temp"], 60)
+    assert read_plot_names("", None) == ([], None)
