@@ -88,6 +88,7 @@ def _percentile(values: Iterable[float], percent: int) -> float:
 def _print_histogram(title: str, values: list[float]) -> None:
     """Print how many values there are in each of the steps 0.1, 0.2, 0.5, 1, 2, 5 … ms."""
     print(f"{title}, {len(values)} values", file=sys.stderr)
+    values = [abs(value) for value in values]
     low = 0.0
     steps = [10.0**power * digit for power in range(-4, 3) for digit in (1, 2, 5)]
     for high in [step for step in steps if step <= 2.5 * max(values) * 1000 or step <= 1]:

@@ -1,6 +1,6 @@
 # The board's clock: set by the server's time, measured by exchanges of TIME; cells at one instant.
 # Boards: all; loaded to connect, for three exchanges and for such a cell, then dropped.
-# Cost: 1,700 bytes of .mpy, 1,700 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,761 bytes of .mpy, 1,700 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 
 from cm import link, run, state
@@ -102,11 +102,14 @@ def measure(interval=None):
         state.nic.config(pm=state.nic.PM_NONE)
     except Exception:  # no Wi-Fi, or a port without it
         pass
-    for _ in range(3):
-        found = _exchange()
-        if not found:
-            break
-        best = min(best or found, found)
+    try:
+        for _ in range(3):
+            found = _exchange()
+            if not found:
+                break
+            best = min(best or found, found)
+    except (EOFError, OSError):  # the link is lost; a cell that waits for its time is not
+        link.close()
     if mode is not None:
         state.nic.config(pm=mode)
     if best:
@@ -138,15 +141,17 @@ def run_part(source):
     run.left = True
     if at - now(1) > _FRESH_US:
         measure(_FRESH_MS)
-    while not run.poll(_IN):
+    while True:
+        if state.ahead:  # what was read by measure(), or for a busy task, is an interrupt
+            state.ahead = 0
+            if run.is_for_job(_IN):
+                state.stop = _STATUS_INTERRUPTED
+        if run.poll(_IN):
+            break
         left = at - now(1)
         if left < _NEAR_US:
             break
         link.idle(min(left // 1000 - 1, 1000))
-        if state.ahead:  # what tasks.py has read for a busy task is an interrupt
-            state.ahead = 0
-            if run.is_for_job(_IN):
-                state.stop = _STATUS_INTERRUPTED
     run.left = None
     if state.stop:
         raise KeyboardInterrupt

@@ -56,7 +56,7 @@ def clock(lab):
     link = lab.link()
     link.replace = replace
     yield link
-    link.run("sys.modules['cm.firmware'].time = real\nsys.modules['cm.state'].clock = None")
+    lab.link().run("sys.modules['cm.firmware'].time = real\nsys.modules['cm.state'].clock = None")
     lab.peer.clock = time.time_ns
     lab.peer.answers_time = True
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
@@ -204,6 +204,30 @@ def test_waiting_cell_is_interrupted_and_answers_pings(clock):
     clock.interrupt(job)
     assert job.wait().status == INTERRUPTED
     assert clock.run("__cm__(('interrupted' in globals()))").value == b"False"
+
+
+def test_interrupt_while_the_clock_is_measured_for_a_cell_is_not_lost(clock):
+    clock.replace()
+    clock.peer.answers_time = False  # it waits for a second
+    clock.run("cm")
+    times = clock.times
+    job = clock.submit("measured = 1", at=clock.peer.clock() + 200_000_000 * US)
+    clock.peer.until(lambda _: clock.times > times)
+    clock.interrupt(job)
+    clock.ping()
+    assert job.wait().status == INTERRUPTED
+
+
+def test_cell_waits_on_where_the_link_breaks_while_the_clock_is_measured(clock):
+    clock.replace()
+    clock.peer.answers_time = False
+    times = clock.times
+    clock.submit("instant = cm.now_ms()", at=clock.peer.clock() + 1_500_000 * US)
+    clock.peer.until(lambda _: clock.times > times)
+    clock.cut()
+    link = clock.peer.link("id-1", after=clock)
+    assert link.proof_fields["last"]["status"] == OK
+    assert link.run("__cm__(('instant' in globals()))").value == b"True"
 
 
 def test_tasks_go_on_while_a_cell_waits(clock):
