@@ -156,3 +156,20 @@ async def test_time_is_the_same_on_a_board_of_another_server(pair: Two):
             seen.append((await caller.event()).op)
         assert seen[-2:] == [wire.LATENESS, wire.RESULT]
         assert message.job == job
+
+
+async def test_time_from_now_is_new_for_each_cell_with_the_same_text(
+    service: Service, lab: Identity
+):
+    """The server remembers the head of the last SUBMIT, but not when it was."""
+    async with (
+        await FakeBoard.join(service, lab, **PARTS) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        times = []
+        for _ in range(3):
+            (job,) = await caller.submit("lab-1", at="+20")
+            times.append(head_of(await run(board))[4])
+            await board.end(job)
+            await caller.ending(job)
+        assert times[0] < times[1] < times[2]
