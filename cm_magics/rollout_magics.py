@@ -7,8 +7,7 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-from cloudmanager.protocol.text import fold_names
-from cloudmanager.results.fleet_plan import FleetPlan, RolloutList
+from cloudmanager.results.fleet_plan import FleetPlan, RolloutList, started_text
 
 from . import cell_display
 from .base import TargetMagics, make_parser, without_traceback
@@ -52,10 +51,8 @@ class RolloutMagics(TargetMagics):
         path = _read_path(_APPLY_PARSER, line)
         with without_traceback():
             plan = fleet().plan(path)
-            begun = fleet().apply(plan)["rollouts"] if plan.changed else {}
-            if begun:
-                text = f"{fold_names(begun)}: the rollout has begun; %fleet_status shows it."
-                cell_display.display_text(text)
+            if plan.changed:
+                cell_display.display_text(started_text(fleet().apply(plan), "%fleet_status"))
             return plan
 
     fleet_apply.__doc__ = _APPLY_PARSER.format_help()

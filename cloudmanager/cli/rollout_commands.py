@@ -20,6 +20,7 @@ from cloudmanager.results.fleet_plan import (
     rollout_change,
     rollout_head,
     rollouts_text,
+    started_text,
 )
 from cloudmanager.results.rows import format_time, shorten
 
@@ -94,9 +95,7 @@ def fleet_apply(options: argparse.Namespace) -> int:
         if options.json and not options.watch:
             print_json(reply)
         elif not options.watch:
-            for group, number in begun.items():
-                has_begun = "has begun" if group in reply["rollouts"] else "does this already"
-                print_text(f"{group}: rollout {number} {has_begun}; `mbm fleet-status` shows it.")
+            print_text(started_text(reply, "`mbm fleet-status`"))
         return watch_rollouts(fleet, options, set(begun.values())) if options.watch else OK
 
 

@@ -260,15 +260,22 @@ class StartedRollouts(dict[str, Any]):
 
     def __repr__(self) -> str:
         """Return a sentence for each group; which boards change is in the plan."""
-        lines = [
-            f"{group}: rollout {number} has begun; fleet.rollouts() shows it."
-            for group, number in self["rollouts"].items()
-        ]
-        lines += [
-            f"{group}: rollout {number} does this already; fleet.rollouts() shows it."
-            for group, number in self["in_progress"].items()
-        ]
-        return sanitize_text("\n".join(lines) or "All boards are as they should be.")
+        return started_text(self, "fleet.rollouts()") or "All boards are as they should be."
+
+
+def started_text(reply: Mapping[str, Any], shown_by: str) -> str:
+    """Return which rollouts have begun, and which did the same already; "" for none.
+
+    Args:
+        reply: of the server.
+        shown_by: what shows them.
+    """
+    lines = [
+        f"{group}: rollout {number} {text}; {shown_by} shows it."
+        for key, text in (("rollouts", "has begun"), ("in_progress", "does this already"))
+        for group, number in reply[key].items()
+    ]
+    return sanitize_text("\n".join(lines))
 
 
 def rollback_text(reply: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def test_plan_apply_and_status(shell: Shell, fleet: Fleet, tmp_path: Path):  # n
     fleet.enrol(["away-3"])
     try:
         assert "away-3\n    set a" in shell.run(f"%fleet_plan {json.dumps(str(path))}")
-        assert "demo: the rollout has begun" in shell.run(f"plan = %fleet_apply {path}")
+        assert " has begun; %fleet_status shows it." in shell.run(f"plan = %fleet_apply {path}")
         plan: Any = shell.ip.user_ns["plan"]
         assert plan.changed == 1
         assert "waiting, not connected" in shell.run("%fleet_status")

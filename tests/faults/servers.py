@@ -19,15 +19,18 @@ BEAT: Final = "2"  # seconds
 class Servers:
     """A server that can be killed and restarted with the same folder and TCP port."""
 
-    def __init__(self, home: Path, *, public: bool) -> None:
-        self._home = home
+    def __init__(
+        self, home: Path, *, public: bool, beat: str = BEAT, lost_after: str = LOST_AFTER
+    ) -> None:
+        self._home, self._beat, self._lost_after = home, beat, lost_after
         self._listen = ("--listen", "0.0.0.0") if public else ()
         self._stack = contextlib.ExitStack()
         self.deaths = 0
         self.server = self._start(0)
 
     def _start(self, tcp_port: int) -> RunningServer:
-        options = ("--beat", BEAT, "--lost-after", LOST_AFTER, *self._listen)
+        times = ("--beat", self._beat, "--lost-after", self._lost_after)
+        options = (*times, *self._listen)
         context = running_server(self._home, *options, tcp_port=tcp_port)
         return self._stack.enter_context(context)
 
