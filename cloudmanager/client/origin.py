@@ -25,7 +25,9 @@ def find_origin() -> dict[str, Any]:
     kernel = getattr(shell, "kernel", None)
     if kernel is None:  # a terminal
         return {}
-    found: dict[str, Any] = {"number": shell.execution_count}
+    # Not its execution_count: versions of IPython increase that before or after a cell.
+    inputs = getattr(getattr(shell, "history_manager", None), "input_hist_raw", [""])
+    found: dict[str, Any] = {"number": len(inputs) - 1}
     # The Jupyter server sets the variable when it starts the kernel; VS Code sets a name instead.
     path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
     if isinstance(path, str) and path:

@@ -20,7 +20,8 @@ def in_kernel(
     if kernel is True:
         parent = {"header": {}, "metadata": metadata}
         kernel = SimpleNamespace(get_parent=lambda channel: parent)
-    shell = SimpleNamespace(kernel=kernel, execution_count=7, user_ns=names)
+    history = SimpleNamespace(input_hist_raw=["", *"1234567"])
+    shell = SimpleNamespace(kernel=kernel, history_manager=history, user_ns=names)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
 
