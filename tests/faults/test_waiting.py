@@ -11,7 +11,9 @@ from .waiting import WaitingSoak, one_server
 
 @pytest.mark.timeout(300)  # on a busy machine; usually about 10
 def test_each_waiting_job_has_one_outcome_and_none_runs_twice_or_out_of_turn(tmp_path: Path):
-    soak = WaitingSoak(tmp_path, 80, 30, 20261130, sleep=(0.3, 2.0), pause=(40, 60), minutes=4)
+    soak = WaitingSoak(
+        tmp_path, 80, 30, 20261130, sleep=(0.3, 2.0), pause=(40, 60), minutes=4, adapts=False
+    )
     with one_server(tmp_path) as servers:
         figures = soak.run(servers)
     print(figures)
