@@ -14,7 +14,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from cloudmanager.protocol import frames, wire
 from cm_server import cleanup
 from cm_server.limits import Limits
-from cm_server.net import websocket
+from cm_server.net import socket_transport, websocket
 from cm_server.net.websocket import WebSocketLink
 from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
@@ -271,8 +271,9 @@ async def test_log_lines_about_unauthenticated_peers_are_limited(service, caplog
     ],
 )
 @pytest.mark.limits(messages_at_once=10**9)
-async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood):
-    """One read contains about 10,000 frames; without slices, they would block other links."""
+async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood, monkeypatch):
+    """One read contains many thousand frames; without slices, they would block other links."""
+    monkeypatch.setattr(socket_transport, "READ_BYTES", 256 * 1024)
     async with await caller(service) as attacker, await caller(service) as healthy:
         links = [connection._link for connection in service.callers]
         attacker.say(flood * (250_000 // len(flood)))
