@@ -398,10 +398,12 @@ class SampleFiles:
     ) -> None:
         import nanoarrow
 
-        for series in new:
-            number = day.series[series.board_id, series.name]
-            values = [number, series.board_id, series.board, series.name]
-            connection.execute(f"INSERT INTO {day.alias}.series VALUES (?, ?, ?, ?)", values)
+        if new:  # as arrays: each single INSERT takes half a millisecond
+            connection.register("incoming", nanoarrow.ArrayStream(_series_array(day, new)))
+            try:
+                connection.execute(f"INSERT INTO {day.alias}.series SELECT * FROM incoming")
+            finally:
+                connection.unregister("incoming")
         numbers = day.indexes[1]
         indexes = array("i", [numbers[index] for index in batch.indexes])
         columns = make_array(SampleColumns(batch.times, indexes, batch.values))
@@ -825,6 +827,21 @@ def copy_files(folder: Path, target: Path) -> list[str]:
                 shutil.copyfile(path, copy)
             names.append(path.name)
     return names
+
+
+def _series_array(day: _OpenDay, new: Sequence[Series]) -> Any:
+    """Return rows of the table ``series`` as an Arrow array of structs."""
+    import nanoarrow
+
+    numbers = array("i", [day.series[each.board_id, each.name] for each in new])
+    texts = ([each.board_id for each in new], [each.board for each in new])
+    columns = (*texts, [each.name for each in new])
+    children = [nanoarrow.c_array_from_buffers(nanoarrow.int32(), len(new), [None, numbers])]
+    children += [nanoarrow.c_array(column, nanoarrow.string()) for column in columns]
+    kinds = (nanoarrow.int32(), *[nanoarrow.string()] * 3)
+    names = ("series", "board_id", "board", "name")
+    schema = nanoarrow.struct(dict(zip(names, kinds, strict=True)), nullable=False)
+    return nanoarrow.c_array_from_buffers(schema, len(new), [None], children=children)
 
 
 def _empty_page() -> SamplePage:
