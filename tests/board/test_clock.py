@@ -36,9 +36,11 @@ def replace_time(ppm=0, ahead=0):
     sys.modules["cm.link"].find("clock").set_clock(TIME_MS)
 def state():
     return sys.modules["cm.state"].clock
-def measure():
+def measure(times=30):  # on a busy machine, an answer may take more than a second
     state()[3] = 1000000
-    sys.modules["cm.link"].find("clock").measure()
+    while state()[3] == 1000000 and times:
+        times -= 1
+        sys.modules["cm.link"].find("clock").measure()
 import cm
 """
 US = 1000  # ns
@@ -79,7 +81,7 @@ def test_clock_is_set_by_welcome_and_measured_by_the_shortest_of_three_exchanges
     times = clock.times
     low, high = error_ms(clock, "measure()\n__cm__((cm.now_ms()))")
     assert low < 0 < high
-    assert clock.times == times + 3
+    assert clock.times >= times + 3
     error = int(clock.run("__cm__((state()[3]))").value)
     assert 0 < error < (high - low) * 1000, "half of a round trip, not the 1.5 s of before"
 
@@ -130,7 +132,7 @@ def test_drift_is_measured_and_corrected(clock):
 def test_server_that_does_not_answer_costs_a_second(clock):
     clock.replace()
     clock.peer.answers_time = False
-    assert clock.run("measure()").status == OK
+    assert clock.run("measure(1)").status == OK
     assert clock.run("__cm__((state()[3]))").value == b"1000000"
 
 
