@@ -6,37 +6,11 @@ other ports share.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 _OLDEST: Final = (1, 23)
 #: Chips on which earlier versions assume four hardware timers, which they do not have.
 _OLDEST_BY_CHIP: Final = {"ESP32-C3": (1, 24), "ESP32-C6": (1, 25)}
-_CHIP: Final = re.compile(r"ESP32-?([SCHP]\d)?", re.IGNORECASE)
-_UF2_BLOCK: Final = 512  # bytes, of which 32 are a header, and mostly 256 the payload
-#: MICROPY_BANNER_NAME_AND_VERSION (py/mpconfig.h), which every image contains.
-_BANNER: Final = re.compile(rb"MicroPython v(\d+\.\d+(?:\.\d+)?)\S* on \d{4}-\d\d-\d\d")
-
-
-def chip_of_machine(machine: str) -> str:
-    """Return the chip that ``sys.implementation._machine`` names, as esptool calls it, or ""."""
-    found = _CHIP.search(machine)
-    if not found:
-        return "RP2" if "RP2" in machine else ""
-    return f"ESP32-{found[1].upper()}" if found[1] else "ESP32"
-
-
-def version_of_image(image: bytes) -> str:
-    """Return the version of MicroPython in a firmware image; "" if it is not known."""
-    if image[:4] == b"UF2\n":
-        starts = range(0, len(image), _UF2_BLOCK)
-        sizes = (int.from_bytes(image[at + 16 : at + 20], "little") for at in starts)
-        image = b"".join(
-            image[at + 32 : at + 32 + min(size, 476)]
-            for at, size in zip(starts, sizes, strict=True)
-        )
-    found = _BANNER.search(image)
-    return found[1].decode() if found else ""
 
 
 def explain_refusal(version: str, chip: str) -> str:

@@ -8,37 +8,28 @@ hashes: the first download is trusted because of TLS, and its hash is recorded. 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from cloudmanager import config
+from cloudmanager.firmware_downloads import (
+    BOARD_NAMES,
+    FirmwareCache,
+    download_pages,
+    parse_download_page,
+    version_key,
+)
 from cloudmanager.protocol.errors import CableError
+from cloudmanager.protocol.firmware_images import chip_of
 from cloudmanager.protocol.text import os_error_text
 
-DOWNLOAD_PAGES_URL: Final = "https://micropython.org/download/"
 FETCH_SECONDS: Final = 60.0
 MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024  # the largest flash of these chips
-#: Chip as esptool calls it -> MicroPython's own name of its generic board.
-BOARD_NAMES: Final = {
-    "ESP8266": "ESP8266_GENERIC",
-    "ESP32": "ESP32_GENERIC",
-    "ESP32-S2": "ESP32_GENERIC_S2",
-    "ESP32-S3": "ESP32_GENERIC_S3",
-    "ESP32-C3": "ESP32_GENERIC_C3",
-    "ESP32-C6": "ESP32_GENERIC_C6",
-    "RP2": "RPI_PICO_W",
-}
-#: Chip's number in an image's extended header (ESP-IDF, esp_app_format.h) -> its name.
-_CHIP_IDS: Final = {0: "ESP32", 2: "ESP32-S2", 5: "ESP32-C3", 9: "ESP32-S3", 13: "ESP32-C6"}
 _VERSION = re.compile(r"v?(\d+(?:\.\d+){1,2}(?:-preview[\w.]*)?)")
-_IMAGE_MAGIC: Final = 0xE9
-_UF2_MAGIC: Final = b"UF2\n"
 _HINT: Final = "Give --firmware a FILE, a URL or a VERSION such as 1.28.0."
 
 
@@ -53,20 +44,6 @@ class Firmware(NamedTuple):
     def chip(self) -> str | None:
         """Esptool's name of the chip that it is for; None if the header does not state it."""
         return chip_of(self.data)
-
-
-def chip_of(image: bytes) -> str | None:
-    """Return the chip that an image is made for, by its header; None if it is not an image."""
-    if image[:4] == _UF2_MAGIC:
-        return "RP2"
-    if len(image) < 24 or image[0] != _IMAGE_MAGIC:
-        return None
-    # The ESP8266's header ends after eight bytes. Other chips' headers have eight reserved bytes,
-    # then a flag for an appended hash (esptool's image_info tests the same).
-    if image[23] in (0, 1) and not any(image[15:23]):
-        number = int.from_bytes(image[12:14], "little")
-        return _CHIP_IDS.get(number, f"an unknown chip ({number})")
-    return "ESP8266"
 
 
 def find_firmware(requested: str | None, chip: str) -> Firmware:
@@ -135,7 +112,7 @@ def _find_version(version: str, chip: str) -> Firmware:
     if chip not in BOARD_NAMES:
         raise CableError("", f"No version is known for {chip}", "Give --firmware a FILE or a URL.")
     board = BOARD_NAMES[chip]
-    pages = os.environ.get("CM_FIRMWARE", DOWNLOAD_PAGES_URL)
+    pages = download_pages()
     cache = FirmwareCache(config.make_home_folder() / "firmware")
     key = f"{board} {version} {pages}"
     if version and (data := cache.get(key)) is not None:
@@ -143,23 +120,13 @@ def _find_version(version: str, chip: str) -> Firmware:
     page = urljoin(pages, f"{board}/")
     links = parse_download_page(fetch_url(page).decode(errors="replace"), board)
     if not version and links:
-        version = max(links, key=_version_key)
+        version = max(links, key=version_key)
     if version not in links:
-        known = ", ".join(sorted(links, key=_version_key, reverse=True)[:5]) or "none"
+        known = ", ".join(sorted(links, key=version_key, reverse=True)[:5]) or "none"
         raise CableError("", f"{page} has no {board} {version}; it has: {known}", _HINT)
     url = urljoin(page, links[version])
     found = _fetch_cached(url, f"{board} {version} {pages}")
     return found._replace(source=f"MicroPython {version}")
-
-
-def parse_download_page(page: str, board: str) -> dict[str, str]:
-    """Return version -> link of a download page; previews are ignored."""
-    name = rf'href="([^"]*/{re.escape(board)}-\d{{8}}-v(\d+(?:\.\d+){{1,2}})\.(?:bin|uf2))"'
-    return {version: link for link, version in re.findall(name, page)}
-
-
-def _version_key(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
 
 
 def fetch_url(url: str) -> bytes:
@@ -178,46 +145,3 @@ def fetch_url(url: str) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise CableError("", f"{url} is larger than any flash", _HINT)
     return data
-
-
-class FirmwareCache:
-    """Downloaded images: each in a file named by its SHA-256, with an index.
-
-    Args:
-        folder: the folder of the files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._index = folder / "index.json"
-
-    def get(self, key: str, expected_sha256: str = "") -> bytes | None:
-        """Return an image; None if there is none, or if its file was changed."""
-        digest = expected_sha256 or self._read_index().get(key)
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            return None
-        try:
-            data = (self._folder / f"{digest}.bin").read_bytes()
-        except OSError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == digest else None
-
-    def put(self, key: str, data: bytes) -> None:
-        """Save an image; files are replaced atomically."""
-        config.make_private_folder(self._folder)
-        digest = hashlib.sha256(data).hexdigest()
-        for path, content in (
-            (self._folder / f"{digest}.bin", data),
-            (self._index, json.dumps({**self._read_index(), key: digest}).encode()),
-        ):
-            temporary = path.with_name(f"{path.name}.{os.getpid()}")
-            with config.open_private(temporary) as file:
-                file.write(content)
-            temporary.replace(path)
-
-    def _read_index(self) -> dict[str, Any]:
-        try:
-            known = json.loads(self._index.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}

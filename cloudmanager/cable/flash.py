@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from cloudmanager.board_client import client_files
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol import firmware_images
 from cloudmanager.protocol.errors import CableError, CloudmanagerError
 
 from . import client_support, firmware
@@ -213,7 +214,7 @@ class BoardFlasher:
         found = firmware.find_firmware(self.options.firmware, chip)
         self.outcome.firmware = found.source
         self._on_progress(self.port, "firmware", f"{found.source}, {len(found.data):,} bytes")
-        if version := client_support.version_of_image(found.data):
+        if version := firmware_images.version_of_image(found.data):
             self._report_limits(version, chip)
         return found
 
@@ -292,7 +293,7 @@ class BoardFlasher:
 
     def _client_files(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
         """Return path -> content of the client, compiled for this firmware."""
-        chip = client_support.chip_of_machine(facts["machine"])
+        chip = firmware_images.chip_of_machine(facts["machine"])
         if refusal := client_support.explain_refusal(facts["version"], chip):
             hint = "Flash a newer one: leave out --no-flash, or give --firmware 1.28.0."
             raise CableError(self.port, refusal, hint)

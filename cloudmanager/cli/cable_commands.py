@@ -140,6 +140,18 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     upgrade.add_argument("target", metavar="TARGET")
     add_wait_options(upgrade)
+    renew = add_verb(
+        "board-upgrade-firmware",
+        upgrade_firmware,
+        "write firmware to boards over the network; those that do not work with it go back",
+    )
+    renew.epilog = "Only for ESP32 boards whose flash has two slots for firmware."
+    renew.add_argument("target", metavar="TARGET")
+    renew.add_argument(
+        "firmware",
+        metavar="VERSION|FILE",
+        help="a version of MicroPython such as 1.29.0, or an image (.app-bin)",
+    )
     bridge = add_verb(
         "bridge",
         bridge_boards,
@@ -427,6 +439,18 @@ def upgrade_client(options: argparse.Namespace) -> int:
         results = fleet[options.target].upgrade_client(progress=progress, **wait_keywords(options))
     if all_wait(results):
         return print_results(results, options)
+    return _print_upgraded(results, options, "the new client is running")
+
+
+def upgrade_firmware(options: argparse.Namespace) -> int:
+    """Write firmware to boards, over the network."""
+    with open_fleet(options) as fleet, ProgressBar(quiet=options.json) as progress:
+        results = fleet[options.target].upgrade_firmware(options.firmware, progress=progress)
+    return _print_upgraded(results, options, "the new firmware is running")
+
+
+def _print_upgraded(results: Results, options: argparse.Namespace, text: str) -> int:
+    """Print which boards were upgraded, and why others were not; return the exit status."""
     errors = {name: error_text(result.error) for name, result in results.failed.items()}
     if options.json:
         statuses = {
@@ -435,7 +459,7 @@ def upgrade_client(options: argparse.Namespace) -> int:
         }
         print(json.dumps(statuses, indent=2))
     elif upgraded := [name for name, result in results.items() if result.ok]:
-        print(f"{fold_names(upgraded)}: the new client is running")
+        print(f"{fold_names(upgraded)}: {text}")
     for name, error in errors.items():
         print_error(f"{name}: {sanitize_text(error)}.")
     return OK if results.ok else FAILED

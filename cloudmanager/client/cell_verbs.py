@@ -141,6 +141,32 @@ class CellVerbs(HasTarget):
         return await ClientUpgrade(self, progress).run()
 
     @verb
+    async def upgrade_firmware(
+        self, firmware: str, *, progress: ProgressCallback | None = None
+    ) -> Results:
+        """Write firmware over the network to boards with two slots for it, and restart them.
+
+        It is kept when the board has connected with it and has run a job; otherwise the board goes
+        back to what it had. Needs the role admin.
+
+        Args:
+            firmware: a version of MicroPython such as 1.29.0, which the server downloads, or the
+                path of an image (``.app-bin``).
+            progress: called with a board, the bytes that are written there, and the total, which
+                is reached once the new firmware has worked; see ``ProgressCallback``.
+
+        Returns:
+            For each board, whether it runs the firmware, or why not.
+
+        Raises:
+            NotAllowed: the token may not change firmware.
+            OSError: the image cannot be read.
+        """
+        from .firmware_upgrade import FirmwareUpgrade  # most programs do not need it
+
+        return await FirmwareUpgrade(self, firmware, progress).run()
+
+    @verb
     async def names(self) -> list[str]:
         """Return the names of the boards on which a cell would run now.
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.text import os_error_text
 from cloudmanager.results.fleet_plan import FleetPlan, StartedRollouts
 
 from .exchange import Exchange
 from .file_jobs import upload_content
+from .firmware_upgrade import read_firmware
 from .fleet_file import FleetFileError, Group, parse_fleet_file
 from .local_packages import is_local_source, local_package_name, read_local_package
 from .mpy_check import may_be_micropython
@@ -36,7 +38,7 @@ class _Desired:
         self._folder = path.parent
         self.lock_path = path.with_suffix(".lock")
         self.sources: dict[str, ContentSource] = {}
-        self.package_sources: list[ContentSource] = []
+        self.uploads: list[ContentSource] = []  # that the server needs for the plan
         self._sent: dict[str, dict[str, str]] = {}
         try:
             groups = parse_fleet_file(read_text(path))
@@ -59,6 +61,7 @@ class _Desired:
             },
             "rollback": group.rollback,
             "window": group.window,
+            "firmware": self._read_firmware(group),
             "waves": list(group.rollout.waves),
             "options": group.rollout.options(),
         }
@@ -93,6 +96,19 @@ class _Desired:
             raise FleetFileError(f"{group.name}.app: the folder {folder} has no files")
         return files
 
+    def _read_firmware(self, group: Group) -> dict[str, Any] | None:
+        """Return the firmware of a group as the server takes it; note its file."""
+        if not group.firmware:
+            return None
+        try:
+            firmware, source = read_firmware(group.firmware, self._folder)
+        except OSError as error:
+            raise FleetFileError(f"{group.name}.firmware: {os_error_text(error)}") from error
+        if source is not None:
+            self.sources[source.digest] = source
+            self.uploads.append(source)
+        return firmware
+
     def _add_package(self, group: Group, text: str) -> str:
         """Return a requirement as the server knows it; note the files of a local package."""
         if not is_local_source(text):
@@ -102,7 +118,7 @@ class _Desired:
             name, files = local_package_name(path), read_local_package(path)
         except FileNotFoundError as error:
             raise FleetFileError(f"{group.name}.packages: there is no file {path}") from error
-        self.package_sources += files.values()
+        self.uploads += files.values()
         self._sent[name] = {inner: source.digest for inner, source in files.items()}
         return name
 
@@ -150,7 +166,7 @@ def _read_locks(path: Path, groups: list[dict[str, Any]]) -> dict[str, str]:
 async def make_plan(exchange: Exchange, path: PathLike) -> FleetPlan:
     """Return what applying a file would change: see ``FleetVerbs.plan``."""
     wanted = _Desired(path)
-    for source in wanted.package_sources:
+    for source in wanted.uploads:
         await upload_content(exchange, source)
     reply = await exchange.request("fleet-plan", wanted.request)
     sources = {digest: str(source.origin) for digest, source in wanted.sources.items()}
@@ -190,6 +206,12 @@ async def apply_plan(exchange: Exchange, plan: FleetPlan) -> StartedRollouts:
 
 
 def _needed(request: Mapping[str, Any]) -> list[str]:
-    """Return the SHA-256 of all files of the programs."""
-    files = [file for group in request["groups"] for file in group["app"].values()]
-    return list(dict.fromkeys(digest for digest, _ in files))
+    """Return the SHA-256 of all files of the programs, and of the images."""
+    groups = request["groups"]
+    digests = [digest for group in groups for digest, _ in group["app"].values()]
+    digests += [group["firmware"]["sha256"] for group in groups if _has_image(group)]
+    return list(dict.fromkeys(digests))
+
+
+def _has_image(group: Mapping[str, Any]) -> bool:
+    return "sha256" in (group.get("firmware") or {})

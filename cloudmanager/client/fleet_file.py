@@ -21,7 +21,7 @@ from .cells import prepare_cell
 
 _MAX_COUNT: Final = 100_000
 #: Keys that are reserved for what this version does not do yet.
-_FUTURE_KEYS: Final = frozenset(("client", "firmware"))
+_FUTURE_KEYS: Final = frozenset(("client",))
 
 
 class FleetFileError(ValueError):
@@ -72,6 +72,7 @@ class Group:
         settings: keys of ``/settings.json``.
         pin: names of boards that are held back.
         rollback: whether boards keep what they need to go back ("local").
+        firmware: a version of MicroPython, or the path of an image; "" for any.
         window: when boards may begin: "start", "for" in seconds and "tz"; None: at any time.
         board_settings: name of a board -> its own settings.
         rollout: how it gets there.
@@ -84,6 +85,7 @@ class Group:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pin: tuple[str, ...] = ()
     rollback: str = "local"
+    firmware: str = ""
     window: Mapping[str, Any] | None = None
     board_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rollout: RolloutSettings = RolloutSettings()
@@ -134,9 +136,9 @@ def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     _check_keys(f"{path}.rollout", rollout, _ROLLOUT_READERS)
     settings = RolloutSettings(**_read_values(f"{path}.rollout", rollout, _ROLLOUT_READERS))
     group = Group(name, target, window=window, board_settings=boards, rollout=settings, **values)
-    if not (group.app or group.packages or group.settings or group.board_settings):
+    if not any((group.app, group.packages, group.settings, group.board_settings, group.firmware)):
         raise FleetFileError(
-            f"{path}: says nothing about its boards: give it app, packages or settings"
+            f"{path}: says nothing about its boards: give it app, packages, settings or firmware"
         )
     return group
 
@@ -297,6 +299,7 @@ _GROUP_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "settings": _settings,
     "pin": _texts,
     "rollback": _rollback,
+    "firmware": _text,
 }
 _WINDOW_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "start": _text,

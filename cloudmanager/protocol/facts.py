@@ -66,6 +66,11 @@ def _size_text(size: Any) -> str:
     return f"{size / 1024:.1f} KB" if isinstance(size, int) else ""
 
 
+def _slot_text(size: Any) -> str:
+    """Return how large new firmware may be, of an ESP32; 0: its flash has no slot for it."""
+    return "none" if size == 0 else _size_text(size)
+
+
 def _rssi_text(rssi: Any) -> str:
     return f"{rssi} dBm" if isinstance(rssi, int) else ""
 
@@ -161,6 +166,7 @@ FACTS: Final = (
     Fact("program", "program", volatile=True),
     Fact("block", "largest block", _read_number, _same, _size_text, volatile=True),
     Fact("flash", "free flash", _read_number, _same, _size_text),
+    Fact("slots", "slot for new firmware", _read_number, _same, _slot_text),
     Fact("watchdog", "watchdog"),
     Fact("reset", "started by", text=reset_text),
     Fact("generation", "generation", text=_generation_text),

@@ -150,6 +150,8 @@ def _change_lines(change: Mapping[str, Any]) -> list[str]:
     lines = [f"  {fold_names(change['boards'])}"]
     if change["error"]:
         return [*lines, f"    cannot be changed: {change['error']}"]
+    if change.get("firmware"):
+        lines.append(f"    firmware {change['firmware']}")
     if change["files"]:
         paths = [path for path, _ in change["put"]]
         lines.append(f"    write {_listed(paths, change['files'])} ({size_text(change['bytes'])})")

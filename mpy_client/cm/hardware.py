@@ -1,6 +1,6 @@
 # Facts about the hardware and the network, which a board reports when it connects.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 830 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 903 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import state
 from cm.firmware import binascii, io, machine, network, os, sys, time
 
@@ -49,6 +49,13 @@ def add_facts(facts):
         with open("/.cm/state") as file:
             facts["/generation"[1:]] = file.read(_STATE_CHARS)  # no name that stays in memory
     except OSError:
+        pass
+    try:
+        if sys.platform == "esp32":
+            from cm import ota
+
+            ota.add(facts)
+    except (ImportError, OSError):  # without the part, or without another slot
         pass
     try:
         facts["reset"] = _reset_cause()

@@ -1,12 +1,14 @@
 # The trial of a new generation (switch.py): it proves itself, or the board goes back by itself.
 # Boards: all; loaded at a start on trial, and until that is over.
-# Cost: 950 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,152 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /.cm/state is "trial HASH GOOD LIMIT" after the switch and "trying HASH GOOD LIMIT" from the first
 # start on. A second start finds that, and goes back. The generation is proven when it has run for
 # GOOD seconds (0: the server decides, by writing "proven HASH"), or the program calls cm.healthy(),
 # and the board has a link. After LIMIT seconds the board goes back. Then a second line of the file
 # says "reverted HASH REASON"; a REASON that begins with a "?" says nothing against the generation.
+#
+# A generation may bring firmware (ota.py), which is on trial with it: a reset goes back to the old.
 from cm import link, state
 from cm.firmware import os, time
 
@@ -16,6 +18,7 @@ text = ""  # the state
 good = 0  # ms
 limit = 0
 begun = 0  # ticks
+ota = None  # the module, if there is firmware on trial
 
 
 def _write(line):
@@ -53,6 +56,8 @@ def _check():
     if app.startswith("app.py ended: ") or app.startswith("safe"):
         reason = app
     elif good and run >= good and state.socket:
+        if ota:
+            ota.keep()
         _write("proven " + text.split()[1])
         return True
     elif run < limit:
@@ -71,11 +76,28 @@ def _healthy():
 
 
 def start(line, failed):
-    global text, good, limit, begun
+    global text, good, limit, begun, ota
     word, name, good, limit, *reason = line.split(None, 4)
+    firmware = 0
+    if "ota" in os.listdir("/.cm"):
+        from cm import ota
+
+        link.drop("ota")
+        firmware = ota.trial()
+        if firmware > 1:
+            return _write("proven " + name)  # the power was cut between keep() and this
+        if word == "trial":
+            if firmware < 0:  # this start is a soft reset
+                return state.console.hard_reset()
+            if not firmware:
+                failed = failed or "the new firmware did not start"
     if failed or word == "trying":
+        if firmware:
+            ota.back()
         _revert(name, failed or "".join(reason) or "it restarted")
-        return
+        if firmware:
+            state.console.hard_reset()
+        return None
     text = "trying" + line[5:]
     good = int(good) * 1000
     limit = int(limit) * 1000
@@ -83,3 +105,4 @@ def start(line, failed):
     _write(text)
     link.cm.healthy = _healthy
     state.calls.append(_check)
+    return None

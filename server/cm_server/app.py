@@ -68,6 +68,7 @@ from .net.samples_page import SamplesHandler
 from .net.unfinished_messages import UnfinishedMessages
 from .net.webhook import make_queues
 from .net.work_shares import WorkShares
+from .packages.firmware_source import FirmwareSource
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
 from .rate_limits import RateLimiter, UnauthenticatedConnections
@@ -219,13 +220,15 @@ class Server:
         self.dispatch.board_messages.on_read = self.mounts.on_read
         self.dispatch.recovery.has_mount = self.mounts.has
         self.dispatch.recovery.mount_again = self.mounts.mount_again
+        planner = PackagePlanner(home / "packages", limits, SourceSettings(indexes))
         self.installs = InstallServices(
             content_store=ContentStore(
                 home, limits, self.loop_clock.call_later, self.loop_clock.time
             ),
             plan_cache=PlanCache(limits.plans_per_link),
             plan_turns=PlanTurns(limits),
-            package_planner=PackagePlanner(home / "packages", limits, SourceSettings(indexes)),
+            package_planner=planner,
+            firmware_source=FirmwareSource(planner.fetcher, home / "firmware"),
             mounts=self.mounts,
             store_queue=self.store_queue,
             limits=limits,

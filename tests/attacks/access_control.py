@@ -57,6 +57,26 @@ ACCESS_CONTROL: Final = [
         "cm_server/rollouts/test_rollouts.py::"
         "test_token_changes_only_rollouts_whose_boards_it_all_covers",
     ),
+    # Firmware
+    defence(
+        "only administrators write firmware, also by a rollout",
+        SERVER + "rollouts/firmware_ops.py",
+        'FIRMWARE_ROLE = "operator"',
+        "cm_server/rollouts/test_firmware.py::test_only_administrators_write_firmware[operator]",
+        "cm_server/rollouts/test_firmware.py::test_operator_begins_no_rollout_with_firmware",
+    ),
+    defence(
+        "an image is whole, and one for a slot, before it is sent",
+        LIBRARY + "protocol/firmware_images.py",
+        'read_app_image = lambda data: AppImage("ESP32", "1.29.0", data)',
+        "cm_server/rollouts/test_firmware.py::test_hostile_image_is_not_sent",
+    ),
+    defence(
+        "an image for another chip, variant or bytecode is not sent",
+        LIBRARY + "protocol/firmware_images.py",
+        'AppImage.refusal_reason = lambda self, machine, mpy: ""',
+        "cm_server/rollouts/test_firmware.py::test_each_kind_of_board_gets_a_sentence",
+    ),
     # Identity and handshake
     defence(
         "a board must prove that it has its key",

@@ -235,6 +235,11 @@ def mount(device):
     os.chdir("/")
 
 
+slots_flash = None
+if "ota" in settings:
+    from standin_ota import File
+
+    slots_flash = File(open(settings["ota"], "r+b"))
 host = os.VfsPosix(settings["client"]) if "client" in settings else None
 mount(Flash(settings["flash"]) if "flash" in settings else Ram())
 sys.path[:] = ["", "/lib", ".frozen"]
@@ -317,6 +322,20 @@ if "full" in settings and "full" not in os.listdir("/"):
 real_import = __import__
 
 
+# A STAND-IN for two slots of firmware (standin_ota.py). What runs is this MicroPython; the image in
+# the slot says which version it calls itself.
+class Implementation:
+    name = "micropython"
+    _machine = "Generic ESP32 module with OTA with ESP32"
+    _mpy = sys.implementation._mpy & 0x3FF
+
+    def __init__(self, text):
+        self.version = tuple([int(number) for number in text.split(".")]) + ("",)
+
+    def __getitem__(self, number):
+        return (self.name, self.version, self._machine, self._mpy)[number]
+
+
 class Sys:
     platform = settings.get("port", "esp8266").split("-")[0]
     if platform[:5] == "esp32":
@@ -327,6 +346,17 @@ standin_sys = Sys()
 for name in dir(sys):
     if name[0] != "_" and name != "platform":
         setattr(standin_sys, name, getattr(sys, name))
+if "ota" in settings:
+    import standin_ota
+
+    slots_chip = standin_ota.Chip(slots_flash)
+    slots_chip.start(settings.get("soft", False))
+    standin_sys.implementation = Implementation(slots_chip.version())
+
+    class Esp32:
+        Partition = standin_ota.make_partition(slots_chip)
+
+    built_in["esp32"] = Esp32()
 built_in["sys"] = standin_sys
 
 

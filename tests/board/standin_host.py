@@ -215,6 +215,7 @@ def main() -> int:
             settings["reset_cause"] = WAKE_CAUSES.get(chip[:5] if chip[:5] == "esp32" else chip, 1)
         if code == SOFT and str(settings.get("port", "")).startswith("rp2"):
             shared[_DOG:_DOG_END] = dog  # it survives a soft reset
+        settings["soft"] = code == SOFT
         pid = os.fork()
         if not pid:
             os._exit(board(settings, shared))

@@ -19,7 +19,7 @@ from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
 from cm_server.jobs.job_texts import JobOrigin
 from cm_server.jobs.model import Cell
-from cm_server.rollouts import board_drift
+from cm_server.rollouts import board_drift, board_firmware
 
 #: In the head of a SUBMIT that is no cell, see ``read_job_request``.
 _OTHER_WORK = frozenset(("acts", "upload", "packages", "mount", "settings", "drift"))
@@ -82,7 +82,7 @@ def is_cell(head: Mapping[str, Any]) -> bool:
 def read_job_request(
     services: InstallServices, inputs: JobInputs, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Check a SUBMIT: a cell, file operations, files, an install, settings, a mount, drift.
+    """Check a SUBMIT: a cell, file operations, files, an install, settings, firmware or drift.
 
     Args:
         services: what transfers and installs need.
@@ -118,6 +118,13 @@ def read_job_request(
     if "settings" in head:
         settings, detail = board_settings.read_settings_job(services, head["settings"], boards)
         return JobRequest(settings.code, settings, "settings", detail, "settings")
+    if "firmware" in head:
+        if inputs.mount_owner is None:
+            raise ServerError("an upgrade of firmware cannot wait for its boards; use fleet.toml")
+        firmware, detail = board_firmware.read_firmware_job(
+            services, inputs.mount_owner.token, head["firmware"], boards
+        )
+        return JobRequest(firmware.code, firmware, "firmware", detail, "firmware")
     if "drift" in head:
         drift = board_drift.read_drift_job(services, boards)
         return JobRequest(drift.code, drift, "drift", kind="drift")

@@ -18,8 +18,15 @@ from cm_server.auth.credentials import ROLES
 from cm_server.installs import planning
 from cm_server.installs.content_store import Content
 from cm_server.jobs.model import Board
-from cm_server.rollouts import desired, generation_packages, network_change, plans
+from cm_server.rollouts import (
+    desired,
+    generation_firmware,
+    generation_packages,
+    network_change,
+    plans,
+)
 from cm_server.rollouts.desired import DesiredGroup
+from cm_server.rollouts.firmware_ops import FIRMWARE_ROLE
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
 from cm_server.rollouts.rollouts import rollback_options
 from cm_server.rollouts.windows import read_window
@@ -33,7 +40,7 @@ from cm_server.store.rollout_rows import (
 )
 from cm_server.store.store import Store
 
-from .request_context import RequestContext
+from .request_context import RequestContext, resolve_boards
 from .request_limits import is_whole_number
 
 _MIN_GENERATION: Final = 4  # characters of an id that a caller gives
@@ -92,7 +99,14 @@ async def _make_plans(context: RequestContext) -> list[GroupPlan]:
     made = []
     for group in groups:
         packages, contents = await _packages(context, group, found[group.name])
-        plan = plans.plan_group(group, found[group.name], packages, known)
+        boards = found[group.name].boards
+        firmware = None
+        if group.firmware is not None:
+            firmware = await generation_firmware.find_firmware(
+                services.installs, group.firmware, boards, context.token.hash
+            )
+            contents = {**contents, **firmware.contents}
+        plan = plans.plan_group(group, found[group.name], packages, known, firmware)
         made.append(dataclasses.replace(plan, contents=contents))
     return made
 
@@ -145,6 +159,8 @@ async def apply_rollouts(context: RequestContext) -> dict[str, Any]:
         raise ServerError(
             "the plan is stale: boards or rollouts have changed since it was made; plan again"
         )
+    for plan in made:
+        _check_firmware_role(context, plan.manifest)
     refused = [change for plan in made for change in plan.changes if change.error]
     if refused:
         raise ServerError(f"{', '.join(refused[0].names[:5])}: {refused[0].error}")
@@ -188,6 +204,12 @@ def _generations_before(store: Store, groups: Mapping[str, str]) -> dict[str, st
         for group, generation in groups.items()
     }
     return {group: row and row.generation for group, row in found.items()}
+
+
+def _check_firmware_role(context: RequestContext, manifest: Mapping[str, Any]) -> None:
+    """Refuse a generation with firmware to a token that may not change firmware."""
+    if "firmware" in manifest and not access.has_role(context.token, FIRMWARE_ROLE):
+        raise NotAllowed(FIRMWARE_ROLE)
 
 
 def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
@@ -411,6 +433,36 @@ def _uncovered(context: RequestContext, row: RolloutRow) -> bool:
     return any(context.boards.get(each.name) is not each for each in boards if each is not None)
 
 
+async def find_firmware(context: RequestContext) -> list[dict[str, Any]]:
+    """Return the images of a version of MicroPython for boards; they are downloaded if necessary.
+
+    One row for the boards that get the same: their names, the image's SHA-256, or why they get
+    none. The images can be sent by the token like those that it has uploaded.
+    """
+    wanted = desired.read_firmware({"name": context.body.get("version")})
+    assert wanted is not None
+    boards = resolve_boards(context)
+    services = context.services
+    context.audit_entry.detail = wanted.name
+    found = await generation_firmware.find_firmware(
+        services.installs, wanted, boards, context.token.hash
+    )
+    rows: dict[tuple[str, int, str], list[str]] = {}
+    for board in boards:
+        error = found.refusal_reason(board)
+        entry = found.images.get(generation_firmware.machine_of(board))
+        digest = "" if error or entry is None else entry[1].digest
+        size = 0 if error or entry is None else entry[1].size
+        rows.setdefault((digest, size, error), []).append(board.name)
+    for content in found.contents.values():
+        content.owners.add(context.token.hash)
+        services.installs.content_store.add(content)
+    return [
+        {"boards": names, "sha256": digest, "size": size, "error": error}
+        for (digest, size, error), names in rows.items()
+    ]
+
+
 async def roll_back(context: RequestContext) -> dict[str, Any]:
     """Bring a group back to an earlier generation: the one before, or one that is named.
 
@@ -443,6 +495,7 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
         lambda store: _find_generation(store, row, wanted), refusable=True
     )
     generation = found.generation
+    _check_firmware_role(context, generation.manifest)
     reached = _group_boards(context, row)
     short = desired.short_id(generation.sha256)
     changed = [board for board in reached if plans.present_generation(board) != short]

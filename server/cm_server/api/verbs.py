@@ -516,6 +516,7 @@ VERBS = {
     "fleet-pause": Verb("operator", rollout_verbs.pause_rollouts, changes_rows=True),
     "fleet-resume": Verb("operator", rollout_verbs.resume_rollouts, changes_rows=True),
     "fleet-abort": Verb("operator", rollout_verbs.abort_rollouts, changes_rows=True),
+    "firmware": Verb("admin", rollout_verbs.find_firmware),
     "fleet-rollback": Verb("operator", rollout_verbs.roll_back, changes_rows=True),
     "fleet-wifi": Verb("admin", network_verbs.change_wifi, changes_rows=True),
     "fleet-server": Verb("admin", network_verbs.change_server, changes_rows=True),

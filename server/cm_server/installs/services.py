@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cm_server.limits import Limits
+from cm_server.packages.firmware_source import FirmwareSource
 from cm_server.packages.planner import PackagePlanner
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
@@ -24,6 +25,7 @@ class InstallServices:
         plan_cache: the plans that were not carried out yet.
         plan_turns: lets a few plans be made at the same time.
         package_planner: makes plans.
+        firmware_source: downloads firmware.
         mounts: the folders of callers that are mounted on boards.
         store_queue: of the store, which knows what boards have installed.
         limits: of transfers and plans.
@@ -33,6 +35,7 @@ class InstallServices:
     plan_cache: PlanCache
     plan_turns: PlanTurns
     package_planner: PackagePlanner
+    firmware_source: FirmwareSource
     mounts: Mounts
     store_queue: StoreQueue[Store]
     limits: Limits

@@ -31,7 +31,8 @@ from cm_server.installs.job_steps import FileOp, OpGenerator
 from cm_server.limits import KIB
 from cm_server.packages.install_paths import check_installed_path, is_reserved, other_form
 
-from . import desired
+from . import desired, firmware_ops
+from .firmware_ops import MARK_PATH, Slots
 
 STATE_PATH: Final = "/.cm/state"
 RECORD_PATH: Final = "/.cm/generation"  # what the generation has put on the board
@@ -43,9 +44,10 @@ FIRST_OPS: Final[tuple[FileOp, ...]] = (
     ["statvfs", "/"],
     ["hash", STAGING_PATH, ANY_SIZE],
     ["hash", KEPT_PATH, ANY_SIZE],
+    ["hash", MARK_PATH, ANY_SIZE],
     *(["hash", path, ANY_SIZE] for path in _READ_PATHS),
 )
-SETTLE_OPS: Final[tuple[FileOp, ...]] = (["get", STATE_PATH],)
+SETTLE_OPS: Final[tuple[FileOp, ...]] = (["hash", MARK_PATH, ANY_SIZE], ["get", STATE_PATH])
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SwitchPlan:
         good_seconds: after which the board itself takes it as proven; 0: the server decides.
         limit_seconds: after which the board goes back.
         settings_bytes: the greatest size of ``/settings.json``.
+        firmware: the image that it brings; None for none.
     """
 
     generation: str
@@ -67,6 +70,7 @@ class SwitchPlan:
     good_seconds: int
     limit_seconds: int
     settings_bytes: int
+    firmware: Content | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Switched:
 
 
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """The change of one board.
 
     Attributes:
@@ -157,7 +161,7 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
         OSError: it has too little space, or an operation failed.
     """
     results = yield list(FIRST_OPS)
-    _, space, staged, kept, *hashes = results
+    _, space, staged, kept, mark, *hashes = results
     found = yield from _read_files(hashes)
     current = desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
     short = desired.short_id(plan.generation)
@@ -174,15 +178,23 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
         for path, found_hash in ((STAGING_PATH, staged), (KEPT_PATH, kept))
         if found_hash is False
     ]
+    if mark is not None:  # of an earlier trial of firmware, which has ended
+        leftovers.append(["rm", MARK_PATH, False])
     if leftovers:
         *_, space = yield [*leftovers, ["statvfs", "/"]]
-    change, switched = yield from _plan_change(plan, board, found)
+    slots = yield from _find_slots(plan.firmware)
+    change, switched = yield from _plan_change(plan, board, found, slots)
     if change is None:
         return {"state": "same", "files": 0, "bytes": 0}
     on_planned(switched)
     sizes = [content.size for content in change.staged.values()]
     board_install.check_space(sizes, disk_space(space)[1])
-    yield from _stage(change, board.add_bytes)
+    if slots is not None and plan.firmware is not None:
+        yield from firmware_ops.write_image(plan.firmware)
+        sizes.append(plan.firmware.size)
+    yield from stage_change(change, board.add_bytes)
+    if slots is not None:
+        yield from firmware_ops.start_on_trial()
     return {"state": "switched", "files": len(sizes), "bytes": sum(sizes)}
 
 
@@ -199,9 +211,19 @@ def _read_files(
     return found
 
 
+def _find_slots(
+    firmware: Content | None,
+) -> Generator[Sequence[FileOp], OpResults, Slots | None]:
+    """Return the slots of a board that has to get firmware; None if it runs it, or gets none."""
+    if firmware is None:
+        return None
+    slots, runs = yield from firmware_ops.look(firmware)
+    return None if runs else slots
+
+
 def _plan_change(
-    plan: SwitchPlan, board: BoardSide, found: Mapping[str, bytes]
-) -> Generator[Sequence[FileOp], OpResults, tuple[_Change | None, Switched]]:
+    plan: SwitchPlan, board: BoardSide, found: Mapping[str, bytes], slots: Slots | None
+) -> Generator[Sequence[FileOp], OpResults, tuple[Change | None, Switched]]:
     """Compare a board with a generation; no change if it has all of it."""
     record = _read_record(found[RECORD_PATH])
     raw_manifest = found[MANIFEST_PATH]
@@ -230,13 +252,14 @@ def _plan_change(
     switched = Switched(manifest, uses)
     short = desired.short_id(plan.generation)
     current = desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
-    is_same = not staged and not removed and new_record == found[RECORD_PATH]
+    is_same = not (staged or removed or slots) and new_record == found[RECORD_PATH]
     if is_same and (current.state, current.generation) == ("proven", short):
         return None, switched
     state = f"trial {short} {plan.good_seconds} {plan.limit_seconds}"
     # First the state: if the journal cannot be completed, the board knows that it is on trial.
     staged = {
         STATE_PATH: board.add_bytes(state.encode()),
+        **({} if slots is None else {MARK_PATH: board.add_bytes(slots.mark)}),
         **staged,
         RECORD_PATH: board.add_bytes(new_record),
     }
@@ -244,7 +267,7 @@ def _plan_change(
     kept = {*files, *install_manifest.all_paths(manifest)}
     emptied = install_manifest.emptied_folders(removed, kept)
     new_folders = yield from _missing_folders(staged)
-    return _Change(staged, removed, frozenset(existing), new_folders, emptied), switched
+    return Change(staged, removed, frozenset(existing), new_folders, emptied), switched
 
 
 def _new_packages(
@@ -330,7 +353,9 @@ def _missing_folders(
     return [folder for folder, found in zip(folders, results, strict=True) if found is None]
 
 
-def _stage(change: _Change, add_bytes: AddBytes) -> Generator[Sequence[FileOp], OpResults, None]:
+def stage_change(
+    change: Change, add_bytes: AddBytes
+) -> Generator[Sequence[FileOp], OpResults, None]:
     """Stage and verify the files, then activate the journal; the next start executes it.
 
     The rename of the journal is the point of no return: before it nothing has changed.
@@ -365,16 +390,17 @@ def settle(generation: str, add_bytes: AddBytes, *, confirm: bool) -> OpGenerato
     Returns:
         The board's state, as its fact ``generation`` has it.
     """
-    (raw,) = yield list(SETTLE_OPS)
+    mark, raw = yield list(SETTLE_OPS)
     state = raw.decode("utf-8", "replace")
     current = desired.read_board_generation(state)
     short = desired.short_id(generation)
     if confirm and current.is_trying(short):
         state = f"proven {short}"
-        yield [["put", STATE_PATH, add_bytes(state.encode())]]
+        keep: list[FileOp] = [] if mark is None else [firmware_ops.KEEP_OP]
+        yield [*keep, ["put", STATE_PATH, add_bytes(state.encode())]]
         current = desired.read_board_generation(state)
     if current.has(short):
-        for path in (KEPT_PATH, BACK_PATH):
+        for path in (KEPT_PATH, BACK_PATH, *([] if mark is None else [MARK_PATH])):
             with contextlib.suppress(OSError):  # what is left is removed by the next switch
                 yield [["rm", path, True]]
     return state

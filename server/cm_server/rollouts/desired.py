@@ -18,6 +18,7 @@ from cloudmanager.protocol.targets import parse_target
 from cloudmanager.protocol.waves import DEFAULT_WAVES, Wave, check_waves
 from cm_server.installs import board_settings
 from cm_server.limits import KIB, MIB, Limits
+from cm_server.packages.firmware_source import VERSION
 from cm_server.packages.install_paths import check_relative_path, find_clash, is_reserved
 
 from . import network_change
@@ -26,6 +27,7 @@ from .windows import Window, read_window
 
 BOARD_ID_CHARS: Final = 16  # of a generation's id that boards know
 _DIGEST_CHARS: Final = 64
+ANY_MACHINE: Final = ""  # in place of what a board calls itself: the image of a file
 _MAX_NAME: Final = 64
 _MAX_HEALTH: Final = 4096  # characters of a health cell
 _MAX_SECONDS: Final = 366 * 86400.0
@@ -38,6 +40,20 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "max_failures": (0, 100_000),
     "health_timeout": (1, 86400),
 }
+
+
+class DesiredFirmware(NamedTuple):
+    """The firmware that the boards of a group have.
+
+    Attributes:
+        name: the version, or the name of a file.
+        digest: the SHA-256 of the file; "": a version, which the server downloads.
+        size: of the file.
+    """
+
+    name: str
+    digest: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class DesiredGroup:
         waves: of a rollout.
         options: of a rollout.
         window: when boards may begin; None: at any time.
+        firmware: what firmware they have; None: any.
     """
 
     name: str
@@ -69,6 +86,7 @@ class DesiredGroup:
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     options: RolloutOptions = RolloutOptions()
     window: Window | None = None
+    firmware: DesiredFirmware | None = None
 
     @property
     def stored_window(self) -> dict[str, Any] | None:
@@ -115,6 +133,7 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
             waves=check_waves(body.get("waves", list(DEFAULT_WAVES))),
             options=read_options(body.get("options") or {}),
             window=read_window(body.get("window")),
+            firmware=read_firmware(body.get("firmware")),
         )
     except (ServerError, PackageError, TargetError) as error:
         raise ServerError(f"{name}: {error.args[0]}") from error
@@ -173,6 +192,27 @@ def _check_file(path: str, file: object) -> None:
         raise ServerError(f"{path} needs its SHA-256 in lower-case hexadecimal, and its size")
 
 
+def read_firmware(body: object) -> DesiredFirmware | None:
+    """Return the firmware of a request: a version, or a file that was uploaded; None for none.
+
+    Raises:
+        ServerError: it is malformed.
+    """
+    if body is None:
+        return None
+    if not isinstance(body, dict) or not isinstance(body.get("name"), str):
+        raise ServerError("firmware must be a JSON object with a name")
+    name = body["name"]
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise ServerError("firmware needs a name of up to 64 printable characters")
+    if "sha256" not in body:
+        if not VERSION.fullmatch(name):
+            raise ServerError(f"firmware: {name!r} is no version such as 1.29.0")
+        return DesiredFirmware(name)
+    _check_file("firmware", [body["sha256"], body.get("size")])
+    return DesiredFirmware(name, body["sha256"], body["size"])
+
+
 def _read_settings(text: object) -> dict[str, Any]:
     return {} if text is None else board_settings.read_change(text)
 
@@ -213,19 +253,25 @@ def read_options(body: object) -> RolloutOptions:
     return RolloutOptions(**values, on_failure=on_failure)
 
 
-def make_manifest(group: DesiredGroup, packages: Mapping[str, Any] | None) -> dict[str, Any]:
+def make_manifest(
+    group: DesiredGroup,
+    packages: Mapping[str, Any] | None,
+    firmware: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the manifest of a group's generation.
 
     Args:
         group: what its boards should be.
         packages: see ``generation_packages.describe``; None if it has none.
+        firmware: see ``GenerationFirmware.describe``; None if it has none.
     """
-    return {
+    manifest = {
         "app": {path: list(file) for path, file in group.app.items()},
         "packages": packages or {},
         "settings": dict(group.settings),
         "boards": {name: dict(own) for name, own in group.board_settings.items()},
     }
+    return manifest if firmware is None else {**manifest, "firmware": dict(firmware)}
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
@@ -271,7 +317,21 @@ def content_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
     sizes: dict[str, int] = dict(manifest["app"].values())
     for files in manifest["packages"].get("kinds", {}).values():
         sizes.update((digest, size) for _, digest, size, _ in files)
+    images = manifest.get("firmware", {}).get("images", {})
+    sizes.update((digest, size) for digest, size in images.values())
     return sizes
+
+
+def firmware_for(manifest: Mapping[str, Any], machine: str) -> str | None:
+    """Return the SHA-256 of the image that a board gets; None if it keeps what it has.
+
+    Args:
+        manifest: of the generation.
+        machine: what the board calls itself.
+    """
+    images = manifest.get("firmware", {}).get("images", {})
+    found = images.get(machine) or images.get(ANY_MACHINE)
+    return None if found is None else str(found[0])
 
 
 @dataclass(frozen=True)

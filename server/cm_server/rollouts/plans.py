@@ -21,6 +21,7 @@ from cm_server.jobs.model import Board
 
 from . import desired
 from .desired import DesiredGroup, DriftedParts
+from .generation_firmware import GenerationFirmware
 
 _T = TypeVar("_T")
 TRIAL_PART: Final = "trial"  # of the client, which goes back by itself
@@ -37,6 +38,7 @@ class BoardChange(NamedTuple):
         settings: keys that are set or removed.
         packages: names and versions of packages that are installed.
         gone: names of packages that are removed.
+        firmware: what is written; "" if they have its version already.
         error: why they cannot get it; "" if they can.
     """
 
@@ -46,6 +48,7 @@ class BoardChange(NamedTuple):
     settings: tuple[str, ...]
     packages: tuple[str, ...]
     gone: tuple[str, ...]
+    firmware: str = ""
     error: str = ""
 
     def describe(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class BoardChange(NamedTuple):
             "settings": list(self.settings),
             "packages": list(self.packages),
             "packages_removed": list(self.gone),
+            "firmware": self.firmware,
             "error": self.error,
         }
 
@@ -209,6 +213,7 @@ def plan_group(
     boards: GroupBoards,
     packages: Mapping[str, Any] | None,
     known: Known,
+    firmware: GenerationFirmware | None = None,
 ) -> GroupPlan:
     """Return what a rollout of a group would do.
 
@@ -217,15 +222,21 @@ def plan_group(
         boards: its boards.
         packages: its packages, resolved; None without any.
         known: what the store knows of generations and secrets.
+        firmware: its firmware; None without any.
     """
-    manifest = desired.make_manifest(group, packages)
+    manifest = desired.make_manifest(group, packages, firmware and firmware.describe())
     generation = desired.manifest_hash(manifest)
     short = desired.short_id(generation)
     changed = tuple(board for board in boards.boards if present_generation(board) != short)
     kinds: dict[_Kind, list[Board]] = {}
     for board in changed:
-        missing = _missing_secret(manifest, board, known.secrets)
-        kinds.setdefault(_kind_of(group, board, missing), []).append(board)
+        error = _missing_secret(manifest, board, known.secrets)
+        if firmware is not None:
+            error = firmware.refusal_reason(board) or error
+        kind = _kind_of(group, board, error)
+        if firmware is not None and not kind.error:
+            kind = kind._replace(firmware=_new_firmware(board, firmware))
+        kinds.setdefault(kind, []).append(board)
     changes = _fold(
         _compare(manifest, known.manifests.get(kind.before), kind_boards, kind)
         for kind, kind_boards in kinds.items()
@@ -251,6 +262,7 @@ class _Kind(NamedTuple):
         own: the name of a board with settings of its own; else "".
         drift: what they have no longer of their generation.
         error: why they cannot get another one; "" if they can, or that is not known.
+        firmware: what firmware they get; "" if they have its version already.
     """
 
     before: str
@@ -258,6 +270,7 @@ class _Kind(NamedTuple):
     own: str
     drift: DriftedParts
     error: str
+    firmware: str = ""
 
 
 def _missing_secret(
@@ -305,6 +318,15 @@ def refusal_reason(board: Board) -> str:
     return ""
 
 
+def _new_firmware(board: Board, firmware: GenerationFirmware) -> str:
+    """Return the firmware that a board gets; "" if it has reported that version."""
+    image = firmware.image_for(board)
+    version = board.reported_facts.get("version") or "unknown"
+    if image is None or image.version == version:
+        return ""
+    return f"MicroPython {version} -> {image.version}, {len(image.data)} bytes"
+
+
 def _compare(
     manifest: Mapping[str, Any],
     before: Mapping[str, Any] | None,
@@ -348,7 +370,8 @@ def _compare(
             if old_packages.get(key) != version
         ),
         tuple(sorted(old_packages.keys() - packages.keys())),
-        error,
+        firmware=kind.firmware,
+        error=error,
     )
 
 

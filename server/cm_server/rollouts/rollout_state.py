@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloudmanager.protocol.firmware_images import AppImage
 from cm_server.installs.content_store import Content
 from cm_server.jobs.model import Job
 from cm_server.store.rollout_rows import RolloutBoardRow, RolloutRow
@@ -63,6 +64,7 @@ class Rollout:
         runs: its boards, by id, in the order in which they begin.
         window: when boards may begin; None: at any time.
         contents: the files of the generation, by SHA-256.
+        images: its firmware, by SHA-256, that was looked at.
         writes: how many changes of its boards are being written.
     """
 
@@ -74,6 +76,7 @@ class Rollout:
     runs: dict[str, BoardRun]
     window: Window | None = None
     contents: dict[str, Content] = field(default_factory=dict)
+    images: dict[str, AppImage] = field(default_factory=dict)
     writes: int = 0
 
     @property

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.firmware_images import read_app_image
 from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.targets import natural_key
 from cm_server import cleanup
 from cm_server.auth import access
 from cm_server.auth.tokens import Tokens
 from cm_server.installs import board_settings
+from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import FileOp, OpGenerator, SteppedJobSpec
 from cm_server.installs.services import InstallServices
 from cm_server.installs.transfers import ack_bytes_for
@@ -42,7 +44,15 @@ from cm_server.store.rows import CellAudit
 from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation
 
-from . import board_restart, board_switch, desired, job_outcomes, steps
+from . import (
+    board_restart,
+    board_switch,
+    desired,
+    firmware_ops,
+    generation_firmware,
+    job_outcomes,
+    steps,
+)
 from .joining import JoiningBoards, access_reason
 from .network_steps import NetworkSteps, RolloutActions
 from .rollout_state import BoardRun, Rollout
@@ -362,6 +372,9 @@ class Rollouts:
         why, token = access_reason(self._services.tokens, rollout.row.token, rollout.caller)
         if token is None:
             return lambda _board_id: why
+        has_firmware = "firmware" in rollout.manifest
+        if has_firmware and not access.has_role(token, firmware_ops.FIRMWARE_ROLE):
+            return lambda _board_id: f"the token {token.name!r} may not change firmware"
         reachable = access.reachable_boards(token, registry.by_name)
 
         def reason(board_id: str) -> str:
@@ -654,6 +667,10 @@ class Rollouts:
         if not rollout.contents and desired.content_sizes(rollout.manifest):
             self._read_contents(rollout)
             return
+        firmware, why = self._firmware_for(rollout, board)
+        if why:
+            self._set_board(rollout, run, "failed", why)
+            return
         installs, options = self._services.installs, rollout.options
         timeout = max(options.health_timeout, 1.0)
         plan = board_switch.SwitchPlan(
@@ -663,6 +680,7 @@ class Rollouts:
             good_seconds=0 if options.health else int(timeout),
             limit_seconds=int(LIMIT_FACTOR * timeout + LIMIT_SECONDS),
             settings_bytes=installs.limits.settings_bytes,
+            firmware=firmware,
         )
 
         def on_planned(switched: board_switch.Switched) -> None:
@@ -684,6 +702,19 @@ class Rollouts:
         run_options = RunOptions(fresh=board.is_kept_busy)
         run.on_end = lambda job: self._on_switch_ended(rollout, run, job)
         self._submit(rollout, run, board, Cell(spec.code, run_options, files=spec), "switch")
+
+    def _firmware_for(self, rollout: Rollout, board: Board) -> tuple[Content | None, str]:
+        """Return the image that a board gets, and why it cannot get it; "" if it can."""
+        machine = generation_firmware.machine_of(board)
+        digest = desired.firmware_for(rollout.manifest, machine)
+        if digest is None:
+            has_any = "firmware" in rollout.manifest
+            return None, f"there is no image for {machine or 'this board'}" if has_any else ""
+        content = rollout.contents[digest]
+        image = rollout.images.get(digest)
+        if image is None:
+            image = rollout.images[digest] = read_app_image(content.read(0, content.size))
+        return content, firmware_ops.explain_image(board, image)
 
     def _read_contents(self, rollout: Rollout) -> None:
         """Read the files of a generation from the store; once for all boards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.cable import client_support
+from cloudmanager.protocol import firmware_images
 
 
 def uf2(data: bytes) -> bytes:
@@ -28,8 +29,8 @@ def uf2(data: bytes) -> bytes:
 )
 def test_version_is_found_in_an_image(text, version):
     data = bytes(245) + text + bytes(20)
-    assert client_support.version_of_image(b"\xe9" + data) == version
-    assert client_support.version_of_image(uf2(data)) == version
+    assert firmware_images.version_of_image(b"\xe9" + data) == version
+    assert firmware_images.version_of_image(uf2(data)) == version
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_version_is_found_in_an_image(text, version):
     ],
 )
 def test_chip_is_named_by_the_machine(machine, chip):
-    assert client_support.chip_of_machine(machine) == chip
+    assert firmware_images.chip_of_machine(machine) == chip
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import threading
 import pytest
 
 from cloudmanager.cable import firmware
+from cloudmanager.firmware_downloads import FirmwareCache
+from cloudmanager.protocol import firmware_images
 from cloudmanager.protocol.errors import CableError
 from tests.cloudmanager import images
 
@@ -63,28 +65,28 @@ def downloads(site, monkeypatch):
 
 
 def test_real_esp8266_image_is_recognised():
-    assert firmware.chip_of(images.esp8266().read_bytes()) == "ESP8266"
+    assert firmware_images.chip_of(images.esp8266().read_bytes()) == "ESP8266"
 
 
 def test_esp32_image_is_recognised():
-    assert firmware.chip_of(images.esp32()) == "ESP32"
+    assert firmware_images.chip_of(images.esp32()) == "ESP32"
 
 
 def test_images_of_other_esp32_chips_are_recognised():
     image = bytearray(images.esp32())
     image[12] = 9
-    assert firmware.chip_of(bytes(image)) == "ESP32-S3"
+    assert firmware_images.chip_of(bytes(image)) == "ESP32-S3"
     image[12] = 77
-    assert firmware.chip_of(bytes(image)) == "an unknown chip (77)"
+    assert firmware_images.chip_of(bytes(image)) == "an unknown chip (77)"
 
 
 @pytest.mark.parametrize("data", [b"", b"\xe9", b"<html>" * 9, b"\0" * 99])
 def test_other_data_is_not_an_image(data):
-    assert firmware.chip_of(data) is None
+    assert firmware_images.chip_of(data) is None
 
 
 def test_uf2_is_for_rp2():
-    assert firmware.chip_of(UF2) == "RP2"
+    assert firmware_images.chip_of(UF2) == "RP2"
 
 
 def test_file_is_read_and_hashed():
@@ -192,7 +194,7 @@ def test_endless_image_is_refused(site, monkeypatch):
 
 
 def test_broken_index_is_treated_as_empty(own_home):
-    cache = firmware.FirmwareCache(own_home / "firmware")
+    cache = FirmwareCache(own_home / "firmware")
     cache.put("a", b"x")
     (own_home / "firmware" / "index.json").write_text("[1]")
     assert cache.get("a") is None

@@ -17,6 +17,7 @@ packages = ["logging", "github:acme/sht31@v1.2"]
 settings = { interval = 30, mqtt = { secret = "mqtt" } }
 pin      = ["greenhouse-7"]
 rollback = "local"
+firmware = "1.29.0"
 window   = { start = "0 3 * * *", for = "2h", tz = "Europe/Berlin" }
 [greenhouse.board."greenhouse-3"]
 settings = { offset = 0.4 }
@@ -41,6 +42,7 @@ def test_all_keys_are_read():
         packages=("logging", "github:acme/sht31@v1.2"),
         settings={"interval": 30, "mqtt": {"secret": "mqtt"}},
         pin=("greenhouse-7",),
+        firmware="1.29.0",
         window={"start": "0 3 * * *", "for": 7200, "tz": "Europe/Berlin"},
         board_settings={"greenhouse-3": {"offset": 0.4}},
         rollout=RolloutSettings(
@@ -80,12 +82,12 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "setings = {}", "lab.setings: this key does not exist; did you mean settings?"),
         (
             LAB + "x = 1",
-            "lab.x: this key does not exist; there are app, board, packages, pin, rollback, "
-            "rollout, settings, target, window$",
+            "lab.x: this key does not exist; there are app, board, firmware, packages, pin, "
+            "rollback, rollout, settings, target, window$",
         ),
         (LAB + "[lab.rollout]\npase = '1m'", r"lab\.rollout\.pase: .*; did you mean pause\?"),
         (LAB + "[lab.board.b1]\napp = 'x'", r"lab\.board\.b1\.app: this key does not exist"),
-        (LAB + "firmware = 'x'", "lab.firmware: this version cannot do that yet"),
+        (LAB + "firmware = 1", "lab.firmware: must be a text"),
         (LAB + "window = 'x'", "lab.window: must be a table"),
         (LAB + "[lab.window]\nstart = 'x'", "lab.window.for: is missing"),
         (LAB + "[lab.window]\nfor = '1h'", "lab.window.start: is missing"),

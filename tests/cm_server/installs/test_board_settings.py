@@ -43,6 +43,7 @@ class Lab:
             plan_cache=PlanCache(1),
             plan_turns=None,  # type: ignore[arg-type]
             package_planner=None,  # type: ignore[arg-type]
+            firmware_source=None,  # type: ignore[arg-type]
             mounts=None,  # type: ignore[arg-type]
             store_queue=queue,
             limits=LIMITS,
