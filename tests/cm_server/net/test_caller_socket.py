@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager.protocol import frames, wire
-from cloudmanager.protocol.run_options import RunOptions
+from cloudmanager.protocol.run_options import OptionLimits, RunOptions
 from cm_server.auth import credentials
 from cm_server.limits import Limits
 from cm_server.net import caller_socket, websocket
@@ -434,9 +434,9 @@ async def test_idle_option_leaves_out_busy_boards(service: Service):
 async def test_options_that_are_repeated_are_read_once(service, lab, monkeypatch):
     from_wire, read = RunOptions.from_wire, []
 
-    def count(head: Any, *limits: float) -> RunOptions:
+    def count(head: Any, limits: OptionLimits) -> RunOptions:
         read.append(head)
-        return from_wire(head, *limits)
+        return from_wire(head, limits)
 
     monkeypatch.setattr(RunOptions, "from_wire", count)
     async with (
