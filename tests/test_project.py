@@ -30,6 +30,7 @@ PURE = {
     "cloudmanager.protocol.package_references",
     "cloudmanager.protocol.proofs",
     "cloudmanager.protocol.run_options",
+    "cloudmanager.protocol.start_times",
     "cloudmanager.protocol.spans",
     "cloudmanager.protocol.targets",
     "cloudmanager.protocol.text",
