@@ -192,11 +192,12 @@ class Sqlite:
 
         Its log has it until ``erase_log``.
         """
+        (before,) = self.driver.execute("PRAGMA secure_delete").fetchone()  # as SQLite was built
         self.driver.execute("PRAGMA secure_delete=ON")
         try:
             yield
         finally:
-            self.driver.execute("PRAGMA secure_delete=OFF")
+            self.driver.execute(f"PRAGMA secure_delete={before}")
 
     def erase_log(self) -> bool:
         """Move the write-ahead log into the file and cut it; nobody may write meanwhile.
