@@ -6,6 +6,7 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Callable
+from typing import TypeVar
 
 from cloudmanager.protocol.facts import read_facts
 from cm_server.jobs.model import Board
@@ -16,6 +17,7 @@ from cm_server.net.fair_queue import FairQueue
 from cm_server.net.websocket import WebSocketLink
 from cm_server.store.rows import BoardRow
 
+Given = TypeVar("Given")
 BOARDS = 200
 #: Of Python objects; what OpenSSL and the kernel need comes on top. The numbers only go down.
 BOARD_BYTES = 600
@@ -41,16 +43,27 @@ _REPORTED = {
 _PARTS = ["about", "ask", "boot", "emit", "files", "link", "log", "mount", "run", "switch"]
 
 
-def bytes_per_board(make: Callable[[], object]) -> float:
-    """Return what the objects need that a function makes, divided by the number of boards."""
-    gc.collect()
-    tracemalloc.start()
-    kept = make()
-    gc.collect()
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept
-    return size / BOARDS
+def bytes_per_board(prepare: Callable[[], Given], make: Callable[[Given], object]) -> float:
+    """Return what the objects need that a function makes, divided by the number of boards.
+
+    Threads of other tests may allocate memory meanwhile, so it is the least of several attempts.
+
+    Args:
+        prepare: makes what is not counted; it is called before each attempt.
+        make: makes what is counted, from that.
+    """
+    sizes = []
+    for _ in range(5):
+        given = prepare()
+        gc.collect()
+        tracemalloc.start()
+        kept = make(given)
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept
+        sizes.append(size)
+    return min(sizes) / BOARDS
 
 
 def rows() -> list[BoardRow]:
@@ -67,33 +80,34 @@ def facts(number: int) -> dict[str, object]:
 
 
 def test_enrolled_board_is_small():
-    given = rows()
-    assert bytes_per_board(lambda: Registry(given)) <= BOARD_BYTES
+    assert bytes_per_board(rows, Registry) <= BOARD_BYTES
 
 
 def test_connected_board_is_small():
-    boards = list(Registry(rows()).by_id.values())
-    links = [WebSocketLink(1, FairQueue(1), Limits(), is_board=True) for _ in boards]
+    boards: list[Board] = []
 
-    def connect() -> list[Board]:
+    def prepare() -> list[WebSocketLink]:
+        boards[:] = Registry(rows()).by_id.values()
+        return [WebSocketLink(1, FairQueue(1), Limits(), is_board=True) for _ in boards]
+
+    def connect(links: list[WebSocketLink]) -> list[Board]:
         for number, (board, link) in enumerate(zip(boards, links, strict=True)):
             board.connect(link, facts(number), 1024, [str(part) for part in _PARTS])
         return boards
 
-    assert bytes_per_board(connect) <= FACTS_BYTES
+    assert bytes_per_board(prepare, connect) <= FACTS_BYTES
     assert boards[3].client_parts == frozenset(_PARTS)
     assert {name: boards[3].reported_facts[name] for name in _REPORTED} == _REPORTED
     assert boards[3].reported_facts["parts"] == _PARTS
 
 
 def test_link_of_a_board_is_small():
-    limits, queue = Limits(), FairQueue(1)
-
-    def connect() -> list[BoardConnection]:
+    def connect(given: tuple[Limits, FairQueue]) -> list[BoardConnection]:
+        limits, queue = given
         links = [WebSocketLink(1, queue, limits, is_board=True) for _ in range(BOARDS)]
         return [
             BoardConnection(None, link, "127.0.0.1", secure=False)  # type: ignore[arg-type]
             for link in links
         ]
 
-    assert bytes_per_board(connect) <= LINK_BYTES
+    assert bytes_per_board(lambda: (Limits(), FairQueue(1)), connect) <= LINK_BYTES

@@ -60,7 +60,8 @@ def test_a_server_killed_in_mid_cell_finds_its_boards_and_the_true_outcomes(tmp_
             check(fleet, outcomes)
             assert outcomes["timed"][0] == "ok"
             late = fleet["back-6"].run("instant").value / 1000 - at
-            assert 0 <= late < 0.3, "it waited for its time without a server"
+            # The clocks of boards are exact to some milliseconds on a busy machine.
+            assert -0.05 <= late < 0.3, "it waited for its time without a server"
 
 
 def check(fleet: Fleet, outcomes: dict[str, tuple[str | None, str | None]]) -> None:

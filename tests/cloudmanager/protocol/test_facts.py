@@ -30,13 +30,21 @@ REPORTED = {
     "watchdog": "timer, 60 s",
     "reset": "wdt",
     "generation": "proven 8001",
+    "slots": 1_572_864,
     "uptime": 12,
     "address": "192.168.4.7",
     "mac": "28cdc1000001",
     "unknown": "x",
 }
-#: What the server knows itself; a board cannot report it.
-SLEEP = {"wakes_at": 1_796_040_000.0, "awake_ms": 1500, "awake_p90_ms": 2500}
+#: What the server knows itself; a board cannot report it when it connects.
+OWN = {
+    "wakes_at": 1_796_040_000.0,
+    "awake_ms": 1500,
+    "awake_p90_ms": 2500,
+    "clock_offset": -120,
+    "clock_error": 400,
+    "clock_drift": 21_000,
+}
 
 
 def board(**fields):
@@ -48,15 +56,15 @@ def board(**fields):
         "connected_since": time.time(),
         "last_seen": time.time(),
         "queued": 0,
-        **published_facts({**read_facts(REPORTED), **SLEEP}),
+        **published_facts({**read_facts(REPORTED), **OWN}),
         **fields,
     }
 
 
 def test_known_facts_are_kept_and_published():
-    kept = read_facts({**REPORTED, **SLEEP})
+    kept = read_facts({**REPORTED, **OWN})
     own = {name: value for name, value in REPORTED.items() if name != "unknown"}
-    assert kept == {**own, **dict.fromkeys(SLEEP)}
+    assert kept == {**own, **dict.fromkeys(OWN)}
     assert published_facts(kept) == {**kept, "mpy": "6.3"}
 
 

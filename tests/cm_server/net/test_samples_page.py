@@ -62,6 +62,7 @@ async def until_kept_in_pages(service: Service, count: int) -> list[float]:
         rows = json.loads((await get(service, since=0, format="json"))[1])
         if len(rows) >= count:
             break
+        await asyncio.sleep(0.05)
     lines = (await get(service, since=0))[1].split()[1:]
     assert [float(line.rpartition(",")[2]) for line in lines] == [row["value"] for row in rows]
     return [row["value"] for row in rows]
