@@ -36,6 +36,7 @@ class Library:
     """A stand-in for MicroPython: the callback runs immediately, interrupts are counted."""
 
     def __init__(self) -> None:
+        self.stopped = threading.Event()  # whether the interrupt thread does nothing any more
         self.note: Callable[[], None] = lambda: None
         self.mp_sched_schedule = Call(lambda *_: [self.note()])
         self.mp_sched_keyboard_interrupt = Call(lambda: None)
@@ -64,7 +65,15 @@ def board(
     made = InterruptThread(library, output, watchdog)  # type: ignore[arg-type]
     struct.pack_into("<i", made.mailbox, 24, -1)
     yield made, library
-    made.mailbox[RUN] = 0
+    # The thread never ends. It must not send real signals when the functions above are back.
+    def park() -> bool:
+        library.stopped.set()
+        return threading.Event().wait()
+
+    made._check_output = park  # type: ignore[method-assign]
+    made.mailbox[RUN] = made.mailbox[FIRE] = 0
+    os.write(made.wake_writer, b"w")
+    assert library.stopped.wait(20)
 
 
 def begin(made: InterruptThread, **more: int) -> None:
@@ -131,6 +140,7 @@ def test_watchdog_restarts_a_board_whose_callback_is_never_called(
 
     def end(status: int) -> None:
         ends.append(status)
+        library.stopped.set()
         threading.Event().wait()  # the thread goes no further, as in a process that ends
 
     monkeypatch.setattr(os, "_exit", end)
