@@ -199,7 +199,7 @@ class Server:
             _history_refusal(options),
         )
         self.sample_collector.on_received = self.sample_history.add
-        self.enrolment.on_removed = self.sample_history.erase
+        self.enrolment.on_erased = self.sample_history.erase
         self.status.history_warnings = self.sample_history.warnings
         strays = StrayMessages(self.peer_log, limits.strays_per_minute)
         self.dispatch.board_messages.on_emit = self.sample_collector.add_message

@@ -207,15 +207,15 @@ class SampleHistory:
             pause = TIDY_PAUSE_SECONDS if more else TIDY_SECONDS
             self._tidy_timer = self._call_later(pause, self._tidy)
 
-    def erase(self, boards: Sequence[Board]) -> None:
-        """Delete all values of boards that are no longer enrolled."""
-        if self._store is None or not boards:
+    def erase(self, board_ids: Sequence[str]) -> None:
+        """Delete all values of identities that are no longer enrolled."""
+        if self._store is None or not board_ids:
             return
-        store, ids = self._store, [board.id for board in boards]
+        store = self._store
         batch, self._batch = self._batch, SampleBatch(self._batch.day, self._batch.series)
         if batch:
             self._write(functools.partial(self._append, store, batch))
-        self._write(functools.partial(self._erase, store, ids))
+        self._write(functools.partial(self._erase, store, board_ids))
         if self._tidy_timer is not None:
             self._tidy_timer.cancel()
             self._tidy_timer = self._call_later(TIDY_PAUSE_SECONDS, self._tidy)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from cloudmanager.protocol import wire
@@ -17,7 +18,7 @@ from cloudmanager.protocol.sample_columns import unpack_stream
 from cm_server.api import replies, verbs
 from cm_server.store.sample_files import FOLDER
 
-from .peers import Service, running_service
+from .peers import FakeCaller, Service, running_service
 
 
 def emit(service: Service, name: str, values: dict[str, Any]) -> None:
@@ -50,6 +51,12 @@ async def until_kept(service: Service, count: int, **body: Any) -> list[tuple[st
             return found
         await asyncio.sleep(0.05)
     raise AssertionError(f"{len(found)} values are kept, not {count}")
+
+
+async def revoke(service: Service, name: str) -> None:
+    """Remove a board from the fleet."""
+    entry = service.server.audit_log.new_entry("x", "", "revoke")
+    await service.server.enrolment.revoke([service.server.registry.by_name[name]], entry)
 
 
 @pytest.mark.timeout(120)
@@ -86,13 +93,10 @@ async def test_samples_are_returned_to_those_who_reach_the_boards(service: Servi
 
 @pytest.mark.timeout(120)
 async def test_successor_of_the_same_name_has_no_samples_of_before(service: Service):
-    (first,) = service.enrol("lab-1")
+    service.enrol("lab-1")
     emit(service, "lab-1", {"temp": 1})
     await until_kept(service, 1)
-    board = service.server.registry.by_id[first.id]
-    await service.server.enrolment.revoke(
-        [board], service.server.audit_log.new_entry("x", "", "revoke")
-    )
+    await revoke(service, "lab-1")
     service.enrol("lab-1")
     assert await ask(service) == []
     emit(service, "lab-1", {"temp": 2})
@@ -108,6 +112,40 @@ async def test_renamed_board_keeps_its_samples(service: Service):
     entry = service.server.audit_log.new_entry("x", "", "rename")
     await service.server.enrolment.rename(board, "lab-9", entry)
     assert await ask(service) == [("lab-9", "temp", 1.0)]
+
+
+async def replace(service: Service, old: str, new: str) -> None:
+    """Let a board replace another one."""
+    async with await FakeCaller.join(service) as owner:
+        assert "error" not in await owner.ask("replace", target=old, new=new)
+
+
+@pytest.mark.timeout(120)
+async def test_samples_of_a_dead_board_stay_when_it_is_replaced(tmp_path: Path):
+    async with running_service(tmp_path) as service:
+        service.enrol("lab-1", "spare", "spare-2")
+        emit(service, "lab-1", {"temp": 1})
+        await until_kept(service, 1)
+        await replace(service, "lab-1", "spare")
+        emit(service, "lab-1", {"hum": 2})
+        kept = [("lab-1", "temp", 1.0), ("lab-1", "hum", 2.0)]
+        assert await until_kept(service, 2, target="lab-1") == kept
+        await replace(service, "lab-1", "spare-2")
+        assert await ask(service, target="lab-1") == kept
+    async with running_service(tmp_path) as service:
+        assert await ask(service, target="lab-1") == kept
+        assert sorted(await ask(service, target="lab-1", every=60)) == sorted(kept)
+        await revoke(service, "lab-1")
+        service.enrol("lab-1")
+        emit(service, "lab-1", {"temp": 3})
+        assert await until_kept(service, 1) == [("lab-1", "temp", 3.0)]
+        store = service.server.sample_history._store
+        assert store is not None
+        while store.tidy(0, may_delete=False):
+            pass
+        open_day = next((tmp_path / FOLDER).glob("*.duckdb"))
+    with duckdb.connect(str(open_day), read_only=True) as connection:
+        assert connection.sql("SELECT value FROM raw").fetchall() == [(3.0,)]
 
 
 @pytest.mark.parametrize(

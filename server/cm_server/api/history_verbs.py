@@ -10,6 +10,7 @@ from typing import Any
 from cloudmanager.protocol.errors import NotAllowed, ServerError
 from cloudmanager.protocol.targets import parse_target
 from cm_server.auth import access
+from cm_server.jobs.model import Board
 from cm_server.store.rows import MAX_JOB_ID, TokenRow
 from cm_server.store.store import Store
 from cm_server.store.text_rows import (
@@ -39,7 +40,7 @@ async def read_history(context: RequestContext) -> dict[str, Any]:
         continues, None if this was all.
     """
     services = context.services
-    names = {board.id: board.name for board in _listed_boards(context)}
+    names = _names_by_id(context)
     since = _read_number(context.body, "since", 0.0)
     before = context.body.get("before", MAX_JOB_ID + 1)
     if not is_whole_number(before) or not 0 < before <= MAX_JOB_ID + 1:
@@ -85,12 +86,19 @@ async def _read_page(
     return await context.services.store_queue.run(read, refusable=True, durable=True)
 
 
-def _listed_boards(context: RequestContext) -> list[Any]:
+def _listed_boards(context: RequestContext) -> list[Board]:
     """Return the boards of a request's target, connected or not."""
     target = parse_target(str(context.body.get("target") or ""))
     boards = [context.boards[name] for name in target.listed_names(context.boards)]
     context.audit_entry.boards = len(boards)
     return boards
+
+
+def _names_by_id(context: RequestContext) -> dict[str, str]:
+    """Return the ids of a request's boards, and of those that they replaced, with names."""
+    boards = _listed_boards(context)
+    periods = context.services.enrolment.find_periods(boards)
+    return {each.id: board.name for board in boards for each in periods[board.id]}
 
 
 def _read_number(body: dict[str, Any], name: str, default: float) -> float:
@@ -185,7 +193,7 @@ async def forget_history(context: RequestContext) -> dict[str, Any]:
 def _forgotten_boards(context: RequestContext) -> frozenset[str] | None:
     """Return the ids of the boards of a request; None for all, also for those that were removed."""
     if context.body.get("target") is not None:
-        return frozenset(board.id for board in _listed_boards(context))
+        return frozenset(_names_by_id(context))
     if access.reaches_all(context.token):
         return None
     return frozenset(board.id for board in context.boards.values())

@@ -10,7 +10,13 @@ from typing import Any, Final
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.sample_columns import WAYS
 from cloudmanager.protocol.targets import parse_target
-from cm_server.store.sample_query import MICROSECONDS, SamplePage, SampleQuery
+from cm_server.store.sample_query import (
+    MICROSECONDS,
+    MINUTE,
+    SamplePage,
+    SampleQuery,
+    Succession,
+)
 
 from .replies import Json, ListReply
 from .request_context import RequestContext
@@ -68,6 +74,13 @@ def read_query(context: RequestContext) -> SampleQuery:
     step = round(every * MICROSECONDS) or None
     if step is not None:  # whole spans, so that a page and the next one fit together
         first, end = first // step * step, -(-end // step) * step
+    successions = [
+        # From a whole minute on, so that minutes and values as they came agree.
+        Succession(period.id, board_id, int(period.since * MICROSECONDS) // MINUTE * MINUTE)
+        for board_id, periods in context.services.enrolment.find_periods(boards).items()
+        if len(periods) > 1
+        for period in periods
+    ]
     return SampleQuery(
         boards=[board.id for board in boards],
         names=names,
@@ -77,6 +90,7 @@ def read_query(context: RequestContext) -> SampleQuery:
         how=how,
         limit=context.services.limits.history_page_values,
         expected_series=context.services.sample_history.expected_series(boards, names),
+        successions=successions,
     )
 
 

@@ -16,7 +16,6 @@ import base64
 import hmac
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +24,7 @@ from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.jobs.model import Board, read_reservation, read_stay
-from cm_server.store.replaced_rows import ReplacedBoard
+from cm_server.store.replaced_rows import BoardPeriod, ReplacedBoard, find_periods
 from cm_server.store.rollout_rows import BoardReplacement, RolloutPlace
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
@@ -79,11 +78,11 @@ class Enrolment:
         services: the parts of the server that it uses.
 
     Attributes:
-        on_removed: called with boards that this server has removed.
+        on_erased: called with the ids of boards whose samples must be erased.
     """
 
     def __init__(self, services: EnrolmentServices) -> None:
-        self.on_removed: Callable[[Sequence[Board]], None] = lambda _boards: None
+        self.on_erased: Callable[[Sequence[str]], None] = lambda _ids: None
         self._services = services
         self._registry = services.registry
         self._dispatch = services.dispatch
@@ -237,19 +236,20 @@ class Enrolment:
         """Remove boards: their keys are not valid any more, their links and jobs end now."""
         boards = list(boards)
         ids, audit_row = [board.id for board in boards], audit_entry.to_row()
-        await self._write(lambda store: store.delete_boards(ids, audit_row))
+        erased = await self._write(lambda store: store.delete_boards(ids, audit_row))
         audit_entry.written = True
         for board in boards:
             self.remove_board(board)
-        self.on_removed(boards)
+        self.on_erased(erased)
 
     async def replace(
         self, request: BoardReplacement, place: RolloutPlace, audit_entry: AuditEntry
     ) -> ReplacedWith:
         """Let a board become what another one was, and remove that one.
 
-        The new board gets the name, the labels, the note, the reservation and the waiting jobs; its
-        identity stays. The old identity is no longer valid.
+        The new board gets the name, the labels, the note, the reservation, the log and the waiting
+        jobs; its identity stays. The old identity is no longer valid; its samples and its jobs are
+        found under the new board (``find_periods``).
 
         Args:
             request: which boards; both are enrolled, the old one is not connected.
@@ -264,11 +264,11 @@ class Enrolment:
         audit_entry.written = True
         old, new = self._registry.by_id.get(request.old), self._registry.by_id.get(request.new)
         if old is not None:
-            self._replaced[old.id] = ReplacedBoard(
-                old.id, old.name, old.key, old.gen, old.nonce, time.time()
-            )
             self.remove_board(old)
-            self.on_removed([old])
+        self._replaced[done.old.id] = done.old
+        for board_id in done.forgotten:
+            self._replaced.pop(board_id, None)
+        self.on_erased(done.forgotten)
         if new is not None:
             self.apply_row(done.row._replace(key=new.key, gen=new.gen, nonce=new.nonce))
         return done
@@ -276,6 +276,10 @@ class Enrolment:
     def find_replaced(self, board_id: str) -> ReplacedBoard | None:
         """Return the identity of a board that was replaced; None if no such board was."""
         return self._replaced.get(board_id)
+
+    def find_periods(self, boards: Iterable[Board]) -> dict[str, list[BoardPeriod]]:
+        """Return by id what belongs to boards: their own, and that of boards they replaced."""
+        return find_periods([board.id for board in boards], self._replaced.values())
 
     def read_replaced(self, board_id: str) -> None:
         """Look whether another server has replaced a board that it has removed."""

@@ -44,10 +44,13 @@ class NotifyingStore(Store):
         super().start_key_rotation(nonces, audit_row)
         self.on_change(list(nonces))
 
-    def delete_boards(self, board_ids: Sequence[str], audit_row: AuditRow | None = None) -> None:
+    def delete_boards(
+        self, board_ids: Sequence[str], audit_row: AuditRow | None = None
+    ) -> list[str]:
         """Delete boards."""
-        super().delete_boards(board_ids, audit_row)
+        erased = super().delete_boards(board_ids, audit_row)
         self.on_change(board_ids)
+        return erased
 
     def replace_board(
         self, request: BoardReplacement, place: RolloutPlace, audit_row: AuditRow | None = None

@@ -270,6 +270,11 @@ class LogRows:
             rows += [LogRow(*row) for row in found]
         return rows
 
+    def move(self, board_id: str, new_id: str) -> None:
+        """Give a board's rows to another one, in a transaction that the calling code commits."""
+        is_moved = _logs.c.board == board_id
+        self._connection.execute(sa.update(_logs).where(is_moved).values(board=new_id))
+
     def delete_board(self, board_id: str) -> None:
         """Delete a board's rows, in a transaction that the calling code commits."""
         self._connection.execute(sa.delete(_logs).where(_logs.c.board == board_id))

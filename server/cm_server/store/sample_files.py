@@ -81,6 +81,12 @@ SELECT series, time - time % {MINUTE}, count(*), sum(value), min(value), max(val
     arg_max(value, time), max(time)
 FROM {{0}}.raw WHERE batch > ? GROUP BY 1, 2
 """
+#: Names the values of replaced boards as those of the boards that have taken their places.
+_JOIN_SUCCESSIONS: Final = """
+LEFT JOIN (SELECT unnest(?::VARCHAR[]) AS board_id, unnest(?::VARCHAR[]) AS current_id,
+    unnest(?::BIGINT[]) AS since) successions USING (board_id)
+WHERE since IS NULL OR time >= since
+"""
 _RAW_COLUMNS: Final = "1 AS count, value AS sum, value AS min, value AS max, value AS last"
 _MINUTE_COLUMNS: Final = "count, sum, min, max, last"
 _TO_TIME: Final = "make_timestamp({})::TIMESTAMPTZ"
@@ -660,6 +666,10 @@ class SampleFiles:
             return 0
         value = "arg_max(last, last_time)" if query.how == "last" else AGGREGATES[query.how]
         time, group = "time", ""
+        board, joined = "board_id", ""
+        if query.successions:
+            board, joined = "coalesce(current_id, board_id)", _JOIN_SUCCESSIONS
+            values += [list(column) for column in zip(*query.successions, strict=True)]
         if query.every is None:
             value = "sum / count" if query.how == "mean" else query.how
         else:
@@ -667,8 +677,8 @@ class SampleFiles:
         (count,) = _one(
             reader,
             "CREATE OR REPLACE TEMP TABLE page AS "
-            f"SELECT board_id, name, {time} AS time, {value} AS value "
-            f"FROM ({' UNION ALL '.join(selects)}) {group} ORDER BY 3, 1, 2 LIMIT {limit}",
+            f"SELECT {board} AS board_id, name, {time} AS time, {value} AS value "
+            f"FROM ({' UNION ALL '.join(selects)}) {joined} {group} ORDER BY 3, 1, 2 LIMIT {limit}",
             values,
         )
         return int(count)
@@ -784,7 +794,7 @@ class _Sources:
         return text
 
     def _condition_values(self) -> list[Any]:
-        values: list[Any] = [list(self._query.boards)]
+        values: list[Any] = [self._query.board_ids]
         if self._query.names is not None:
             values.append(list(self._query.names))
         return values

@@ -69,6 +69,21 @@ class SampleBatch:
         return len(self.times)
 
 
+class Succession(NamedTuple):
+    """Values of one identity that are returned as those of a board.
+
+    Attributes:
+        board_id: the identity: a board that was replaced, or the one that has replaced it.
+        current_id: the id of the board as whose values they are returned.
+        since: only values at or after this time: what the new board has measured before is no part
+            of what the old one has.
+    """
+
+    board_id: str
+    current_id: str
+    since: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleQuery:
     """Which values are wanted.
@@ -83,6 +98,7 @@ class SampleQuery:
         how: one of ``WAYS``: how several values become one.
         limit: about how many values a page may have.
         expected_series: how many series the boards probably have; at least 1.
+        successions: of those of the boards that have replaced others.
     """
 
     boards: Sequence[str]
@@ -93,6 +109,12 @@ class SampleQuery:
     how: str = "mean"
     limit: int = 50_000
     expected_series: int = 1
+    successions: Sequence[Succession] = ()
+
+    @property
+    def board_ids(self) -> list[str]:
+        """The ids of the boards, and of those that they have replaced."""
+        return list(dict.fromkeys([*self.boards, *(each.board_id for each in self.successions)]))
 
     @property
     def uses_minutes(self) -> bool:

@@ -62,6 +62,11 @@ _RAW: Final = (
 _MINUTES: Final = (
     "SELECT board, name, time, count, sum, min, max, last, last_time FROM sample_minutes"
 )
+#: Names the values of replaced boards as those of the boards that have taken their places.
+_JOIN_SUCCESSIONS: Final = """
+LEFT JOIN unnest(%s::text[], %s::text[], %s::float8[]) AS successions (board, current_id, since)
+USING (board) WHERE since IS NULL OR time >= since
+"""
 #: Deletes some rows of boards, or rows before a time; the place is a condition.
 _DELETE: Final = "DELETE FROM {0} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {0} WHERE {1} LIMIT %s))"
 
@@ -243,7 +248,7 @@ class SampleTables:
         since, until = (time / MICROSECONDS for time in span)
         horizon = self._read_horizon(reader) / MICROSECONDS
         condition = "board = ANY(%s) AND time >= %s AND time < %s"
-        values: list[Any] = [list(query.boards), since, until]
+        values: list[Any] = [query.board_ids, since, until]
         if query.names is not None:
             condition += " AND name = ANY(%s)"
             values.append(list(query.names))
@@ -253,15 +258,22 @@ class SampleTables:
             source = f"{_RAW} WHERE {condition} AND time >= %s"
             source += f" UNION ALL {_MINUTES} WHERE {condition} AND time < %s"
             values = [*values, horizon, *values, horizon]
+        board, joined = "board", ""
+        if query.successions:
+            board, joined = "coalesce(current_id, board)", _JOIN_SUCCESSIONS
+            ids, current_ids, times = zip(*query.successions, strict=True)
+            values += [list(ids), list(current_ids), [each / MICROSECONDS for each in times]]
         value = AGGREGATES.get(query.how, "(array_agg(last ORDER BY last_time DESC))[1]")
         if query.every is None:
             value = "sum / count" if query.how == "mean" else query.how
-            text = f"SELECT board, name, time, {value} FROM ({source}) s ORDER BY 3, 1, 2"
+            text = (
+                f"SELECT {board}, name, time, {value} FROM ({source}) s {joined} ORDER BY 3, 1, 2"
+            )
         else:
             every = query.every / MICROSECONDS
             text = (
-                f"SELECT board, name, floor(time / {every!r}) * {every!r}, {value} "
-                f"FROM ({source}) s GROUP BY 1, 2, 3 ORDER BY 3, 1, 2"
+                f"SELECT {board}, name, floor(time / {every!r}) * {every!r}, {value} "
+                f"FROM ({source}) s {joined} GROUP BY 1, 2, 3 ORDER BY 3, 1, 2"
             )
         statement: Any = f"{text} LIMIT {limit}"
         return reader.execute(statement, values).fetchall()

@@ -39,7 +39,7 @@ from .databases import NotExecuted, PreparedStatement, open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
-from .replaced_rows import ReplacedRows
+from .replaced_rows import ReplacedBoard, ReplacedRows
 from .rollout_rows import (
     BoardReplacement,
     NewRollout,
@@ -119,11 +119,15 @@ class ReplacedWith(NamedTuple):
         row: the new board's row.
         waiting: the numbers of the jobs that waited for the old board, and wait for it now.
         rollout: which rollout brings it to the old board's generation.
+        old: the identity that is no longer valid.
+        forgotten: ids that were replaced so long ago that they are not recognised any more.
     """
 
     row: BoardRow
     waiting: list[int]
     rollout: ReplacedInRollout
+    old: ReplacedBoard
+    forgotten: list[str]
 
 
 class EndedJob(NamedTuple):
@@ -350,13 +354,20 @@ class Store:
         with self._durable_transaction(audit_row):
             self._connection.execute(statement.values(nonce=sa.bindparam("new")), rows)
 
-    def delete_boards(self, board_ids: Sequence[str], audit_row: AuditRow | None = None) -> None:
-        """Delete boards; the rows of their jobs stay, and their ids are never used again."""
+    def delete_boards(
+        self, board_ids: Sequence[str], audit_row: AuditRow | None = None
+    ) -> list[str]:
+        """Delete boards; the rows of their jobs stay, and their ids are never used again.
+
+        Returns:
+            All ids whose samples are to be erased: of the boards, and those that they replaced.
+        """
         with self._durable_transaction(audit_row):
             for board_id in board_ids:
                 waiting = self.waiting_rows.jobs_of_board(board_id)
                 self._end_waiting(waiting, "offline", _REMOVED_BOARD)
                 self._delete_board(board_id)
+            return [*board_ids, *self.replaced_rows.predecessors(board_ids)]
 
     def _delete_board(self, board_id: str) -> None:
         self._connection.execute(sa.delete(tables.boards).where(tables.boards.c.id == board_id))
@@ -400,15 +411,19 @@ class Store:
         old = rows[request.old]
         waiting = self.waiting_rows.move(old.id, request.new)
         outcome = self.rollout_rows.replace_board(request, place)
+        self.log_rows.move(old.id, request.new)
         self._delete_board(old.id)
-        self.replaced_rows.add(old, time.time())
+        now = time.time()
+        forgotten = self.replaced_rows.add(old, now, request.new)
+        replaced = ReplacedBoard(old.id, old.name, old.key, old.gen, old.nonce, now, request.new)
         inherited = ("name", "labels", "reserved_by", "reserved_until")
         values = {name: getattr(old, name) for name in (*inherited, "stay_seconds", "stay_until")}
         if old.note:
             values["note"] = old.note
         update = sa.update(tables.boards).where(board.id == request.new)
         self._connection.execute(update.values(**values))
-        return ReplacedWith(rows[request.new]._replace(**values), waiting, outcome)
+        new = rows[request.new]._replace(**values)
+        return ReplacedWith(new, waiting, outcome, replaced, forgotten)
 
     def set_labels(
         self,

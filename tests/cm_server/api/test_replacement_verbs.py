@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.rollouts import desired
-from cm_server.store.replaced_rows import ReplacedRows
+from cm_server.store.log_rows import LogRow, LogTrims
+from cm_server.store.replaced_rows import ReplacedBoard, ReplacedRows, find_periods
 from cm_server.store.rollout_rows import (
     BoardReplacement,
     GenerationRow,
@@ -142,6 +143,36 @@ async def test_note_of_the_new_board_stays_if_the_old_one_had_none(lab: Lab):
     assert new["note"] == "second revision"
 
 
+async def test_log_and_history_of_the_dead_board_are_those_of_the_new_one(lab: Lab):
+    old, store = lab.boards["lab-1"].id, lab.service.store
+    async with await lab.join("lab-1") as board, await FakeCaller.join(lab.service) as author:
+        (job,) = await author.submit("lab-1", b"6 * 7")
+        await board.next()
+        await board.end(job)
+    await lab.service.until(lambda: lab.service.state("lab-1") == "offline")
+    rows = [LogRow(old, time.time(), 0, "brownout\n")]
+    store.log_rows.append(rows, LogTrims([], 1000, 1, None))
+    await lab.replace()
+    ((name, _at, _lost, text),) = (await lab.owner.ask("logs", target="lab-1"))["reply"]["logs"]
+    assert (name, text) == ("lab-1", "brownout\n")
+    history = (await lab.owner.ask("history", target="lab-1"))["reply"]["jobs"]
+    assert [(each["job"], each["board"]) for each in history] == [(job, "lab-1")]
+    await lab.owner.ask("history-forget", target="lab-1")
+    assert store.text_rows.history(None, job + 1, 10).rows[0].text is None
+
+
+def test_identities_that_a_board_has_had_are_found():
+    replaced = [
+        ReplacedBoard("c", "lab-1", b"", 0, None, 30.0, "d"),
+        ReplacedBoard("a", "lab-1", b"", 0, None, 10.0, "b"),
+        ReplacedBoard("b", "lab-1", b"", 0, None, 20.0, "c"),
+        ReplacedBoard("x", "lab-9", b"", 0, None, 5.0, "c"),  # c was lab-9 before
+        ReplacedBoard("y", "lab-1", b"", 0, None, 1.0),
+    ]
+    found = find_periods(["d", "e"], replaced)
+    assert found == {"d": [("d", 30.0), ("c", 20.0), ("b", 10.0), ("a", 0.0)], "e": [("e", 0.0)]}
+
+
 # What is refused
 
 
@@ -234,6 +265,14 @@ async def test_other_server_refuses_the_replaced_board_too(tmp_path: Path):
             code, reason = await refusal(two.b, old)
             assert code == frames.CLOSE_REVOKED
             assert reason.startswith("it was replaced on ")
+        board = two.b.server.registry.by_name["lab-1"]
+        periods = two.b.server.enrolment.find_periods([board])[new.id]
+        assert [each.id for each in periods] == [new.id, old.id], "it finds both boards' samples"
+        erased: list[str] = []
+        two.b.server.enrolment.on_erased = erased.extend
+        async with await FakeCaller.join(two.b) as owner:
+            await owner.ask("revoke", target="lab-1")
+        assert erased == [new.id, old.id]
 
 
 # Rollouts
@@ -390,7 +429,8 @@ def test_replaced_identities_are_bounded():
     store = Store(None)
     rows = ReplacedRows(store.database.connection, kept=3)
     for number in range(5):
-        rows.add(new_board_row(f"id{number}", "lab-1", b"k" * 32), float(number))
+        row = new_board_row(f"id{number}", "lab-1", b"k" * 32)
+        assert rows.add(row, float(number), "new") == ([f"id{number - 3}"] if number > 2 else [])
     assert [each.id for each in rows.all()] == ["id2", "id3", "id4"]
     assert rows.find("id0") is None
     assert "kkkk" not in repr(rows.all()[0])

@@ -20,6 +20,7 @@ from cm_server.store.sample_query import (
     SampleRetention,
     SampleStore,
     Series,
+    Succession,
 )
 from cm_server.store.sample_tables import SampleTables
 from tests.engines import Postgres
@@ -225,6 +226,37 @@ def test_values_of_a_board_are_erased(opening: Opening):
     assert len(read(store)) == 20
     store.append(ramp(TEMP, 3, NOON + 60 * MICROSECONDS))  # as if another one had its id
     assert len(read(store, boards=["id1"])) == 3
+
+
+@pytest.mark.parametrize("asked", [{}, {"every": MINUTE}, {"every": MICROSECONDS}])
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_values_of_a_replaced_board_are_those_of_its_successor(
+    opening: Opening, asked: dict[str, int], is_closed: bool
+):
+    """What the new one measured before, as a spare, does not mix with what the dead one did."""
+    store = opening()
+    spare = Series("id2", "spare", "temp")
+    day = NOON - DAY
+    at = day + 120 * MICROSECONDS
+    store.append(ramp(TEMP, 60, day, first=100.0))
+    store.append(ramp(spare, 60, day, first=900.0))
+    store.append(ramp(spare, 60, at, first=200.0))
+    if is_closed:
+        tidy(store, NOON)
+    successions = [Succession("id2", "id2", at), Succession("id1", "id2", 0)]
+    given = {"boards": ["id2"], "since": day, "until": NOON, "how": "max"}
+    found = read(store, successions=successions, **given, **asked)
+    assert {row[:2] for row in found} == {("id2", "temp")}
+    values = [value for _, _, _, value in found]
+    if asked.get("every") == MINUTE:
+        assert values == [159.0, 259.0]
+    else:
+        assert values == [*map(float, range(100, 160)), *map(float, range(200, 260))]
+    assert max(value for *_, value in read(store, **given)) == 959.0
+    chain = [Succession("id3", "id3", at + 60 * MICROSECONDS)]
+    chain += [Succession("id2", "id3", at), Succession("id1", "id3", 0)]
+    found = read(store, successions=chain, **{**given, "boards": ["id3"]}, **asked)
+    assert [(board, value) for board, _, _, value in found] == [("id3", each) for each in values]
 
 
 def test_names_are_data(opening: Opening):
