@@ -432,6 +432,7 @@ class Server:
             subscriptions=self.subscriptions,
             unauthenticated=self.unauthenticated,
             housekeeper=self.housekeeper,
+            sample_history=self.sample_history,
             cluster=self.cluster,
         )
         return metrics.CONTENT_TYPE, metrics.render(sources)

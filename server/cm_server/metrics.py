@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .jobs.registry import Registry
     from .loop_lag import LoopLagMonitor
     from .rate_limits import UnauthenticatedConnections
+    from .sample_history import SampleHistory
     from .status import ServerStatus
 
 _LabelledFamily = GaugeMetricFamily | CounterMetricFamily
@@ -59,6 +60,7 @@ class MetricSources:
     subscriptions: Subscriptions
     unauthenticated: UnauthenticatedConnections
     housekeeper: Housekeeper
+    sample_history: SampleHistory
     cluster: Cluster | SingleServer
 
 
@@ -123,6 +125,8 @@ class _Collector:
         )
         pruned = sources.housekeeper.pruned
         yield _labelled_metric(counter, "cm_pruned", "old rows that were deleted", "what", pruned)
+        dropped = sources.sample_history.dropped
+        yield counter("cm_sample_values_dropped", "values that were not kept on disk", dropped)
         yield _duration_histogram("cm_job_seconds", "running times of jobs", counters)
         if isinstance(sources.cluster, Cluster):
             yield from self._collect_cluster(sources.cluster)

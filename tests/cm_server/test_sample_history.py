@@ -175,6 +175,8 @@ async def test_board_with_too_many_names_keeps_the_first(service: Service):
     service.enrol("lab-1", "lab-2")
     for number in range(10):
         emit(service, "lab-1", {f"n{number}": number})
+    _, metrics = service.server.render_metrics()
+    assert b"\ncm_sample_values_dropped_total 7.0\n" in metrics
     emit(service, "lab-2", {"temp": 7})
     assert sorted(await until_kept(service, 4)) == [
         *(("lab-1", f"n{number}", float(number)) for number in range(3)),

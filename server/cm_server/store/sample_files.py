@@ -10,8 +10,9 @@ kept while it had no link is older, and lies in the file of the day in which it 
     minutes-2026-11-29.1-000.parquet    … time, count, sum, min, max, last, last_time
     erase.json                          ids of boards whose values are still to be deleted
 
-The number after the date differs if a day begins again, because the clock was set. Two connections
-use the files: one thread writes, another one reads.
+The number after the date differs if a day begins again, because the clock was set. Three
+connections use the files: one thread writes, another one reads, and a third one does what takes
+seconds, such as to write Parquet files, so that values are written meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import shutil
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -61,6 +63,8 @@ MEMORY_LIMIT: Final = "256MB"
 ROLL_UP_SECONDS: Final = 60.0  # until values are in the minutes, too
 #: Values that are sorted and written to one Parquet file at a time: about 3 s of one core.
 PART_VALUES: Final = 4_000_000
+#: For how long the writing thread waits for the one that writes Parquet files.
+WAIT_SECONDS: Final = 0.1
 _OPEN_NAME: Final = re.compile(r"(\d{4}-\d\d-\d\d)\.(\d+)\.duckdb")
 _CLOSED_NAME: Final = re.compile(r"(raw|minutes)-((\d{4}-\d\d-\d\d)\.\d+)-\d+\.parquet")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -134,6 +138,20 @@ class _Part(NamedTuple):
     last: tuple[str, str]
 
 
+class _Rewritten(NamedTuple):
+    """A Parquet file that was written again, without some boards.
+
+    Attributes:
+        ids: the boards'.
+        file: the one whose place it takes; None: no file has any of them.
+        draft: the new one.
+    """
+
+    ids: Sequence[str]
+    file: _ClosedFile | None
+    draft: Path
+
+
 class SampleFiles:
     """Files in a folder of the server; opened at the first use.
 
@@ -155,7 +173,12 @@ class SampleFiles:
         self._open_lock = threading.Lock()
         self._open_days: dict[str, _OpenDay] = {}  # by stem
         self._closed: list[_ClosedFile] = []
-        self._parts: dict[str, list[_Part]] = {}  # of days that are being closed: what is left
+        #: What is left of days that are being closed; None: they are not divided yet.
+        self._parts: dict[str, list[_Part] | None] = {}
+        self._rewritten: _Rewritten | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._working: Future[None] | None = None
+        self._worker_connection: duckdb.DuckDBPyConnection | None = None
         self._notes: list[str] = []
         self._full = ""
 
@@ -201,6 +224,7 @@ class SampleFiles:
                 self._attach(connection, f"{found[1]}.{found[2]}")
         self._find_closed(connection)
         self._reader = connection.cursor()
+        self._worker_connection = connection.cursor()
         return connection
 
     def _find_closed(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -326,6 +350,7 @@ class SampleFiles:
         """Close everything after an error from which DuckDB does not recover."""
         import duckdb
 
+        self._stop_work()
         with self._files_lock, self._open_lock, contextlib.suppress(duckdb.Error):
             if self._reader is not None:
                 self._reader.close()
@@ -441,7 +466,9 @@ class SampleFiles:
         connection = self._connect()
         today = now // DAY
         try:
-            if self._erase_step(connection):
+            if self._is_working():
+                return True
+            if self._erase_step():
                 return True
             for day in list(self._open_days.values()):
                 if day.day != today and (day.day < today or may_delete):
@@ -450,16 +477,47 @@ class SampleFiles:
         except (duckdb.Error, OSError) as error:
             raise HistoryError(_first_line(error)) from error
 
+    def _start_work(self, use: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Let another thread do something that takes seconds; ``tidy`` does nothing meanwhile."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "sample-days")
+        connection = self._worker_connection
+        assert connection is not None
+        self._working = self._worker.submit(use, connection)
+
+    def _is_working(self) -> bool:
+        """Return whether the other thread is still busy, after a moment; raise its error."""
+        if self._working is None:
+            return False
+        wait([self._working], WAIT_SECONDS)
+        if not self._working.done():
+            return True
+        done, self._working = self._working, None
+        done.result()
+        return False
+
+    def _stop_work(self) -> None:
+        """End what the other thread does; it is done again later."""
+        worker, working, connection = self._worker, self._working, self._worker_connection
+        self._worker = self._working = self._worker_connection = None
+        if worker is not None:
+            while working is not None and connection is not None and not working.done():
+                connection.interrupt()  # more than once: between two statements it does nothing
+                wait([working], WAIT_SECONDS)
+            worker.shutdown()
+        if connection is not None:
+            connection.close()
+
     def _close_step(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> bool:
         """Write the next Parquet files of a day that is over; at the end, replace its file."""
         parts = self._parts.get(day.stem)
         if parts is None:
             with self._transaction():
                 self._roll_up(connection, day)
-            self._parts[day.stem] = self._divide(connection, day)
+            self._parts[day.stem] = None  # nothing is added to the day any more
+            self._start_work(lambda worker: self._divide(worker, day))
         elif parts:
-            self._write_part(connection, day, parts[0])
-            del parts[0]
+            self._start_work(lambda worker: self._write_part(worker, day, parts))
         elif self._files_lock.acquire(blocking=False):  # else somebody reads: later
             try:
                 with self._exclusive():
@@ -468,7 +526,7 @@ class SampleFiles:
                 self._files_lock.release()
         return True
 
-    def _divide(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> list[_Part]:
+    def _divide(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> None:
         """Divide the series of a day into parts that fit into the memory."""
         query = (
             f"SELECT s.board, s.name, count(*) FROM {day.alias}.raw JOIN {day.alias}.series s "
@@ -482,11 +540,13 @@ class SampleFiles:
                 size = 0
             size += count
             parts[-1] = parts[-1]._replace(last=(board, name))
-        return parts
+        self._parts[day.stem] = parts
 
     def _write_part(
-        self, connection: duckdb.DuckDBPyConnection, day: _OpenDay, part: _Part
+        self, connection: duckdb.DuckDBPyConnection, day: _OpenDay, parts: list[_Part]
     ) -> None:
+        """Write the first of these parts, and remove it from the list."""
+        part = parts[0]
         of_part = "(s.board, s.name) >= (?, ?) AND (s.board, s.name) <= (?, ?)"
         for kind, columns in (
             ("raw", "value"),
@@ -499,6 +559,7 @@ class SampleFiles:
                 f"WHERE {of_part} ORDER BY s.board, s.name, time"
             )
             _copy(connection, query, [*part.first, *part.last], path)
+        del parts[0]
 
     def _replace_day(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> None:
         """Let the Parquet files take the place of a day's file.
@@ -571,7 +632,7 @@ class SampleFiles:
         except (OSError, ValueError, TypeError) as error:
             raise HistoryError(f"{path} cannot be read") from error
 
-    def _erase_step(self, connection: duckdb.DuckDBPyConnection) -> bool:
+    def _erase_step(self) -> bool:
         """Delete values of boards from one file; return whether there was anything to do."""
         ids = self._ids_to_erase()
         if not ids:
@@ -581,18 +642,23 @@ class SampleFiles:
             if mine:
                 self._erase_from_open(day, mine)
                 return True
-        for index, file in enumerate(self._closed):
-            query = f"SELECT count(*) FROM read_parquet(?) WHERE board_id IN ({_marks(ids)})"
-            (count,) = _one(connection, query, [str(file.path), *ids])
-            if count:
-                if self._files_lock.acquire(blocking=False):
-                    try:
-                        self._erase_from_closed(connection, index, ids)
-                    finally:
-                        self._files_lock.release()
-                return True
-        (self._folder / ERASE).unlink()
-        return False
+        done = self._rewritten
+        if done is None or done.ids != ids:
+            self._rewritten = None
+            self._start_work(lambda worker: self._rewrite_without(worker, ids))
+        elif done.file is None:
+            self._rewritten = None
+            (self._folder / ERASE).unlink()
+            return False
+        elif self._files_lock.acquire(blocking=False):  # else somebody reads: later
+            try:
+                with self._exclusive():
+                    done.draft.replace(done.file.path)
+                    sync_folder(self._folder)
+            finally:
+                self._files_lock.release()
+            self._rewritten = None
+        return True
 
     def _erase_from_open(self, day: _OpenDay, numbers: Sequence[int]) -> None:
         with self._transaction() as connection:
@@ -605,20 +671,22 @@ class SampleFiles:
         day.indexes = (None, array("i"))
         self._parts.pop(day.stem, None)  # what is written of the day is written again
 
-    def _erase_from_closed(
-        self, connection: duckdb.DuckDBPyConnection, index: int, ids: Sequence[str]
-    ) -> None:
-        """Write a Parquet file again, without some boards."""
-        file = self._closed[index]
-        draft = file.path.with_name(f"{file.path.name}.part")
-        query = (
-            f"SELECT * FROM read_parquet({_quote(str(file.path))}) "
-            f"WHERE board_id NOT IN ({_marks(ids)}) ORDER BY board, name, time"
-        )
-        _copy(connection, query, ids, draft)
-        with self._exclusive():
-            draft.replace(file.path)
-            sync_folder(self._folder)
+    def _rewrite_without(self, connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+        """Write the first Parquet file that has values of some boards again, without them."""
+        for file in self._closed:
+            query = f"SELECT count(*) FROM read_parquet(?) WHERE board_id IN ({_marks(ids)})"
+            (count,) = _one(connection, query, [str(file.path), *ids])
+            if not count:
+                continue
+            draft = file.path.with_name(f"{file.path.name}.part")
+            query = (
+                f"SELECT * FROM read_parquet({_quote(str(file.path))}) "
+                f"WHERE board_id NOT IN ({_marks(ids)}) ORDER BY board, name, time"
+            )
+            _copy(connection, query, ids, draft)
+            self._rewritten = _Rewritten(ids, file, draft)
+            return
+        self._rewritten = _Rewritten(ids, None, Path())
 
     # Reading
 
@@ -746,6 +814,7 @@ class SampleFiles:
 
         if self._connection is None:
             return
+        self._stop_work()
         for day in self._open_days.values():
             with contextlib.suppress(HistoryError), self._transaction() as connection:
                 self._roll_up(connection, day)

@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -98,6 +101,76 @@ def test_day_whose_end_was_interrupted_is_whole(folder: Path, tmp_path: Path):
         assert read(again) == whole
         assert [path.suffix for path in copy.iterdir() if path.suffix] == [".parquet"] * 2
         again.close()
+
+
+@pytest.fixture
+def slow_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """What Parquet files wait for before they are written."""
+    may_go_on = threading.Event()
+    copy = sample_files._copy
+
+    def copy_later(*arguments: Any) -> None:
+        assert may_go_on.wait(60)
+        copy(*arguments)
+
+    monkeypatch.setattr(sample_files, "_copy", copy_later)
+    yield may_go_on
+    may_go_on.set()
+
+
+def test_values_are_kept_while_a_day_becomes_parquet(folder: Path, slow_copies: threading.Event):
+    files = opened(folder)
+    files.append(ramp(TEMP, 10, NOON - DAY))
+    for n in range(20):
+        assert files.tidy(NOON, may_delete=True)
+        files.append(batch(TODAY, [(TEMP, NOON + n * MICROSECONDS, float(n))]))
+    left = folder.with_name("killed")
+    left.mkdir()
+    sample_files.copy_files(folder, left)
+    again = opened(left)
+    assert len(read(again)) == 30, "a server that is killed now has lost nothing"
+    again.close()
+    slow_copies.set()
+    tidy(files, NOON)
+    assert len(read(files)) == 30
+    assert len(list(folder.glob("*.parquet"))) == 2
+    assert [path.name for path in folder.glob("*.duckdb")] == [OPEN]
+    files.close()
+
+
+def test_values_are_kept_while_a_board_is_erased(folder: Path, slow_copies: threading.Event):
+    files = opened(folder)
+    slow_copies.set()
+    files.append(ramp(TEMP, 10, NOON - DAY))
+    files.append(ramp(OTHER, 10, NOON - DAY))
+    tidy(files, NOON)
+    slow_copies.clear()
+    files.erase(["id1"])
+    for n in range(5):
+        assert files.tidy(NOON, may_delete=True)
+        files.append(batch(TODAY, [(OTHER, NOON + n * MICROSECONDS, float(n))]))
+    files.erase(["id3"])  # meanwhile: both are erased
+    slow_copies.set()
+    tidy(files, NOON)
+    assert {row[0] for row in read(files)} == {"id2"}
+    assert len(read(files)) == 15
+    files.close()
+
+
+def test_store_is_closed_while_a_day_becomes_parquet(folder: Path):
+    files = opened(folder)
+    for n in range(5):
+        files.append(ramp(TEMP, 100_000, NOON - DAY + n * 100_000 * MICROSECONDS // 1000))
+    while not files._working:
+        files.tidy(NOON, may_delete=True)
+    files.close()
+    files = opened(folder)
+    tidy(files, NOON)
+    assert not list(folder.glob("*.part"))
+    files.close()
+    with duckdb.connect() as connection:
+        connection.execute(f"SELECT count(*) FROM '{folder}/raw-*.parquet'")
+        assert connection.fetchall() == [(500_000,)]
 
 
 def killed(folder: Path) -> Path:
