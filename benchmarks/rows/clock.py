@@ -74,8 +74,9 @@ def rows() -> list[Row]:
     return [
         Row(f"clock of {_BOARDS} boards, median error", [statistics.median(errors)], [], 2e-3),
         Row(f"clock of {_BOARDS} boards, 90th percentile", [_percentile(errors, 90)], [], 2e-3),
-        Row(f"clock of {_BOARDS} boards, worst error", [max(errors)], [], 5e-3),
+        Row(f"clock of {_BOARDS} boards, worst error", [max(errors)], [], 20e-3),
         Row(f"first to last start of a cell on {_AT_ONCE} boards", spreads, [], 5e-3),
+        Row(f"first to last start on {_AT_ONCE} boards, worst", [max(spreads)], [], 10e-3),
     ]
 
 

@@ -25,6 +25,13 @@ TRUST: Final = [
         REPLACED + "other_server_refuses_the_replaced_board_too",
     ),
     defence(
+        "the samples of a board that was replaced are erased with its successor",
+        SERVER + "store/replaced_rows.py",
+        "ReplacedRows.predecessors = lambda self, board_ids: []",
+        REPLACED + "other_server_refuses_the_replaced_board_too",
+        "cm_server/test_sample_history.py::test_samples_of_a_dead_board_stay_when_it_is_replaced",
+    ),
+    defence(
         "a board that is connected is not replaced",
         SERVER + "api/replacement_verbs.py",
         "_check_dead = lambda old: None",
