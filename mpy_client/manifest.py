@@ -35,6 +35,7 @@ package(  # noqa: F821
         "mount.py",
         "net.py",
         "now_ms.py",
+        "ota.py",
         "outage.py",
         "restart.py",
         "run.py",
