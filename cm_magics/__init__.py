@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from .base import TargetMagics
 from .board_magics import ManagementMagics
 from .file_magics import FileMagics
 from .magics import BoardMagics, close_fleet, dashboard, fleet
@@ -13,7 +14,16 @@ from .rollout_magics import RolloutMagics
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+#: The classes whose magics begin with a target: files, packages, boards, rollouts.
+TARGET_MAGICS: Final[tuple[type[TargetMagics], ...]] = (
+    FileMagics,
+    PackageMagics,
+    ManagementMagics,
+    RolloutMagics,
+)
+
 __all__ = [
+    "TARGET_MAGICS",
     "BoardMagics",
     "FileMagics",
     "ManagementMagics",
@@ -42,7 +52,7 @@ def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None
         shell: registers them.
         boards: the ``%%board`` magics; ``%board_use`` of these sets the default target.
     """
-    for kind in (FileMagics, PackageMagics, ManagementMagics, RolloutMagics):
+    for kind in TARGET_MAGICS:
         magics = kind(shell, boards)
         shell.register_magics(magics)
         magics.register_hooks()
@@ -50,7 +60,8 @@ def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Unregister everything and close the connection; running cells continue on the boards."""
-    for kind in (BoardMagics, FileMagics, PackageMagics, ManagementMagics, RolloutMagics):
+    kinds: tuple[type[BoardMagics | TargetMagics], ...] = (BoardMagics, *TARGET_MAGICS)
+    for kind in kinds:
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
             magics.unregister_hooks()

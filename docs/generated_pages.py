@@ -90,13 +90,13 @@ def verbs() -> str:
 
 def magics() -> str:
     """Return a section for each magic that has a parser."""
-    from cm_magics import FileMagics, ManagementMagics, PackageMagics, magic_options
+    from cm_magics import TARGET_MAGICS, magic_options
 
     parsers: dict[str, argparse.ArgumentParser] = {
         "%%board, %board": magic_options.make_board_parser(),
         "%board_result": magic_options.make_result_parser(),
     }
-    for kind in (FileMagics, PackageMagics, ManagementMagics):
+    for kind in TARGET_MAGICS:
         parsers |= kind.parsers
     parts = []
     for name, parser in parsers.items():

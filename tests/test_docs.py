@@ -190,7 +190,8 @@ def test_generated_reference_has_all_verbs_magics_and_options(generated_pages: M
         section = section.partition("\n## ")[0]
         assert [name for name in option_names(parser) if name not in section] == [], verb
     assert "| `--timeout S` |" in parts["magics"]
-    assert "## %board_install" in parts["magics"]
+    for name in ("%board_install", "%board_history", "%fleet_plan"):
+        assert f"## {name}\n" in parts["magics"]
     assert "\\%%board TARGET runs the lines below it" in parts["magics"]
     assert "| `--listen ADDRESS` | network address to listen on (default: 127.0.0.1) |" in (
         parts["server-options"].splitlines()

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import cm_magics
 from cloudmanager import Results
 from cm_magics import file_magics
-from cm_magics.magic_line import option_names, split_words
+from cm_magics.magic_line import split_words
 
 from .test_magics import Shell, ip, shell  # noqa: F401
 
@@ -112,15 +111,6 @@ def test_several_paths_are_listed_and_copied(shell: Shell, work: Path):  # noqa:
     assert sorted(path.name for path in (work / "here").iterdir()) == ["b.py", "c.py"]
     shell.run("%board_rm -r demo-1 :magic :copied")
     assert "FileNotFoundError" in shell.run("%board_ls demo-1 :copied")
-
-
-def test_every_magic_and_option_is_in_the_docs(shell: Shell):  # noqa: F811
-    text = (Path(__file__).parents[2] / "docs/magics.md").read_text()
-    for kind, magics in cm_magics.FileMagics.magics.items():
-        signs = {"line": "%", "cell": "%%"}[kind]
-        assert [name for name in magics if f"`{signs}{name} " not in text] == []
-    for parser in file_magics._PARSERS.values():
-        assert [name for name in option_names(parser) if f"`{name}" not in text] == []
 
 
 def test_completion_is_registered_and_unregistered(shell: Shell):  # noqa: F811

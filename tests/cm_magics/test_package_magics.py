@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import cm_magics
 from benchmarks.package_index import PackageIndex, running_package_index
 from cloudmanager import Fleet, Results
-from cm_magics import package_magics
-from cm_magics.magic_line import option_names
 
 from .test_magics import Shell, ip, shell  # noqa: F401
 
@@ -83,14 +80,6 @@ def test_refused_install_raises_and_suggests_force(shell: Shell):  # noqa: F811
 )
 def test_wrong_usage_is_an_error(shell: Shell, line: str):  # noqa: F811
     assert "UsageError" in shell.run(line)
-
-
-def test_every_magic_and_option_is_in_the_docs():
-    text = (Path(__file__).parents[2] / "docs/magics.md").read_text()
-    for name in cm_magics.PackageMagics.magics["line"]:
-        assert f"`%{name} " in text, name
-    for parser in package_magics.PackageMagics.parsers.values():
-        assert [name for name in option_names(parser) if f"`{name}" not in text] == []
 
 
 def test_completion_is_registered_and_unregistered(shell: Shell):  # noqa: F811
