@@ -65,6 +65,7 @@ def board(
     made = InterruptThread(library, output, watchdog)  # type: ignore[arg-type]
     struct.pack_into("<i", made.mailbox, 24, -1)
     yield made, library
+
     # The thread never ends. It must not send real signals when the functions above are back.
     def park() -> bool:
         library.stopped.set()
