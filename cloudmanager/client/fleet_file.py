@@ -71,7 +71,8 @@ class Group:
         packages: requirements.
         settings: keys of ``/settings.json``.
         pin: names of boards that are held back.
-        rollback: whether boards keep what they need to go back ("local").
+        rollback: "local": boards keep what they need to go back; "network": the server sends it
+            again to boards that cannot hold both.
         firmware: a version of MicroPython, or the path of an image; "" for any.
         window: when boards may begin: "start", "for" in seconds and "tz"; None: at any time.
         board_settings: name of a board -> its own settings.
@@ -287,18 +288,12 @@ def _choice(*choices: str) -> Callable[[Any], str]:
     return read
 
 
-def _rollback(value: Any) -> str:
-    if value == "network":
-        raise ValueError('this version knows only "local": boards keep what they need to go back')
-    return _choice("local")(value)
-
-
 _GROUP_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "app": _text,
     "packages": _texts,
     "settings": _settings,
     "pin": _texts,
-    "rollback": _rollback,
+    "rollback": _choice("local", "network"),
     "firmware": _text,
 }
 _WINDOW_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -110,6 +110,7 @@ _GENERATION_STATES: Final = {
     "trial": " (not started yet)",
     "trying": " (on trial)",
     "drifted": " (was changed there)",
+    "cleared": " (partly removed)",
 }
 
 

@@ -186,6 +186,7 @@ STATE_TEXTS: Final = {
     "unproven": "came back unproven; tried again",
     "trial": "on trial",
     "switching": "being switched",
+    "returning": "being sent its earlier generation again",
     "waiting": "waiting",
     "missed": "away until the deadline",
     "proven": "proven",

@@ -52,6 +52,8 @@ def execute(ops):
             makedirs(path)
         elif name == "rename":
             os.rename(path, more[0])
+        elif name == "finish":
+            switch.finish()
         elif path.startswith("/.cm/new/"):
             write(path, more[0])
         else:
@@ -79,7 +81,9 @@ def start():
 # Returns which files the board has, and what it says of them.
 def look():
     found = "mixture"
-    for name in ("before", "after"):
+    for name in ("before", "after", "between"):
+        if name not in GIVEN:
+            continue
         wanted = {path: text for path, text in GIVEN[name].items() if path != STATE}
         if all(read(path) == wanted.get(path) for path in GIVEN["paths"]):
             found = name

@@ -18,7 +18,7 @@ from cloudmanager.protocol.errors import ServerError
 from cloudmanager.results.fleet_plan import FleetPlan
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_server.rollouts.steps import RETRY_SECONDS
-from tests.conftest import RunningServer, running_boards, running_server
+from tests.conftest import RunningServer, running_boards, running_server, wait_online
 
 from .conftest import fleet_of, until
 
@@ -218,6 +218,48 @@ def test_rollouts_of_settings_in_a_row_do_not_lead_to_safe_mode(field: Field):
         rollout = field.wait()
         assert states(rollout) == {"lab-2": "proven"}, repr(rollout)
     assert field.fleet["lab-2"].settings()["lab-2"].value["number"] == 4
+
+
+@pytest.mark.timeout(240)
+def test_board_that_cannot_hold_both_gets_what_it_had_from_the_server(field: Field):
+    (row,) = field.fleet.enrol(["tiny-1"])
+    field.boards.add_board(BoardIdentity.from_enrolment(row, field.server.url), flash="400K")
+    wait_online(field.fleet, ["tiny-1"])
+    free = field.fleet["tiny-1"].run("import os; s = os.statvfs('/'); s[0] * s[3]").value
+    size = int(free * 0.55)  # of a file: there is room for it once
+
+    def roll_out(version: int, more: str = "", health: str = HEALTH) -> dict[str, Any]:
+        data = field.folder / "src/data.bin"
+        field.write(APP.format(version=version), target="tiny-1", more=more, health=health)
+        data.write_bytes(os.urandom(size))
+        field.apply()
+        data.unlink()
+        rollout = field.wait()
+        (board,) = rollout["boards"]
+        return dict(board)
+
+    def has(version: int) -> bool:
+        return bool(field.fleet["tiny-1"].run("import app; app.VERSION").value == version)
+
+    check = "open('/data.bin', 'rb').read(64)"
+    first = roll_out(1)
+    assert first["state"] == "proven", first["why"]
+    before = field.fleet["tiny-1"].run(check).value
+    refused = roll_out(2)
+    assert refused["state"] == "failed"
+    assert "its flash has no room for the new generation beside what is there" in refused["why"]
+    assert has(1)
+
+    network = 'rollback = "network"'
+    failed = roll_out(3, network, "raise OSError('no sensor')")
+    assert (failed["state"], failed["why"]) == ("failed", "health: OSError: no sensor")
+    assert has(1)
+    assert field.fleet["tiny-1"].run(check).value == before
+    assert roll_out(4, network)["state"] == "proven"
+    assert has(4)
+    assert field.fleet["tiny-1"].run(check).value != before
+    field.boards.kill("tiny-1")
+    field.fleet.revoke("tiny-1")
 
 
 @pytest.mark.timeout(180)

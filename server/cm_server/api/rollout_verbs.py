@@ -29,6 +29,7 @@ from cm_server.rollouts.desired import DesiredGroup
 from cm_server.rollouts.firmware_ops import FIRMWARE_ROLE
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
 from cm_server.rollouts.rollouts import rollback_options
+from cm_server.rollouts.steps import UNPROVEN_MARK
 from cm_server.rollouts.windows import read_window
 from cm_server.store.rollout_rows import (
     OPEN_STATES,
@@ -220,6 +221,7 @@ def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
         and row.generation == plan.generation
         and row.plan["options"] == vars(plan.group.options)
         and row.plan.get("window") == plan.group.stored_window
+        and row.plan.get("rollback", "local") == plan.group.rollback
         and set(row.plan["boards"]) >= {board.id for board in plan.changed}
     )
 
@@ -250,6 +252,7 @@ def _new_rollout(context: RequestContext, plan: GroupPlan, previous: str | None)
             "waves": list(plan.group.waves),
             "options": vars(plan.group.options).copy(),
             "window": plan.group.stored_window,
+            "rollback": plan.group.rollback,
             "boards": [board.id for board in plan.changed],
             "position": [0, now, None],
         },
@@ -308,7 +311,7 @@ def _describe_rollout(
                     "wave": each.wave + 1,
                     "state": each.state,
                     "since": each.since,
-                    "why": each.why,
+                    "why": each.why.removeprefix(UNPROVEN_MARK),
                     "online": board.online,
                 }
             )
@@ -520,6 +523,7 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
             "pin": row.plan["pin"],
             "waves": list(found.waves),
             "window": None,  # the way back is not put off
+            "rollback": row.plan.get("rollback", "local"),
             "caller": context.token.name,
             "options": found.options,
             "boards": [board.id for board in changed],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal
 _BLOCK_BYTES: Final = 4096  # a block of littlefs on the common ports
+_INLINE_BYTES: Final = 1022  # the longest file that littlefs keeps in its folder
 SOURCES: Final = 0  # in place of a kind of bytecode: files for boards that report none
 ANY_SIZE: Final = -1  # as the size of the operation `hash`: hash the file whatever its size is
 #: If one of these upper-cased names exists too, the file system ignores case: it is FAT. There are
@@ -371,6 +372,14 @@ def check_space(sizes: Sequence[int], free_bytes: int) -> None:
     blocks += 2 * len(install_manifest.staging_folders(len(sizes) + 1))
     if sizes and blocks * _BLOCK_BYTES + _SPARE_BYTES > free_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
+
+
+def occupied(sizes: Iterable[int]) -> int:
+    """Return how many bytes become free at least if files of these sizes are removed.
+
+    Small files are part of their folder on littlefs, and occupy no block.
+    """
+    return sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for size in sizes if size > _INLINE_BYTES)
 
 
 def _apply_change(

@@ -135,6 +135,8 @@ def upgrade(board: Board, image: AppImage, content: Content, add_bytes: AddBytes
     current = desired.read_board_generation(state.decode("utf-8", "replace"))
     if current.state in ("trial", "trying"):
         raise PackageError("something else is on trial there; try again when it has ended")
+    if current.state == "cleared":
+        raise PackageError("its generation is incomplete; try again when the rollout has ended")
     leftovers: list[FileOp] = [
         ["rm", path, True]
         for path, found in ((STAGING_PATH, staged), (KEPT_PATH, kept), (MARK_PATH, mark))

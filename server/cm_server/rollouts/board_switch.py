@@ -4,6 +4,10 @@ All files, the packages and the settings change in one switch: they are staged o
 verified, and a journal moves them into place when the board restarts. What they replace is kept on
 the board, with a second journal for the way back, until the generation has proven itself there
 (mpy_client/cm/trial.py).
+
+A board whose flash cannot hold both may be permitted to remove files of the earlier generation
+first. Its state is "cleared" then, the way back only removes the new files, and the server sends
+the earlier generation again (``send_again``).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cloudmanager.protocol.errors import PackageError, ServerError
@@ -34,6 +38,9 @@ from cm_server.packages.install_paths import check_installed_path, is_reserved, 
 from . import desired, firmware_ops
 from .firmware_ops import MARK_PATH, Slots
 
+_PROGRAM_PATH: Final = "/app.py"
+_NO_ROOM: Final = "its flash has no room for the new generation beside what is there"
+_NO_ROOM_ALONE: Final = "its flash has no room for the new generation, not even without the earlier"
 STATE_PATH: Final = "/.cm/state"
 RECORD_PATH: Final = "/.cm/generation"  # what the generation has put on the board
 BACK_PATH: Final = "/.cm/back"
@@ -51,6 +58,21 @@ SETTLE_OPS: Final[tuple[FileOp, ...]] = (["hash", MARK_PATH, ANY_SIZE], ["get", 
 
 
 @dataclass(frozen=True)
+class EarlierGeneration:
+    """A generation that the server can send again.
+
+    Attributes:
+        generation: its id.
+        manifest: its manifest.
+        contents: its files, by SHA-256.
+    """
+
+    generation: str
+    manifest: Mapping[str, Any]
+    contents: Mapping[str, Content]
+
+
+@dataclass(frozen=True)
 class SwitchPlan:
     """What a board switches to.
 
@@ -62,6 +84,7 @@ class SwitchPlan:
         limit_seconds: after which the board goes back.
         settings_bytes: the greatest size of ``/settings.json``.
         firmware: the image that it brings; None for none.
+        clears: what the board may remove first, if it cannot hold both; None: nothing.
     """
 
     generation: str
@@ -71,6 +94,7 @@ class SwitchPlan:
     limit_seconds: int
     settings_bytes: int
     firmware: Content | None = None
+    clears: EarlierGeneration | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +137,7 @@ class Change:
         existing: the paths of ``staged`` that the board has a file at.
         new_folders: folders that the board does not have yet, the innermost first.
         emptied: folders that may be empty afterwards, the innermost first.
+        is_final: whether there is no way back.
     """
 
     staged: Mapping[str, Content]
@@ -120,6 +145,7 @@ class Change:
     existing: frozenset[str]
     new_folders: Sequence[str]
     emptied: Sequence[str]
+    is_final: bool = False
 
     def journal(self) -> str:
         """Return the journal of the switch."""
@@ -154,21 +180,101 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
 
     Returns:
         ``state``: "same" (it has that generation already), "switched" (it has to restart), "trying"
-        (it is on trial) or "busy" (another generation is on trial); ``files`` and ``bytes`` sent.
+        (it is on trial), "busy" (another generation is on trial) or "cleared" (what it had was
+        removed in part, and then this failed: ``why``); ``files`` and ``bytes`` sent.
 
     Raises:
         PackageError: the generation does not suit the board, or its settings cannot be changed.
         OSError: it has too little space, or an operation failed.
     """
+    found, space = yield from _look(board)
+    current = _current(found)
+    if current.state in ("trial", "trying"):
+        same = current.generation == desired.short_id(plan.generation)
+        state = {"trial": "switched", "trying": "trying"}[current.state] if same else "busy"
+        return {"state": state, "files": 0, "bytes": 0}
+    slots = yield from _find_slots(plan.firmware)
+    change, switched = yield from _plan_change(plan, board, found, slots)
+    if change is None:
+        return {"state": "same", "files": 0, "bytes": 0}
+    on_planned(switched)
+    if _fits(change, space):
+        return (yield from _carry_out(plan, board, change, slots))
+    removable = yield from _find_removable(plan, board, found, change, space)
+    found[STATE_PATH] = f"cleared {current.generation}".encode()
+    try:
+        yield from _clear(removable, found[STATE_PATH], board.add_bytes)
+        (space,) = yield [["statvfs", "/"]]
+        rest, _ = yield from _plan_change(plan, board, found, slots)
+        if rest is None or not _fits(rest, space):
+            raise PackageError(_NO_ROOM_ALONE)
+        return (yield from _carry_out(plan, board, replace(rest, emptied=change.emptied), slots))
+    except (OSError, PackageError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.args[0]
+        return {"state": "cleared", "why": str(why), "files": 0, "bytes": 0}
+
+
+def send_again(
+    earlier: EarlierGeneration, board: BoardSide, max_settings: int, on_planned: Any
+) -> OpGenerator:
+    """Give a board back the generation whose files it has removed, without a trial.
+
+    It has to restart afterwards, which applies all of it at once.
+
+    Args:
+        earlier: the generation.
+        board: the board.
+        max_settings: the greatest size of ``/settings.json``, in bytes.
+        on_planned: called with a ``Switched`` before the board is changed.
+
+    Returns:
+        "switched" (it has to restart), "proven" (it has it, or another one, already) or "trial"
+        (another one is on trial there).
+
+    Raises:
+        PackageError: the generation does not suit the board.
+        OSError: it has too little space, or an operation failed.
+    """
+    found, space = yield from _look(board)
+    current = _current(found)
+    if current.state in ("trial", "trying"):
+        return "trial"
+    short = desired.short_id(earlier.generation)
+    if (current.state, current.generation) != ("cleared", short):
+        return "proven"
+    plan = SwitchPlan(earlier.generation, earlier.manifest, earlier.contents, 0, 0, max_settings)
+    change, switched = yield from _plan_change(plan, board, found, None)
+    if change is None:
+        return "proven"
+    on_planned(switched)
+    # What is there was kept or restored by the board. The state is the last: see ``Change``.
+    staged = {path: each for path, each in change.staged.items() if path not in change.existing}
+    staged[STATE_PATH] = board.add_bytes(f"proven {short}".encode())
+    change = Change(staged, (), frozenset(), (), (), is_final=True)
+    if not _fits(change, space):
+        raise PackageError("its flash has no room for the earlier generation")
+    yield from stage_change(change, board.add_bytes)
+    return "switched"
+
+
+def _current(found: Mapping[str, bytes]) -> desired.BoardGeneration:
+    return desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
+
+
+def _look(
+    board: BoardSide,
+) -> Generator[Sequence[FileOp], OpResults, tuple[dict[str, bytes], Sequence[int]]]:
+    """Read what a board says of itself, and remove what earlier switches have left there.
+
+    Returns:
+        The files of ``_READ_PATHS``, and its ``statvfs``. On trial, nothing is removed.
+    """
     results = yield list(FIRST_OPS)
     _, space, staged, kept, mark, *hashes = results
     found = yield from _read_files(hashes)
-    current = desired.read_board_generation(found[STATE_PATH].decode("utf-8", "replace"))
-    short = desired.short_id(plan.generation)
+    current = _current(found)
     if current.state in ("trial", "trying"):
-        same = current.generation == short
-        state = {"trial": "switched", "trying": "trying"}[current.state] if same else "busy"
-        return {"state": state, "files": 0, "bytes": 0}
+        return found, space
     leftovers: list[FileOp] = []
     if current.reverted:  # of an earlier attempt; this one says what becomes of it itself
         first = found[STATE_PATH].split(b"\n")[0]
@@ -182,13 +288,67 @@ def switch(plan: SwitchPlan, board: BoardSide, on_planned: Any) -> OpGenerator:
         leftovers.append(["rm", MARK_PATH, False])
     if leftovers:
         *_, space = yield [*leftovers, ["statvfs", "/"]]
-    slots = yield from _find_slots(plan.firmware)
-    change, switched = yield from _plan_change(plan, board, found, slots)
-    if change is None:
-        return {"state": "same", "files": 0, "bytes": 0}
-    on_planned(switched)
+    return found, space
+
+
+def _fits(change: Change, space: Sequence[int], freed: int = 0) -> bool:
+    """Return whether a board has room for what a change stages, after bytes were freed."""
     sizes = [content.size for content in change.staged.values()]
-    board_install.check_space(sizes, disk_space(space)[1])
+    try:
+        board_install.check_space(sizes, disk_space(space)[1] + freed)
+    except OSError:
+        return False
+    return True
+
+
+def _find_removable(
+    plan: SwitchPlan,
+    board: BoardSide,
+    found: Mapping[str, bytes],
+    change: Change,
+    space: Sequence[int],
+) -> Generator[Sequence[FileOp], OpResults, list[str]]:
+    """Return the files that make room for a change, all of which the server can send again.
+
+    With them goes the program, so that none starts that lacks a part of it.
+
+    Raises:
+        PackageError: none may be removed, or that does not make enough room.
+    """
+    current, earlier = _current(found), plan.clears
+    if earlier is None:
+        raise PackageError(f'{_NO_ROOM}; rollback = "network" removes that first')
+    is_known = current.generation == desired.short_id(earlier.generation)
+    if not is_known or current.state not in ("proven", "cleared"):
+        raise PackageError(f"{_NO_ROOM}, and the server has no earlier one to send again")
+    known = desired.files_for(earlier.manifest, board.mpy)
+    paths = sorted({*change.existing, *change.removed, _PROGRAM_PATH} & known.keys())
+    # What was changed there since, the server could not send again: it is kept.
+    hashes = (yield [["hash", path, known[path][1]] for path in paths]) if paths else []
+    removable = [
+        path for path, digest in zip(paths, hashes, strict=True) if digest == known[path][0]
+    ]
+    replaced = {*change.existing, *change.removed}.intersection(removable)
+    if not _fits(change, space, board_install.occupied(known[path][1] for path in replaced)):
+        raise PackageError(_NO_ROOM_ALONE)
+    return removable
+
+
+def _clear(
+    paths: Sequence[str], state: bytes, add_bytes: AddBytes
+) -> Generator[Sequence[FileOp], OpResults, None]:
+    """Remove files of the present generation: all of them, or none if the board says so."""
+    lines = [f"+0 {STATE_PATH}", *(f"-{path}" for path in paths)]
+    journal = "".join(line + "\n" for line in lines)
+    yield from _activate([add_bytes(state)], add_bytes(journal.encode()))
+    yield [board_install.FINISH_OP]
+
+
+def _carry_out(
+    plan: SwitchPlan, board: BoardSide, change: Change, slots: Slots | None
+) -> OpGenerator:
+    """Send what a change needs, for which there is room; return what ``switch`` does."""
+    sizes = [content.size for content in change.staged.values()]
     if slots is not None and plan.firmware is not None:
         yield from firmware_ops.write_image(plan.firmware)
         sizes.append(plan.firmware.size)
@@ -363,13 +523,23 @@ def stage_change(
     Raises:
         OSError: staging failed; the board is unchanged.
     """
+    back = None if change.is_final else add_bytes(change.way_back().encode())
+    journal = add_bytes(change.journal().encode())
+    yield from _activate(list(change.staged.values()), journal, back)
+
+
+def _activate(
+    staged: Sequence[Content], journal: Content, back: Content | None = None
+) -> Generator[Sequence[FileOp], OpResults, None]:
+    """Stage files, write the way back if there is one, and activate the journal."""
     ops: list[FileOp] = []
-    for folder in install_manifest.staging_folders(len(change.staged)):
+    for folder in install_manifest.staging_folders(len(staged)):
         ops.append(["makedirs", folder])
-    for number, content in enumerate(change.staged.values()):
+    for number, content in enumerate(staged):
         ops.append(["put", f"{STAGING_PATH}/{staging_name(number)}", content, 1])
-    ops.append(["put", BACK_PATH, add_bytes(change.way_back().encode())])
-    ops.append(["put", JOURNAL_PATH + ".new", add_bytes(change.journal().encode())])
+    if back is not None:
+        ops.append(["put", BACK_PATH, back])
+    ops.append(["put", JOURNAL_PATH + ".new", journal])
     ops.append(["rename", JOURNAL_PATH + ".new", JOURNAL_PATH])
     try:
         yield ops

@@ -68,7 +68,8 @@ class DesiredGroup:
         wanted: requirements of packages.
         settings: keys of ``/settings.json``.
         board_settings: name of a board -> its own settings.
-        rollback: "local": boards keep what they need to go back.
+        rollback: "local": boards keep what they need to go back; "network": the server sends it
+            again to boards that cannot hold both generations.
         waves: of a rollout.
         options: of a rollout.
         window: when boards may begin; None: at any time.
@@ -129,7 +130,7 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
             wanted=_read_texts(body.get("packages"), "packages", limits.packages),
             settings=_read_settings(body.get("settings")),
             board_settings=_read_board_settings(body.get("boards"), limits),
-            rollback=_read_choice(body.get("rollback"), "rollback", ("local",)),
+            rollback=_read_choice(body.get("rollback"), "rollback", ("local", "network")),
             waves=check_waves(body.get("waves", list(DEFAULT_WAVES))),
             options=read_options(body.get("options") or {}),
             window=read_window(body.get("window")),
@@ -339,7 +340,8 @@ class BoardGeneration:
     """What a board reports about its generation, in its fact ``generation``.
 
     Attributes:
-        state: proven, trial (switched, not restarted yet), trying, or "" for none.
+        state: proven, trial (switched, not restarted yet), trying, cleared (files of it were
+            removed, to make room for another one), or "" for none.
         generation: the first digits of its id; "" for none.
         reverted: the first digits of the id of the one that it came back from; "" for none.
         reason: why it came back.
@@ -414,7 +416,7 @@ def read_board_generation(fact: object) -> BoardGeneration:
     lines = fact.split("\n") if isinstance(fact, str) else []
     first = lines[0].split() if lines else []
     state, generation = (first[0], first[1]) if len(first) > 1 else ("", "")
-    if state not in ("proven", "trial", "trying"):
+    if state not in ("proven", "trial", "trying", "cleared"):
         state = generation = ""
     note = lines[1].split(None, 2) if len(lines) > 1 else []
     if len(note) < 2 or note[0] != "reverted":
@@ -436,6 +438,8 @@ def is_switch_restart(before: object, after: object) -> bool:
     old, new = read_board_generation(before), read_board_generation(after)
     if new.state == "trying":
         return not old.is_trying(new.generation)
+    if old.state == "cleared" and new.state == "proven":
+        return True
     if not new.reverted or new.reason == _UNASKED:
         return False
     return (old.reverted, old.reason) != (new.reverted, new.reason)

@@ -158,4 +158,8 @@ def _has_joined(group: _Group, board: Board) -> bool:
     # One that was changed there is mended only by applying the file again.
     is_drifted = str(board.reported_facts.get("generation", "")).startswith("drifted ")
     has_it = present_generation(board) == short
+    current = desired.read_board_generation(board.reported_facts.get("generation"))
+    if current.state == "cleared":  # the rollout that has cleared it did not wait for it any more
+        newest = group.state.newest.plan
+        return not (newest.get("joined") and board.id in newest["boards"])
     return not (has_it or is_drifted or board.id in group.state.offered)

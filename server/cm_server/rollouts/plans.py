@@ -395,6 +395,7 @@ def fingerprint(plans: Sequence[GroupPlan]) -> str:
             "waves": list(plan.group.waves),
             "options": vars(plan.group.options),
             "window": plan.group.stored_window,
+            "rollback": plan.group.rollback,
         }
         for plan in plans
     ]

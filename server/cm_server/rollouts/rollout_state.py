@@ -12,6 +12,7 @@ from cm_server.jobs.model import Job
 from cm_server.store.rollout_rows import RolloutBoardRow, RolloutRow
 
 from . import network_change, steps
+from .board_switch import EarlierGeneration
 from .steps import Position, RolloutOptions
 from .windows import Window
 
@@ -65,6 +66,8 @@ class Rollout:
         window: when boards may begin; None: at any time.
         contents: the files of the generation, by SHA-256.
         images: its firmware, by SHA-256, that was looked at.
+        earlier: the generations that boards had before, by the first digits of their ids; None: the
+            server does not have it.
         writes: how many changes of its boards are being written.
     """
 
@@ -77,6 +80,7 @@ class Rollout:
     window: Window | None = None
     contents: dict[str, Content] = field(default_factory=dict)
     images: dict[str, AppImage] = field(default_factory=dict)
+    earlier: dict[str, EarlierGeneration | None] = field(default_factory=dict)
     writes: int = 0
 
     @property
@@ -88,6 +92,11 @@ class Rollout:
     def is_network_change(self) -> bool:
         """Whether it changes the network settings of boards, instead of their generation."""
         return self.row.group.startswith(network_change.GROUP_PREFIX)
+
+    @property
+    def may_clear(self) -> bool:
+        """Whether boards that cannot hold both generations remove the earlier one first."""
+        return self.row.plan.get("rollback") == "network"
 
     @property
     def is_active(self) -> bool:

@@ -32,6 +32,7 @@ from cm_server.jobs.model import Board, Cell, Job, Requester, TimerHandle
 from cm_server.jobs.registry import Registry
 from cm_server.store.rollout_rows import (
     OPEN_STATES,
+    GenerationRow,
     GroupState,
     NewRollout,
     NextRollout,
@@ -53,6 +54,7 @@ from . import (
     job_outcomes,
     steps,
 )
+from .board_switch import EarlierGeneration
 from .joining import JoiningBoards, access_reason
 from .network_steps import NetworkSteps, RolloutActions
 from .rollout_state import BoardRun, Rollout
@@ -360,7 +362,11 @@ class Rollouts:
         board = self._services.registry.by_id.get(run.row.board)
         online = board is not None and board.online
         row = run.row
-        return BoardProgress(row.board, row.wave, row.state, row.since, online, run.begun)
+        is_returning = row.state == "returning"
+        has_failed = is_returning and row.why != "" and not row.why.startswith(steps.UNPROVEN_MARK)
+        return BoardProgress(
+            row.board, row.wave, row.state, row.since, online, run.begun, has_failed
+        )
 
     def _refusal_reason(self, rollout: Rollout, board_id: str) -> str:
         """Return why the token of a rollout may not change a board; "" if it may."""
@@ -532,7 +538,7 @@ class Rollouts:
         if board is None:
             self._set_board(rollout, run, "missed", "it was removed from the fleet")
         elif has_ended and run.row.state == "switching":
-            self._set_board(rollout, run, "waiting", "")  # nothing has changed on it yet
+            self._take_back(rollout, run, "waiting", "")  # nothing is switched on it yet
         elif not board.online:
             if self._network_steps.has_moved(rollout, run):
                 self._set_board(rollout, run, "proven", "it has left, and did not come back here")
@@ -540,6 +546,8 @@ class Rollouts:
                 self._set_board(rollout, run, "unproven", "it has not come back")
         elif run.row.state == "switching":
             self._send_switch(rollout, run, board)
+        elif run.row.state == "returning":
+            self._examine_return(rollout, run, board)
         else:
             self._examine_trial(rollout, run, board)
 
@@ -559,14 +567,14 @@ class Rollouts:
         elif current.reverted == short:
             is_unproven = current.is_unproven and not run.failing
             why = run.failing or _back_text(current.reason)
-            self._set_board(rollout, run, "unproven" if is_unproven else "failed", why)
+            self._take_back(rollout, run, "unproven" if is_unproven else "failed", why)
         elif current.has(short):
             self._on_proven(rollout, run, board)
         elif run.attempts < MAX_ATTEMPTS:  # it has not switched
             run.attempts += 1
             self._set_board(rollout, run, "switching", "")
         else:
-            self._set_board(rollout, run, "unproven", "it came back without the generation")
+            self._take_back(rollout, run, "unproven", "it came back without the generation")
 
     def _try_health(self, rollout: Rollout, run: BoardRun, board: Board, seconds: float) -> None:
         """Look whether the generation works on a board.
@@ -658,7 +666,7 @@ class Rollouts:
     def _send_switch(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Send a board the generation, unless its files have yet to be read from the store."""
         if why := self._refusal_reason(rollout, board.id):
-            self._set_board(rollout, run, "waiting", "")
+            self._take_back(rollout, run, "waiting", "")
             self._end_if_running(rollout, "paused", why)
             return
         if rollout.is_network_change:
@@ -669,7 +677,11 @@ class Rollouts:
             return
         firmware, why = self._firmware_for(rollout, board)
         if why:
-            self._set_board(rollout, run, "failed", why)
+            self._take_back(rollout, run, "failed", why)
+            return
+        earlier = _earlier_id(board) if rollout.may_clear else ""
+        if earlier and earlier not in rollout.earlier:
+            self._read_earlier(rollout, earlier)
             return
         installs, options = self._services.installs, rollout.options
         timeout = max(options.health_timeout, 1.0)
@@ -681,27 +693,37 @@ class Rollouts:
             limit_seconds=int(LIMIT_FACTOR * timeout + LIMIT_SECONDS),
             settings_bytes=installs.limits.settings_bytes,
             firmware=firmware,
+            clears=self._clears(rollout, earlier),
         )
 
-        def on_planned(switched: board_switch.Switched) -> None:
-            self._queue.run(
-                lambda store: store.installed_packages.store_manifest(board.id, switched.manifest)
-            )
-            self._queue.run(lambda store: store.secret_rows.set_uses(board.id, switched.uses))
-
         def generate(board: Board, secrets: board_settings.StoredSecrets) -> OpGenerator:
-            number = board.reported_facts.get("mpy")
-            mpy = number if isinstance(number, int) else 0
-            side = board_switch.BoardSide(
-                board.name, mpy, secrets, installs.content_store.make_unshared
-            )
-            return board_switch.switch(plan, side, on_planned)
+            side = self._board_side(board, secrets)
+            return board_switch.switch(plan, side, self._on_planned(board))
 
         spec = self._stepped(board_switch.FIRST_OPS, generate)
         # A program that keeps its board busy is ended by a soft reset.
         run_options = RunOptions(fresh=board.is_kept_busy)
         run.on_end = lambda job: self._on_switch_ended(rollout, run, job)
         self._submit(rollout, run, board, Cell(spec.code, run_options, files=spec), "switch")
+
+    def _board_side(
+        self, board: Board, secrets: board_settings.StoredSecrets
+    ) -> board_switch.BoardSide:
+        number = board.reported_facts.get("mpy")
+        mpy = number if isinstance(number, int) else 0
+        add_bytes = self._services.installs.content_store.make_unshared
+        return board_switch.BoardSide(board.name, mpy, secrets, add_bytes)
+
+    def _on_planned(self, board: Board) -> Callable[[board_switch.Switched], None]:
+        """Return what stores what a board has after its switch."""
+
+        def store_planned(switched: board_switch.Switched) -> None:
+            self._queue.run(
+                lambda store: store.installed_packages.store_manifest(board.id, switched.manifest)
+            )
+            self._queue.run(lambda store: store.secret_rows.set_uses(board.id, switched.uses))
+
+        return store_planned
 
     def _firmware_for(self, rollout: Rollout, board: Board) -> tuple[Content | None, str]:
         """Return the image that a board gets, and why it cannot get it; "" if it can."""
@@ -744,6 +766,8 @@ class Rollouts:
                 # That ends by itself, mostly soon: it is of a rollout which this one has replaced.
                 since = self._services.clock() - steps.RETRY_SECONDS + BUSY_SECONDS
                 run.row = run.row._replace(since=since)
+            elif state == "cleared":
+                self._take_back(rollout, run, "failed", str(value.get("why")))
             else:
                 self._set_board(rollout, run, "trial", "")
                 if state == "trying":
@@ -752,24 +776,135 @@ class Rollouts:
                     self._restart(rollout, run, board)
             return
         if why := self._refusal_reason(rollout, board.id):
-            self._set_board(rollout, run, "waiting", "")
+            self._take_back(rollout, run, "waiting", "")
             self._end_if_running(rollout, "paused", why)
         elif not job_outcomes.is_broken_off(job):
-            self._set_board(
+            self._take_back(
                 rollout, run, "failed", job_outcomes.last_line(job.error) or str(job.status)
             )
         elif run.attempts < MAX_ATTEMPTS:
             run.attempts += 1  # nothing has happened, or all of it: it is done again
         else:
             why = f"the switch was broken off: {job_outcomes.last_line(job.error) or job.status}"
-            self._set_board(rollout, run, "unproven", why)
+            self._take_back(rollout, run, "unproven", why)
 
     def _restart(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Restart a board, which applies the switch then."""
+        self._restart_for(rollout, run, board, desired.short_id(rollout.row.generation))
+
+    def _restart_for(self, rollout: Rollout, run: BoardRun, board: Board, short: str) -> None:
         run.asked_at = self._services.clock()
         run.on_end = lambda _job: None
-        code = board_restart.restart_code(desired.short_id(rollout.row.generation))
+        code = board_restart.restart_code(short)
         self._submit_restart(rollout, run, board, code, "restart")
+
+    # Boards that could not keep what they had
+
+    def _read_earlier(self, rollout: Rollout, short: str) -> None:
+        """Read a generation that boards had before, given by the first digits of its id."""
+        contents = self._services.installs.content_store
+        operation = self._queue.run(lambda store: _find_earlier(store.rollout_rows, short))
+
+        def on_read(_: object) -> None:
+            if operation.error is not None:
+                return  # it is read again at the next look
+            found = operation.result()
+            if found is None:
+                rollout.earlier[short] = None
+                return
+            row, files = found
+            made = {digest: contents.make_unshared(data) for digest, data in files.items()}
+            rollout.earlier[short] = EarlierGeneration(row.sha256, row.manifest, made)
+
+        operation.when_done(on_read)
+
+    def _clears(self, rollout: Rollout, short: str) -> EarlierGeneration | None:
+        """Return what a board may remove; nothing where it has to keep what it has."""
+        if not rollout.may_clear:
+            return None
+        return rollout.earlier.get(short) or EarlierGeneration("", {}, {})
+
+    def _take_back(self, rollout: Rollout, run: BoardRun, state: str, why: str) -> None:
+        """Record that a board does not get the generation, once it has what it had before.
+
+        Args:
+            rollout: the rollout.
+            run: the board in it.
+            state: "failed", "unproven" or "waiting".
+            why: the reason; "" for "waiting" only.
+        """
+        if not rollout.may_clear:
+            self._set_board(rollout, run, state, why)
+            return
+        mark = steps.UNPROVEN_MARK if state == "unproven" else ""
+        self._set_board(rollout, run, "returning", mark + why)
+
+    def _on_returned(self, rollout: Rollout, run: BoardRun, note: str = "") -> None:
+        """Record what a board is that has again what it had before, or cannot get it."""
+        why = run.row.why
+        if note:
+            why = f"{why.removeprefix(steps.UNPROVEN_MARK)}; {note}".removeprefix("; ")
+        if not why:
+            self._set_board(rollout, run, "waiting", "")
+        elif why.startswith(steps.UNPROVEN_MARK):
+            self._set_board(rollout, run, "unproven", why.removeprefix(steps.UNPROVEN_MARK))
+        else:
+            self._set_board(rollout, run, "failed", why)
+
+    def _examine_return(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        """Send a board again what it had before, if it has removed that.
+
+        No right is asked for: this undoes what the rollout was permitted to do.
+        """
+        now = self._services.clock()
+        since = board.describe()["connected_since"] or 0.0
+        current = desired.read_board_generation(board.reported_facts.get("generation"))
+        if current.state in ("trial", "trying"):  # nothing was lost: it has switched meanwhile
+            self._set_board(rollout, run, "trial", "")
+            run.row = run.row._replace(since=0.0)
+            return
+        if since > run.row.since and current.state != "cleared":
+            self._on_returned(rollout, run)
+            return
+        if now - run.asked_at < RESTART_SECONDS:
+            return
+        short = _earlier_id(board)
+        if short and short not in rollout.earlier:
+            self._read_earlier(rollout, short)
+            return
+        earlier = rollout.earlier.get(short)
+        if earlier is None:
+            lost = f"the server does not have generation {short} any more"
+            self._on_returned(rollout, run, lost if current.state == "cleared" else "")
+            return
+        limit = self._services.installs.limits.settings_bytes
+
+        def generate(board: Board, secrets: board_settings.StoredSecrets) -> OpGenerator:
+            side = self._board_side(board, secrets)
+            return board_switch.send_again(earlier, side, limit, self._on_planned(board))
+
+        spec = self._stepped(board_switch.FIRST_OPS, generate)
+        run.on_end = lambda job: self._on_sent_again(rollout, run, job, short)
+        options = RunOptions(fresh=board.is_kept_busy)
+        self._submit(rollout, run, board, Cell(spec.code, options, files=spec), "send again")
+
+    def _on_sent_again(self, rollout: Rollout, run: BoardRun, job: Job, short: str) -> None:
+        state = job_outcomes.read_value(job) if job.status == "ok" else None
+        current = desired.read_board_generation(job.board.reported_facts.get("generation"))
+        # It is switched then, but was asked in vain to restart, or started before that.
+        has_old_program = run.asked_at > 0 or current.state == "cleared"
+        if state == "trial":
+            self._set_board(rollout, run, "trial", "")
+        elif state == "switched" or (state == "proven" and has_old_program):
+            self._restart_for(rollout, run, job.board, short)
+        elif state == "proven":
+            self._on_returned(rollout, run)
+        elif job_outcomes.is_broken_off(job):
+            run.not_before = self._services.clock() + SUBMIT_SECONDS
+        else:
+            why = job_outcomes.last_line(job.error) or str(job.status)
+            note = f"what it had before could not be sent again: {why}"
+            self._on_returned(rollout, run, note)
 
     def _send_back(self, rollout: Rollout, run: BoardRun, board: Board, why: str) -> None:
         """Restart a board whose trial has failed, so that it goes back; then it has failed."""
@@ -792,7 +927,7 @@ class Rollouts:
         if board_restart.read_state(job.value.text()) == "proven":
             self._on_proven(rollout, run, job.board)
         else:
-            self._set_board(rollout, run, "failed", run.failing)
+            self._take_back(rollout, run, "failed", run.failing)
 
     def _send_health(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         options = rollout.options
@@ -869,6 +1004,25 @@ def _load(
     ]
     version = rows.version()
     return _LoadedAll(loaded, version, rows.groups() if version != known_version else None)
+
+
+def _earlier_id(board: Board) -> str:
+    """Return the first digits of the id of what a board has, also if it was changed; else ""."""
+    fact = board.reported_facts.get("generation")
+    return (
+        desired.read_drifted_fact(fact).generation or desired.read_board_generation(fact).generation
+    )
+
+
+def _find_earlier(rows: RolloutRows, short: str) -> tuple[GenerationRow, dict[str, bytes]] | None:
+    """Return a generation with all its files; None if the store does not have it any more."""
+    ids = rows.find_generation(short)
+    made = rows.generations_of(ids)
+    if len(ids) != 1 or ids[0] not in made:
+        return None
+    row, files = made[ids[0]], rows.contents_of(ids[0])
+    is_whole = desired.content_sizes(row.manifest).keys() <= files.keys()
+    return (row, files) if is_whole else None
 
 
 def rollback_options(rows: RolloutRows, row: RolloutRow, generation: str) -> dict[str, Any]:

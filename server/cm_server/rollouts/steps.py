@@ -9,6 +9,9 @@ A board of a rollout is in one of these states::
       │ └──▶ missed              │
       └────── unproven ◀─────────┘     it went back for want of a link, and is tried again
 
+A board that could not keep what it had (``rollback = "network"``) is ``returning`` before it is
+``failed`` or ``unproven``: the server sends it the earlier generation again.
+
 ``proven``, ``failed`` and ``missed`` are final. A board that is away is neither a success nor a
 failure: one that has not begun by its deadline is ``missed``, one that has begun and is not proven
 by then is ``failed``.
@@ -23,7 +26,9 @@ from typing import Final, NamedTuple
 from .windows import Window
 
 ENDED: Final = frozenset(("proven", "failed", "missed"))
-ACTIVE: Final = frozenset(("switching", "trial"))
+ACTIVE: Final = frozenset(("switching", "trial", "returning"))
+#: Begins the reason of a board that is unproven as soon as it has returned.
+UNPROVEN_MARK: Final = "?"
 #: Seconds until a board that came back unproven is tried again.
 RETRY_SECONDS: Final = 60.0
 #: Seconds that a board may be gone in the middle of its switch until its wave does not wait for it.
@@ -65,6 +70,7 @@ class BoardProgress(NamedTuple):
         since: when it got into that state, in seconds since 1970.
         online: whether it is connected.
         begun: whether it has been given the generation, or a part of it, before.
+        has_failed: whether it fails as soon as it has returned.
     """
 
     board_id: str
@@ -73,6 +79,7 @@ class BoardProgress(NamedTuple):
     since: float
     online: bool
     begun: bool = False
+    has_failed: bool = False
 
 
 class Position(NamedTuple):
@@ -132,7 +139,7 @@ def next_step(
             each._replace(state=overdue[each.board_id][0]) if each.board_id in overdue else each
             for each in boards
         ]
-    failed = sum(each.state == "failed" for each in boards)
+    failed = sum(each.state == "failed" or each.has_failed for each in boards)
     active = [each for each in boards if each.state in ACTIVE]
     if failed > options.max_failures:
         outcome = (

@@ -16,7 +16,7 @@ app      = "src/greenhouse"
 packages = ["logging", "github:acme/sht31@v1.2"]
 settings = { interval = 30, mqtt = { secret = "mqtt" } }
 pin      = ["greenhouse-7"]
-rollback = "local"
+rollback = "network"
 firmware = "1.29.0"
 window   = { start = "0 3 * * *", for = "2h", tz = "Europe/Berlin" }
 [greenhouse.board."greenhouse-3"]
@@ -42,6 +42,7 @@ def test_all_keys_are_read():
         packages=("logging", "github:acme/sht31@v1.2"),
         settings={"interval": 30, "mqtt": {"secret": "mqtt"}},
         pin=("greenhouse-7",),
+        rollback="network",
         firmware="1.29.0",
         window={"start": "0 3 * * *", "for": 7200, "tz": "Europe/Berlin"},
         board_settings={"greenhouse-3": {"offset": 0.4}},
@@ -94,8 +95,7 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "[lab.window]\nstrat = 'x'", r"lab\.window\.strat: .*; did you mean start\?"),
         (LAB + "[lab.window]\nstart = 'x'\nfor = 2", "lab.window.for: must be a span"),
         (LAB + "[lab.window]\nstart = 1\nfor = '2h'", "lab.window.start: must be a text"),
-        (LAB + "rollback = 'network'", "lab.rollback: this version knows only"),
-        (LAB + "rollback = 'no'", "lab.rollback: must be 'local'"),
+        (LAB + "rollback = 'no'", "lab.rollback: must be 'local' or 'network'"),
         (LAB + "packages = 'logging'", "lab.packages: must be a list of texts"),
         (LAB + "packages = ['a', 'a']", "lab.packages: has an entry twice"),
         (LAB + "pin = [1]", "lab.pin: must be a list of texts"),

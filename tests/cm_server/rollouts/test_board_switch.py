@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from cm_server.installs.board_settings import StoredSecrets
 from cm_server.installs.content_store import Content, ContentStore
 from cm_server.installs.install_manifest import JOURNAL_PATH
 from cm_server.limits import Limits
-from cm_server.rollouts import desired
+from cm_server.rollouts import board_switch, desired
 from cm_server.rollouts.board_switch import (
     BACK_PATH,
     STATE_PATH,
     BoardSide,
+    EarlierGeneration,
     Switched,
     SwitchPlan,
     settle,
@@ -232,10 +234,116 @@ def test_secret_that_the_board_may_not_have_is_refused(lab: Lab):
 
 def test_switch_that_does_not_fit_changes_nothing(lab: Lab):
     board = SwitchBoard(free=3)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PackageError, match="no room for the new generation beside what is there"):
         lab.switch(board, lab.plan({"/app.py": b"x" * 9000}))
     assert board.own == {"/cm.json": b"{}"}
     assert JOURNAL_PATH not in board.files
+
+
+class SmallBoard(SwitchBoard):
+    """A fake board whose files occupy blocks of 4 KiB, of which it has few."""
+
+    blocks = 20
+
+    def statvfs(self, _: str) -> list[int]:
+        used = sum(-(-len(data) // 4096) for data in self.files.values() if len(data) > 1022)
+        return [4096, 4096, self.blocks, self.blocks - used]
+
+
+BIG = {"/app.py": b"1" * 9000, "/a.py": b"a" * 8000, "/own.py": b"o", "/same.py": b"s" * 5000}
+BIG_NEXT = {
+    "/app.py": b"2" * 9000,
+    "/a.py": b"b" * 8000,
+    "/new/c.py": b"c",
+    "/same.py": b"s" * 5000,
+}
+
+
+def clearing(lab: Lab, board: SwitchBoard, old: SwitchPlan, new: SwitchPlan) -> SwitchPlan:
+    """Return a plan that may remove the earlier generation first."""
+    lab.prove(board, old)
+    earlier = EarlierGeneration(old.generation, old.manifest, old.contents)
+    return replace(new, clears=earlier)
+
+
+def send_again(lab: Lab, board: SwitchBoard, plan: SwitchPlan) -> Any:
+    assert plan.clears is not None
+    side = BoardSide("lab-1", MPY, lab.secrets, lab.contents.add_bytes)
+    return board.run(board_switch.send_again(plan.clears, side, 16384, lab.planned.append))
+
+
+def test_board_without_room_for_both_removes_the_earlier_generation_first(lab: Lab):
+    board = SmallBoard()
+    old = lab.plan(BIG, settings={"a": 1})
+    new = clearing(lab, board, old, lab.plan(BIG_NEXT, settings={"a": 2}))
+    with pytest.raises(PackageError, match='rollback = "network" removes that first'):
+        lab.switch(board, replace(new, clears=None))
+    before = dict(board.own)
+    assert lab.switch(board, new)["state"] == "switched"
+    assert board.files[STATE_PATH].decode() == f"cleared {desired.short_id(old.generation)}"
+    assert board.own == {
+        path: data for path, data in before.items() if path not in ("/app.py", "/a.py", "/own.py")
+    }
+    board.restart()
+    assert json.loads(board.files[SETTINGS]) == {"a": 2}
+    assert {path: data for path, data in board.own.items() if path in BIG} == {
+        path: data for path, data in BIG_NEXT.items() if path in BIG
+    }
+    board.restart()  # it goes back
+    state = desired.read_board_generation(board.files[STATE_PATH].decode())
+    assert (state.state, state.generation) == ("cleared", desired.short_id(old.generation))
+    assert state.reverted == desired.short_id(new.generation)
+    assert "/app.py" not in board.own
+    assert json.loads(board.files[SETTINGS]) == {"a": 1}
+    assert send_again(lab, board, new) == "switched"
+    board.restart()
+    assert board.own == before
+    assert board.files[STATE_PATH].decode() == f"proven {desired.short_id(old.generation)}"
+    assert send_again(lab, board, new) == "proven"
+    assert lab.switch(board, old) == {"state": "same", "files": 0, "bytes": 0}
+
+
+def test_new_generation_is_proven_after_the_earlier_one_was_removed(lab: Lab):
+    board = SmallBoard()
+    new = clearing(lab, board, lab.plan(BIG), lab.plan(BIG_NEXT))
+    lab.prove(board, new)
+    assert board.own == {**BIG_NEXT, "/cm.json": b"{}"}
+
+
+def test_board_with_room_for_both_keeps_the_earlier_generation(lab: Lab):
+    board = SwitchBoard()
+    new = clearing(lab, board, lab.plan(BIG), lab.plan(BIG_NEXT))
+    assert lab.switch(board, new)["state"] == "switched"
+    assert board.files["/app.py"] == BIG["/app.py"]
+    board.restart()
+    board.restart()
+    assert board.files["/app.py"] == BIG["/app.py"]
+
+
+def test_files_that_the_server_cannot_send_again_are_not_removed(lab: Lab):
+    board = SmallBoard()
+    new = clearing(lab, board, lab.plan(BIG), lab.plan(BIG_NEXT))
+    board.files["/app.py"] = b"changed".ljust(9000)
+    board.files["/a.py"] = b"changed".ljust(8000)
+    before = dict(board.files)
+    with pytest.raises(PackageError, match="not even without the earlier"):
+        lab.switch(board, new)
+    unknown = EarlierGeneration("f" * 64, {}, {})
+    with pytest.raises(PackageError, match="the server has no earlier one to send again"):
+        lab.switch(board, replace(new, clears=unknown))
+    assert board.files == before
+
+
+def test_switch_that_fails_after_removing_says_so(lab: Lab):
+    board = SmallBoard()
+    old = lab.plan(BIG)
+    new = clearing(lab, board, old, lab.plan(BIG_NEXT))
+    before = dict(board.own)
+    board.failing_op = "put /.cm/new/1"
+    assert lab.switch(board, new)["state"] == "cleared"
+    assert send_again(lab, board, new) == "switched"
+    board.restart()
+    assert board.own == before
 
 
 def test_packages_for_another_kind_of_board_are_refused(lab: Lab):
@@ -316,6 +424,7 @@ def test_record_cannot_name_files_of_the_client(lab: Lab):
         ("proven 0123", "proven", "0123", "", ""),
         ("trying 0123 60 150", "trying", "0123", "", ""),
         ("trial 0123 60 150\n", "trial", "0123", "", ""),
+        ("cleared 01\nreverted 23 x", "cleared", "01", "23", "x"),
         ("proven 01\nreverted 23 ?no link", "proven", "01", "23", "?no link"),
         ("\nreverted 23 app.py ended: x", "", "", "23", "app.py ended: x"),
         ("\nreverted 23", "", "", "23", ""),

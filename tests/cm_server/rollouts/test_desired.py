@@ -20,6 +20,7 @@ A, B = "a" * 16, "b" * 16
         (f"proven {A}", f"proven {A}\nreverted {B} ?no link", True),  # it had no link meanwhile
         (f"trying {B} 0 60", f"proven {A}\nreverted {B} it restarted", False),  # a crash
         (f"proven {A}\nreverted {B} ?no link", f"proven {A}\nreverted {B} ?no link", False),
+        (f"cleared {A}\nreverted {B} ?no link", f"proven {A}", True),  # it was sent again
         (f"proven {A}", f"proven {A}", False),
         (f"trying {B} 0 60", f"trying {B} 0 60", False),
         (None, None, False),

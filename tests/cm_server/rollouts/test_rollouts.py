@@ -248,7 +248,7 @@ DIGEST = hashlib.sha256().hexdigest()
         ({"settings": "[]"}, "must be the text of a JSON object"),
         ({"settings": '{"a": [{"secret": "x"}]}'}, "a list cannot contain a secret"),
         ({"waves": [1]}, 'waves must end with "100%"'),
-        ({"rollback": "network"}, "rollback must be one of local"),
+        ({"rollback": "none"}, "rollback must be one of local, network"),
         ({"options": {"pause": -1}}, "pause must be a number"),
         ({"options": {"pause": True}}, "pause must be a number"),
         ({"options": {"on_failure": "x"}}, "on_failure must be one of"),
@@ -348,6 +348,38 @@ async def test_board_that_joins_a_group_gets_its_proven_generation(lab: Lab):
     async with await FakeBoard.join(lab.service, identity, parts=PARTS, facts={"mpy": 5}) as board:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(board.next(), 2.5)
+
+
+async def test_board_that_removed_its_generation_gets_it_when_no_rollout_waits_for_it(lab: Lab):
+    generation = await applied(lab)
+    change(lab, 1, state="done")
+    for rollout in (2, 2):  # this happens once
+        fact = f"cleared {generation[:16]}\nreverted 0123 ?no link"
+        async with await lab.join("lab-1", generation=fact) as board:
+            if rollout != (await lab.status())["rollout"]:
+                assert (await board.next()).op == wire.FILE
+            else:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(board.next(), 2.5)
+            found = await lab.status()
+        assert (found["rollout"], found["joined"]) == (rollout, True)
+        assert found["generation"] == generation
+        await lab.owner.ask("fleet-abort")
+
+
+async def test_board_that_cannot_be_sent_what_it_had_fails_with_both_reasons(lab: Lab):
+    await applied(lab, target="lab-1", rollback="network")
+    rows = lab.service.store.rollout_rows
+    row = rows.boards_of(1)[0]
+    assert rows.set_boards(1, 1, {row.board: ("returning", 1.0, "health: no sensor")})
+    rows.claim("another server", None)
+    lab.service.server.rollouts.reload()  # it takes that over
+    fact = "cleared 0123456789abcdef\nreverted fedc x"
+    async with await lab.join("lab-1", generation=fact):
+        rollout = await lab.until_state("failed")
+    assert rollout["boards"][0]["why"] == (
+        "health: no sensor; the server does not have generation 0123456789abcdef any more"
+    )
 
 
 async def test_board_that_gets_a_label_joins_the_group_if_its_client_can_go_back(lab: Lab):

@@ -46,6 +46,18 @@ def test_parallel_bounds_how_many_are_switched_at_a_time():
     assert step("0 trial", "0 switching", "0 waiting", parallel=2).begin == ()
 
 
+def test_board_that_is_sent_what_it_had_counts_as_failed_if_its_generation_has():
+    returning = boards("0 returning", "0 waiting")
+    step = lambda: next_step(  # noqa: E731 (what differs is the boards)
+        returning, RolloutOptions(max_failures=0), Position(0, NOW), NOW
+    )
+    assert step().begin == ("b1",)
+    returning[0] = returning[0]._replace(has_failed=True)
+    assert (step().begin, step().outcome) == ((), "")  # it is waited for
+    returning[0] = returning[0]._replace(online=False)
+    assert step().outcome == "failed"
+
+
 def test_next_wave_begins_after_the_pause():
     assert step("0 proven", "1 waiting").position == Position(0, NOW - 100, NOW)
     assert step("0 proven", "1 waiting", settled=59).position.wave == 0
