@@ -132,6 +132,11 @@ def _draft(path: Path) -> Iterator[Path]:
     """Yield a path for a new file; at the end it takes the place of ``path``."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        draft.touch()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
         yield draft
         draft.replace(path)
     finally:

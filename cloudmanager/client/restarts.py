@@ -57,7 +57,7 @@ async def reset_chips(boards: HasTarget, progress: ProgressCallback | None) -> R
     target = fold_names(name for name, result in fresh.items() if result.ok)
     if not target:
         return fresh
-    before = await _connected_since(boards, target)
+    before = await _last_links(boards, target)
     last = await _run_before_end(boards, target, hard_reset_cell())
     results = {**fresh, **last}
     waiting = [name for name, result in last.items() if result.ok]
@@ -65,7 +65,7 @@ async def reset_chips(boards: HasTarget, progress: ProgressCallback | None) -> R
     while waiting and time.monotonic() < deadline:
         _report(progress, results, waiting)
         await sleep(_POLL_SECONDS)
-        since = await _connected_since(boards, fold_names(waiting))
+        since = await _last_links(boards, fold_names(waiting))
         waiting = [name for name in waiting if since.get(name) in (None, before.get(name))]
     _report(progress, results, ())
     for name in waiting:
@@ -98,10 +98,16 @@ def _report(
             progress(name, int(name not in waiting), 1)
 
 
-async def _connected_since(boards: HasTarget, target: str) -> Mapping[str, float | None]:
-    """Return the time of each board's present link; None for boards without one."""
+async def _last_links(boards: HasTarget, target: str) -> Mapping[str, float | None]:
+    """Return the time of each board's present link; None for boards that have yet to connect.
+
+    A board that sleeps again was back: for it, the time at which its link ended is returned.
+    """
     rows = await boards.exchange().request("boards", {"target": target})
-    return {row["name"]: row["connected_since"] for row in rows}
+    return {
+        row["name"]: row["last_seen"] if row["state"] == "asleep" else row["connected_since"]
+        for row in rows
+    }
 
 
 async def _run(boards: HasTarget, target: str, cell: Cell, *, fresh: bool = False) -> Results:

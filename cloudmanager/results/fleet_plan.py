@@ -163,6 +163,8 @@ def _change_lines(change: Mapping[str, Any]) -> list[str]:
         lines.append(f"    uninstall {', '.join(change['packages_removed'])}")
     if change["settings"]:
         lines.append(f"    set {', '.join(change['settings'])}")
+    if change.get("settings_removed"):
+        lines.append(f"    remove from the settings {', '.join(change['settings_removed'])}")
     return lines if len(lines) > 1 else [*lines, "    restart, and prove itself"]
 
 

@@ -177,10 +177,12 @@ def _first_line(text: str) -> str:
 
 
 def _group(entries: Sequence[HistoryEntry]) -> list[list[HistoryEntry]]:
-    """Return the jobs in lists: those of one request on several boards together."""
+    """Return the jobs in lists: those of one request, or step of a rollout, together."""
     groups: dict[tuple[Any, ...], list[HistoryEntry]] = {}
     for entry in entries:
-        key = (entry.at, entry.caller, entry.kind, entry.sha256, entry.name)
+        key: tuple[Any, ...] = (entry.at, entry.caller, entry.kind, entry.sha256, entry.name)
+        if entry.kind == "rollout":  # its boards come one after the other, and none is repeated
+            key = entry.kind, entry.text
         groups.setdefault(key, []).append(entry)
     return list(groups.values())
 

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from cloudmanager.protocol.targets import natural_key
+
 from .jobs.model import Board, TimerHandle
 from .jobs.registry import Registry
 
@@ -67,7 +69,11 @@ class Alarms:
         if not self._names:
             return
         events = [
-            {"kind": kind, "count": len(names), "names": names[:_LISTED_NAMES]}
+            {
+                "kind": kind,
+                "count": len(names),
+                "names": sorted(names, key=natural_key)[:_LISTED_NAMES],
+            }
             for kind, names in self._names.items()
         ]
         self._names = {}

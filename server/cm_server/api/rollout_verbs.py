@@ -484,7 +484,9 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
         )
     if len(rows) != 1:
         names = ", ".join(row.group for row in rows)
-        raise ServerError(f"one group is rolled back at a time; there are {names}")
+        raise ServerError(
+            f"one group is rolled back at a time: name it (`--group GROUP`); there are {names}"
+        )
     (row,) = rows
     _check_covers(context, row)
     wanted = context.body.get("generation")

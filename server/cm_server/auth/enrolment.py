@@ -321,7 +321,9 @@ class Enrolment:
             board.stay = stay
         new_nonce = row.nonce != board.nonce
         self._apply_key(board, row)
-        board.last_seen = row.last_seen
+        # The row of a board that this server had has the time at which it connected.
+        known = board.last_seen if row.last_seen is not None else None
+        board.last_seen = row.last_seen if known is None else max(known, row.last_seen or 0.0)
         if new_nonce:
             self._dispatch.scheduler.send_rekey(board)
 

@@ -35,7 +35,8 @@ class BoardChange(NamedTuple):
         names: of the boards.
         put: path -> size of the files that are written.
         removed: paths of the files that are removed.
-        settings: keys that are set or removed.
+        settings: keys that are set.
+        settings_gone: keys that are removed.
         packages: names and versions of packages that are installed.
         gone: names of packages that are removed.
         firmware: what is written; "" if they have its version already.
@@ -46,6 +47,7 @@ class BoardChange(NamedTuple):
     put: Mapping[str, int]
     removed: tuple[str, ...]
     settings: tuple[str, ...]
+    settings_gone: tuple[str, ...]
     packages: tuple[str, ...]
     gone: tuple[str, ...]
     firmware: str = ""
@@ -60,6 +62,7 @@ class BoardChange(NamedTuple):
             "bytes": sum(self.put.values()),
             "removed": list(self.removed[:_LIST_PATHS]),
             "settings": list(self.settings),
+            "settings_removed": list(self.settings_gone),
             "packages": list(self.packages),
             "packages_removed": list(self.gone),
             "firmware": self.firmware,
@@ -233,7 +236,8 @@ def plan_group(
         error = _missing_secret(manifest, board, known.secrets)
         if firmware is not None:
             error = firmware.refusal_reason(board) or error
-        kind = _kind_of(group, board, error)
+        before = known.manifests.get(known_generation(board))
+        kind = _kind_of(group, board, before, error)
         if firmware is not None and not kind.error:
             kind = kind._replace(firmware=_new_firmware(board, firmware))
         kinds.setdefault(kind, []).append(board)
@@ -259,7 +263,7 @@ class _Kind(NamedTuple):
     Attributes:
         before: the first digits of the id of the generation that they have; "" for none.
         mpy: their kind of bytecode.
-        own: the name of a board with settings of its own; else "".
+        own: the name of a board that has, or gets, settings of its own; else "".
         drift: what they have no longer of their generation.
         error: why they cannot get another one; "" if they can, or that is not known.
         firmware: what firmware they get; "" if they have its version already.
@@ -281,16 +285,20 @@ def _missing_secret(
         target = secrets.get(name)
         # What secrets other boards have is not for all callers.
         if target is None or not target.covers(board.name, board):
-            return f"there is no secret {name!r} for it: run mbm secret-set {name}"
+            return f"there is no secret {name!r} for it: run `mbm secret-set {name}`"
     return ""
 
 
-def _kind_of(group: DesiredGroup, board: Board, missing: str) -> _Kind:
+def _kind_of(
+    group: DesiredGroup, board: Board, before: Mapping[str, Any] | None, missing: str
+) -> _Kind:
     drift = desired.read_drifted_fact(board.reported_facts.get("generation"))
+    has_own = board.name in group.board_settings
+    had_own = before is not None and board.name in before["boards"]
     return _Kind(
         before=known_generation(board),
         mpy=_mpy(board),
-        own=board.name if board.name in group.board_settings else "",
+        own=board.name if has_own or had_own else "",
         drift=drift,
         error=refusal_reason(board) or missing,
     )
@@ -346,17 +354,20 @@ def _compare(
             old_files = _without(desired.files_for(before, mpy), kind.drift.paths)
         except PackageError:
             old_files = {}
+    names = tuple(board.name for board in boards)
+    if error:
+        return BoardChange(names, {}, (), (), (), (), (), error=error)
     settings = desired.settings_for(manifest, name)
     old_settings = {} if before is None else desired.settings_for(before, name)
     old_settings = _without(old_settings, kind.drift.settings)
     keys = [
         key
-        for key in sorted({*settings, *old_settings})
-        if key not in settings or key not in old_settings or settings[key] != old_settings[key]
+        for key in sorted(settings)
+        if key not in old_settings or settings[key] != old_settings[key]
     ]
     packages, old_packages = _versions(manifest, mpy), _versions(before or {"packages": {}}, mpy)
     return BoardChange(
-        tuple(board.name for board in boards),
+        names,
         {
             path: size
             for path, (digest, size) in files.items()
@@ -364,6 +375,7 @@ def _compare(
         },
         tuple(sorted(old_files.keys() - files.keys())),
         tuple(keys),
+        tuple(sorted(old_settings.keys() - settings.keys())),
         tuple(
             f"{key} {version}"
             for key, version in sorted(packages.items())
@@ -371,7 +383,6 @@ def _compare(
         ),
         tuple(sorted(old_packages.keys() - packages.keys())),
         firmware=kind.firmware,
-        error=error,
     )
 
 

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from cloudmanager.client.fleet import Boards, Fleet
-from cloudmanager.results.history import History
+from cloudmanager.results.history import History, HistoryEntry
 from tests.conftest import running_boards
 
 FAILED = "1 / 0  # ``` it failed, <b>"
@@ -111,3 +111,15 @@ def test_history_is_forgotten(past: Boards, fleet: Fleet, mbm):
     assert "forget me" not in str(mbm("board-history", "past-1").out)
     done = mbm("history-forget", "nowhere-1")
     assert done.status == 2
+
+
+def test_step_of_a_rollout_is_one_cell_of_a_notebook():
+    step = HistoryEntry(1, "lab-1", "local", 1.0, 0.1, "ok", kind="rollout", text="3: switch")
+    other = step._replace(job=2, board="lab-2", at=60.0)
+    failed = step._replace(job=3, at=61.0, status="error", error="oops", text="3: health")
+    document = nbformat.reads(History([step, other, failed]).to_notebook(), as_version=4)
+    cells = [cell.source for cell in document.cells[-2:]]
+    assert cells[0].startswith("**lab\\-\\[1\\-2\\]**")
+    assert cells[0].endswith("Not repeated: rollout 3: switch")
+    assert "error: oops" in cells[1]
+    assert len(document.cells) == 4

@@ -153,7 +153,7 @@ def test_missing_secret_is_said_by_the_plan_and_nothing_is_begun(lab: Lab, mbm: 
     # What only MicroPython understands is no error.
     app = "import micropython\n@micropython.viper\ndef f(p: ptr8) -> int:\n    return p[0]\n"
     path = lab.write(app, settings='{ mqtt = { secret = "mqtt" } }')
-    why = "there is no secret 'mqtt' for it: run mbm secret-set mqtt"
+    why = "there is no secret 'mqtt' for it: run `mbm secret-set mqtt`"
     assert f"    cannot be changed: {why}" in mbm("fleet-plan", path).out.splitlines()
     applied = mbm("fleet-apply", path, "--yes")
     assert applied.status == 1

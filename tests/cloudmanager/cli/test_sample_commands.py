@@ -85,6 +85,10 @@ def test_files(kept: Samples, mbm: Any, tmp_path: Path):
     found = duckdb.read_parquet(str(path)).filter("name = 'kept'").project("board, value")
     assert found.fetchall() == [("demo-1", float(n)) for n in range(4)]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["it's.csv", "it's.parquet"]
+    path = tmp_path / "no folder" / "a.csv"
+    for option in ("--csv", "--parquet"):
+        done = mbm("board-samples", "demo-1", "--since", "1h", option, str(path))
+        assert (done.status, done.err) == (2, f"mbm: {path}: No such file or directory.\n")
 
 
 def test_nothing_found_is_said(kept: Samples, mbm: Any):

@@ -47,6 +47,20 @@ def test_hard_reset_ends_when_the_boards_are_back(two: Boards):
     assert "NameError" in two.run("variable")["demo-2"].traceback
 
 
+def test_hard_reset_of_a_board_whose_program_sleeps_ends_when_it_is_asleep(
+    fleet: Fleet, boards: VirtualBoards
+):
+    one = fleet["demo-1"]
+    one.put(b"import cm\ncm.sleep(8)\n", ":app.py").raise_for_error()
+    try:
+        assert one.reset(hard=True).ok
+        assert one.info()[0]["state"] == "asleep"
+    finally:
+        one.stay("1m")
+        one.run("import os; os.remove('/app.py')", wait=WAIT).raise_for_error()
+        one.stay(0)
+
+
 def test_hard_reset_starts_the_program_again_though_it_keeps_the_board_busy(
     fleet: Fleet, boards: VirtualBoards
 ):

@@ -136,6 +136,17 @@ async def test_new_board_that_is_away_gets_all_when_it_comes(lab: Lab):
         assert (await board.next()).job == job
 
 
+async def test_new_board_that_has_left_was_seen_when_it_left(lab: Lab):
+    spare = lab.service.server.registry.by_name["spare"]
+    async with await lab.join("spare"):
+        await asyncio.sleep(0.05)
+    await lab.service.until(lambda: spare.link is None)
+    left = spare.last_seen
+    assert (await lab.replace())["name"] == "lab-1"
+    boards = {each["name"]: each for each in (await lab.owner.ask("boards"))["reply"]}
+    assert boards["lab-1"]["last_seen"] == left
+
+
 async def test_note_of_the_new_board_stays_if_the_old_one_had_none(lab: Lab):
     await lab.owner.ask("import", rows=[{"board": "spare", "note": "second revision"}])
     await lab.replace()

@@ -45,7 +45,7 @@ def test_boards_with_the_same_change_are_one_line():
     first, second = plan.changes
     assert first.names == ("lab-1", "lab-2", "lab-3")
     assert (dict(first.put), first.removed) == ({"/app.py": 300}, ("/gone.py",))
-    assert first.settings == ("a", "b")
+    assert (first.settings, first.settings_gone) == (("a",), ("b",))
     assert (second.names, dict(second.put)) == (("lab-4",), {"/app.py": 300, "/same.py": 20})
     described = plan.describe(0.0)
     assert described["bytes"] == 3 * 300 + 320
@@ -58,7 +58,8 @@ def test_boards_with_the_same_change_are_one_line():
         "  lab-[1-3]",
         "    write /app.py (300 bytes)",
         "    remove /gone.py",
-        "    set a, b",
+        "    set a",
+        "    remove from the settings b",
         "  lab-4",
         "    write /app.py, /same.py (320 bytes)",
         "    set a",
@@ -84,6 +85,39 @@ def test_boards_whose_own_settings_stay_are_one_line_with_the_others():
     assert (change.names, dict(change.put)) == (("lab-1", "lab-2", "lab-3"), {"/app.py": 20})
     new = plans.plan_group(of(DIGEST), GroupBoards(boards, ()), None, NOTHING)
     assert [each.names for each in new.changes] == [("lab-1", "lab-3"), ("lab-2",)]
+
+
+def test_settings_that_are_gone_are_shown_as_removed_and_those_of_one_board_by_themselves():
+    before = DesiredGroup(
+        "lab", "lab-*", settings={"a": 1, "b": 2}, board_settings={"lab-2": {"offset": 1}}
+    )
+    old = desired.make_manifest(before, None)
+    generation = desired.manifest_hash(old)
+    boards = tuple(board(f"lab-{n}", generation) for n in range(1, 4))
+    known = Known({desired.short_id(generation): old}, {})
+    after = DesiredGroup("lab", "lab-*", settings={"a": 3})
+    plan = plans.plan_group(after, GroupBoards(boards, ()), None, known)
+    reply = {"groups": [plan.describe(0.0)], "open": {}, "released": {}, "gone": []}
+    lines = plan_text(reply).splitlines()
+    assert lines[1:7] == [
+        "  lab-[1,3]",
+        "    set a",
+        "    remove from the settings b",
+        "  lab-2",
+        "    set a",
+        "    remove from the settings b, offset",
+    ]
+
+
+def test_boards_that_cannot_be_changed_for_one_reason_are_one_line():
+    old = desired.make_manifest(DesiredGroup("lab", "lab-*", settings={"a": 1}), None)
+    generation = desired.manifest_hash(old)
+    boards = (board("lab-1", generation), board("lab-2"))
+    known = Known({desired.short_id(generation): old}, {})
+    after = DesiredGroup("lab", "lab-*", settings={"k": {"secret": "none"}})
+    (change,) = plans.plan_group(after, GroupBoards(boards, ()), None, known).changes
+    assert (change.names, change.put) == (("lab-1", "lab-2"), {})
+    assert change.error.startswith("there is no secret 'none'")
 
 
 def test_boards_that_have_the_generation_do_not_change():
@@ -155,9 +189,9 @@ def test_plan_says_which_secret_is_missing():
     assert errors(mqtt="all", key="lab-2") == ["", ""]
     assert errors(mqtt="all", key="lab-1") == [
         "",
-        "there is no secret 'key' for it: run mbm secret-set key",
+        "there is no secret 'key' for it: run `mbm secret-set key`",
     ]
-    assert errors(key="all") == ["there is no secret 'mqtt' for it: run mbm secret-set mqtt"] * 2
+    assert errors(key="all") == ["there is no secret 'mqtt' for it: run `mbm secret-set mqtt`"]
 
 
 def test_plan_text_says_what_is_in_progress_and_each_thing_once():
