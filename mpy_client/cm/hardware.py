@@ -55,7 +55,7 @@ def add_facts(facts):
             from cm import ota
 
             ota.add(facts)
-    except (ImportError, OSError):  # without the part, or without another slot
+    except Exception:  # without the part or another slot; no fact may keep a board from connecting
         pass
     try:
         facts["reset"] = _reset_cause()
