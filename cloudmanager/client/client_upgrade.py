@@ -37,6 +37,7 @@ PIECE_BYTES: Final = 1024  # small: a board has each piece in memory twice
 CELL_SECONDS: Final = 20.0
 RECONNECT_SECONDS: Final = 90.0  # to restart, join the network and connect
 POLL_SECONDS: Final = 0.2  # between two looks whether the boards have reconnected
+SPARE_BYTES: Final = 8192  # that have to be free beside the files of a new client
 _PREPARE_CODE: Final = """
 import sys
 if 'cm.console' not in sys.modules:
@@ -115,7 +116,7 @@ async def submit_upgrade(boards: HasTarget, options: RunOptions) -> Results:
     size = sum(len(data) for data in client_files().values())
     names = {"names": sorted(digests)}
     groups = (
-        _waiting_cell(_PREPARE_CODE, options, {"size": size + 8192}),
+        _waiting_cell(_PREPARE_CODE, options, {"size": size + SPARE_BYTES}),
         WaitingUploadGroup({"client": digests}, options),
         _waiting_cell(_CHECK_STAGED_CODE, options, names),
         # Not a restart by the third job: the fourth one could be sent before that.
@@ -156,7 +157,7 @@ class ClientUpgrade:
         """Upgrade; return for each board whether it has the new client, or why not."""
         names = await self._find_boards()
         size = sum(map(len, self._files.values()))
-        await self._run_cell(_PREPARE_CODE, {"size": size + 8192})
+        await self._run_cell(_PREPARE_CODE, {"size": size + SPARE_BYTES})
         written = 0
         for name, data in self._files.items():
             for start in range(0, len(data), PIECE_BYTES):

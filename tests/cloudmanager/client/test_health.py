@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cloudmanager.board_client import client_files
+from cloudmanager.client.client_upgrade import SPARE_BYTES
 from cloudmanager.client.health import (
     LOW_FLASH_BYTES,
     LOW_HEAP_BYTES,
@@ -82,7 +84,12 @@ def test_what_is_too_low_is_reported_with_its_range():
     found = {each.kind: (each.boards, each.text) for each in health}
     assert found["weak signal"] == (("lab-1", "lab-2"), "weak Wi-Fi (-91 to -84 dBm)")
     assert found["low heap"] == (("lab-1",), "little free heap (7.0 KB)")
-    assert found["low flash"] == (("lab-2",), "little free flash (40.0 KB)")
+    assert found["low flash"] == (("lab-2",), "little free flash (56.0 KB)")
+
+
+def test_board_with_enough_flash_can_be_upgraded():
+    needed = sum(map(len, client_files().values())) + SPARE_BYTES
+    assert needed <= 51 * 1024 <= LOW_FLASH_BYTES  # 51 KB: also docs/cli.md, how-to/upgrading.md
 
 
 def test_restarts_are_grouped_by_their_most_frequent_cause():
