@@ -96,12 +96,12 @@ def parse_fleet_file(text: str) -> list[Group]:
     """Return the groups of a file, in its order.
 
     Raises:
-        FleetFileError: it is no TOML, has an unknown key, or a value that is wrong.
+        FleetFileError: it is not valid TOML, has an unknown key, or a value that is wrong.
     """
     try:
         body = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise FleetFileError(f"this is no TOML: {error}") from error
+        raise FleetFileError(f"this is not valid TOML: {error}") from error
     for name, group in body.items():
         if not isinstance(group, dict):
             raise FleetFileError(
@@ -231,7 +231,7 @@ def _cell(value: Any) -> str:
 
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise ValueError('must be a list of texts, such as ["logging"]')
+        raise ValueError('must be a list of strings, such as ["logging"]')
     if len(set(value)) < len(value):
         raise ValueError("has an entry twice")
     return tuple(value)

@@ -194,7 +194,7 @@ class RunOptions:
         if self.when_online and self.at is not None:
             return "at is for boards that are there, and when_online for those that may be away"
         if self.at is None and self.late != LATE_CHOICES[0]:
-            return "late is for cells that start at a time: give at, too"
+            return "late is for cells that start at a time, and needs at as well"
         if self.when_online and self.idle:
             return "when_online is for boards that may be away, and idle for those that are free"
         return ""

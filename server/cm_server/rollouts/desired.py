@@ -153,7 +153,7 @@ def _read_target(target: object) -> str:
 def _read_texts(texts: object, name: str, max_count: int) -> tuple[str, ...]:
     texts = [] if texts is None else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ServerError(f"{name} must be a list of texts")
+        raise ServerError(f"{name} must be a list of strings")
     if len(texts) > max_count:
         raise ServerError(f"{name} may have at most {max_count} entries")
     return tuple(texts)

@@ -133,7 +133,7 @@ def test_rollback_shows_what_changes_and_asks(lab: Lab, mbm: Any) -> None:
         ({"lib/x.py": "def f(:\n"}, "", "x.py, line 1: "),
         ({"settings.json": "{}"}, "", "its keys belong into `settings`"),
         ({}, 'health = "import app; app.ok("', "lab.rollout.health: is not Python: "),
-        ({}, "pause = 3x", "fleet.toml: this is no TOML: "),
+        ({}, "pause = 3x", "fleet.toml: this is not valid TOML: "),
     ],
 )
 def test_what_cannot_work_is_said_by_the_plan(

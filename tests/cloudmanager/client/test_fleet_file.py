@@ -66,7 +66,7 @@ def test_most_keys_have_defaults():
 
 @pytest.mark.parametrize("text", ["[a\nb = 1", "[a]\ntarget = lab", "[a]\n[a]\n"])
 def test_syntax_error_names_its_line(text: str):
-    with pytest.raises(FleetFileError, match=r"this is no TOML: .*line \d"):
+    with pytest.raises(FleetFileError, match=r"this is not valid TOML: .*line \d"):
         parse_fleet_file(text)
 
 
@@ -96,9 +96,9 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "[lab.window]\nstart = 'x'\nfor = 2", "lab.window.for: must be a span"),
         (LAB + "[lab.window]\nstart = 1\nfor = '2h'", "lab.window.start: must be a text"),
         (LAB + "rollback = 'no'", "lab.rollback: must be 'local' or 'network'"),
-        (LAB + "packages = 'logging'", "lab.packages: must be a list of texts"),
+        (LAB + "packages = 'logging'", "lab.packages: must be a list of strings"),
         (LAB + "packages = ['a', 'a']", "lab.packages: has an entry twice"),
-        (LAB + "pin = [1]", "lab.pin: must be a list of texts"),
+        (LAB + "pin = [1]", "lab.pin: must be a list of strings"),
         (LAB + "settings = 1", "lab.settings: must be a table"),
         (LAB + "settings = { at = 2026-01-01 }", "boards cannot have the value 2026-01-01"),
         (LAB + "settings = { x = [inf] }", "boards cannot have nan or inf"),

@@ -253,7 +253,7 @@ DIGEST = hashlib.sha256().hexdigest()
         ({"options": {"pause": True}}, "pause must be a number"),
         ({"options": {"on_failure": "x"}}, "on_failure must be one of"),
         ({"options": {"health": 5}}, "health must be a cell"),
-        ({"packages": "logging"}, "packages must be a list of texts"),
+        ({"packages": "logging"}, "packages must be a list of strings"),
         ({"window": "nightly"}, "lab: window must be a JSON object"),
         ({"window": {"start": "x", "for": 60, "tz": "UTC"}}, "lab: window.start: 'x' is no cron"),
     ],
