@@ -127,7 +127,8 @@ def try_history(env: Environment) -> None:
     env.python("import duckdb, nanoarrow.ipc")
     env.run("mbm", "server-start", "--port", "0")
     try:
-        assert json.loads(env.run("mbm", "board-samples", "all", "--since", "1d", "--json")) == []
+        env.run("mbm", "board-enrol", "one", "-o", env.folder / "cm.json")
+        assert json.loads(env.run("mbm", "board-samples", "one", "--since", "1d", "--json")) == []
     finally:
         env.run("mbm", "server-stop")
 
