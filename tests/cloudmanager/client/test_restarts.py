@@ -10,6 +10,7 @@ import pytest
 from cloudmanager import AsyncFleet, Boards, Fleet
 from cloudmanager.client import restarts
 from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.conftest import RunningServer, running_boards
 
 WAIT = 30.0  # seconds that anything here may take on a busy machine
 #: Counts its starts, then keeps the board busy.
@@ -48,17 +49,14 @@ def test_hard_reset_ends_when_the_boards_are_back(two: Boards):
 
 
 def test_hard_reset_of_a_board_whose_program_sleeps_ends_when_it_is_asleep(
-    fleet: Fleet, boards: VirtualBoards
+    server: RunningServer, fleet: Fleet
 ):
-    one = fleet["demo-1"]
-    one.put(b"import cm\ncm.sleep(8)\n", ":app.py").raise_for_error()
-    try:
+    with running_boards(server, fleet, ["sleeper-1"]):
+        one = fleet["sleeper-1"]
+        one.put(b"import cm\ncm.sleep(60)\n", ":app.py").raise_for_error()
         assert one.reset(hard=True).ok
         assert one.info()[0]["state"] == "asleep"
-    finally:
-        one.stay("1m")
-        one.run("import os; os.remove('/app.py')", wait=WAIT).raise_for_error()
-        one.stay(0)
+    fleet.revoke("sleeper-1")
 
 
 def test_hard_reset_starts_the_program_again_though_it_keeps_the_board_busy(
