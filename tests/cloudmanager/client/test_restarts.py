@@ -55,7 +55,7 @@ def test_hard_reset_of_a_board_whose_program_sleeps_ends_when_it_is_asleep(
         one = fleet["sleeper-1"]
         one.put(b"import cm\ncm.sleep(60)\n", ":app.py").raise_for_error()
         assert one.reset(hard=True).ok
-        assert one.info()[0]["state"] == "asleep"
+        until(lambda: one.info()[0]["state"] == "asleep")
     fleet.revoke("sleeper-1")
 
 
