@@ -150,8 +150,13 @@ def apply(fleet: Fleet, folder: Path, version: int, firmware: Path, check: str) 
         'waves = ["100%"]\nhealth = "import app; app.ok()"\nhealth_timeout = "20s"\n'
     )
     fleet.apply(fleet.plan(path))
-    until(lambda: fleet.rollouts()[0]["state"] != "running", "the rollout has ended")
-    return dict(fleet.rollouts()[0])
+
+    def newest() -> dict[str, Any]:
+        (rollout,) = (dict(one) for one in fleet.rollouts() if one["group"] == "slots")
+        return rollout
+
+    until(lambda: newest()["state"] != "running", "the rollout has ended")
+    return newest()
 
 
 def test_generation_brings_firmware_and_goes_back_with_it(chip: Chip, fleet: Fleet, tmp_path: Path):
