@@ -20,6 +20,7 @@ from cm_server.limits import Limits
 from cm_server.rate_limits import RateLimiter
 from tests.cm_server.pairs import run
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service, running_service
+from tests.cm_server.test_sample_history import emit, until_kept
 from tests.engines import Postgres
 
 from .attackers import Victim, attack
@@ -139,6 +140,9 @@ async def test_hostile_input_causes_no_failure_and_leaves_nothing(
         ):
             await run_cells(board, caller)
             await service.until(lambda: not service.server.dispatch.jobs)
+            # The first sample opens the store of samples, which stays open.
+            emit(service, "safe-1", {"x": 1})
+            await until_kept(service, 1)
             before = counted(service)
             await asyncio.gather(attack(victim, SEED, MESSAGES), run_cells(board, caller))
             await settle(service, caller, before)
