@@ -265,11 +265,19 @@ def _reset_program(bench: Bench, text: bytes) -> str:
 
 
 def start_program(bench: Bench, text: bytes) -> None:
-    """Write app.py, and restart the board so that it runs."""
+    """Write app.py, and restart the board so that it runs.
+
+    A cell that the board has received before it starts the program runs first: one that imports
+    app.py would run it in place of the client.
+    """
     bench.board.put(text, ":/app.py").raise_for_error()
     before = bench.connected_since()
     bench.board.submit("import machine\nmachine.reset()")
     bench.await_link(before)
+    deadline = time.monotonic() + RETURN_SECONDS
+    while not str(bench.board.info()[0]["program"] or "").startswith("app.py"):
+        assert time.monotonic() < deadline, "the program was not started"
+        time.sleep(0.05)
 
 
 @CHECKS.add("power cut in an upload, which is then resumed", no_reset)
