@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Unpack
 
 from cloudmanager.client.fleet import Boards
-from cloudmanager.client.restarts import RESET_CELL
+from cloudmanager.client.restarts import hard_reset_code
 from cloudmanager.protocol.errors import CableError
 from cloudmanager.protocol.run_options import WaitKeywords
 from cloudmanager.results.results import Results
@@ -78,7 +78,7 @@ def configure_by_link(
         With ``when_online``, the job of each board, with the status ``waiting``.
     """
     if waits.get("when_online"):  # fresh: the program must not put it to sleep before the restart
-        code = _CHECK_CODE + _CONFIGURE_CODE + RESET_CELL
+        code = _CHECK_CODE + _CONFIGURE_CODE + hard_reset_code()
         new = {"new": dict(changes)}
         return boards.run(code, inputs=new, timeout=CELL_SECONDS, fresh=True, **waits)
     done = boards.run(

@@ -40,8 +40,6 @@ try:
 except ImportError:
     from machine import reset
 """ + _LATER.replace("FUNCTION", "reset")
-#: A cell that resets the chip once its result has been sent.
-RESET_CELL: Final = f"exec({_RESET_CODE!r}, {{}})"
 _BOOTLOADER_CODE: Final = """
 try:
     from machine import bootloader
@@ -80,14 +78,24 @@ async def start_bootloaders(boards: HasTarget) -> Results:
     return await _run_before_end(boards, boards.target, cell, fresh=True)
 
 
+def hard_reset_code() -> str:
+    """Return the code of a cell that resets the chip once its result has been sent."""
+    return _without_names(_RESET_CODE)
+
+
 def hard_reset_cell() -> Cell:
-    """Return a cell that resets the chip once its result has been sent."""
+    """Return a cell with the code of ``hard_reset_code``."""
     return _make_cell(_RESET_CODE, HARD_RESET)
 
 
 def _make_cell(code: str, name: str) -> Cell:
     """Return a cell that leaves no names on a board; lists of jobs call it ``name``."""
-    return dataclasses.replace(prepare_cell(f"exec({code!r}, {{}})"), name=name, own=())
+    return dataclasses.replace(prepare_cell(_without_names(code)), name=name, own=())
+
+
+def _without_names(code: str) -> str:
+    """Return code that does the same, and leaves no names on a board."""
+    return f"exec({code!r}, {{}})"
 
 
 def _report(
