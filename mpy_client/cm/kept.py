@@ -1,5 +1,5 @@
 # Samples that were emitted without a link: they are kept until there is one.
-# Boards: all; loaded with the first such sample, and with wake.py.
+# Boards: all; loaded with the first such sample, by cm.sleep, and at a wake that has samples.
 # Cost: 677 bytes of .mpy, 500 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
 from cm.firmware import struct, time
