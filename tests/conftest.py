@@ -20,6 +20,8 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .engines import Nats, Postgres, running_nats, running_postgres
 
+SHARED = pytest.StashKey[bool]()  # there is a server that tests share
+
 __all__ = ["RunningServer", "running_boards", "running_server", "wait_online"]
 
 
@@ -42,9 +44,23 @@ def home(cm_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(cm_server: RunningServer) -> RunningServer:
+def server(cm_server: RunningServer, request: pytest.FixtureRequest) -> RunningServer:
     """The server that most tests share."""
+    request.session.stash[SHARED] = True
     return cm_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remove_boards_after_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the boards that a file's tests left on the shared server, but for those that run.
+
+    Files of tests may therefore use the same names, in whatever order a process runs them.
+    """
+    yield
+    if SHARED in request.session.stash:
+        with Fleet() as fleet:
+            if left := [row["name"] for row in fleet.boards() if not row["connected_since"]]:
+                fleet.revoke(",".join(left))
 
 
 @pytest.fixture(scope="session")
