@@ -327,7 +327,7 @@ class SharedStore(NotifyingStore):
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs of this server that have not ended, oldest first."""
         query = sa.select(*JOB_COLUMNS).where(_jobs.c.server == self.server_id, _OPEN)
-        return [JobRow(*row) for row in self._fetch_rows(query.order_by(_jobs.c.id))]
+        return sorted(JobRow(*row) for row in self._fetch_rows(query))
 
     def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
         """Return the number, board id and owner of those of these jobs that have not ended."""

@@ -135,6 +135,25 @@ def test_open_jobs_have_no_result_and_are_sorted_by_age(store: Store):
     assert [(row.id, row.board) for row in store.open_jobs()] == [(1, "id2"), (3, "id2")]
 
 
+def test_open_jobs_are_found_without_reading_those_that_ended(store: Store):
+    store.insert_jobs([f"id{number % 40}" for number in range(20_000)], "ann")
+    store.flush()
+    store._connection.exec_driver_sql("UPDATE jobs SET ended = 1, status = 'ok' WHERE id > 3")
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection = store._connection.connection.driver_connection
+    assert isinstance(connection, sqlite3.Connection)
+    connection.set_progress_handler(count, 100)  # instructions of SQLite's virtual machine
+    assert [row.id for row in store.open_jobs()] == [1, 2, 3]
+    connection.set_progress_handler(None, 0)
+    assert steps < 10
+
+
 def test_job_numbers_continue_after_a_restart(path: Path):
     first = Store(path)
     first.insert_jobs(["id1"] * 7, "ann")
