@@ -3,35 +3,60 @@
     python -m tests.attacks            # all of them
     python -m tests.attacks token      # those with that word in their name
 
-First the tests must pass as the code is. The copies are found by PYTHONPATH, which goes before
-what an editable install maps; nothing is installed, and nothing here is changed.
+First the tests must pass as the code is; those of each folder run together, and once more, alone,
+if one of them fails. How long they took then is what a test may take without its defence: on a busy
+machine all of them take longer. The copies are found by PYTHONPATH, which goes before what an
+editable install maps; nothing is installed, and nothing here is changed.
 """
 
 from __future__ import annotations
 
+import collections
 import compileall
 import concurrent.futures
 import contextlib
 import os
 import py_compile
 import queue
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from .defence import Defence
 from .defences import DEFENCES
 
+T = TypeVar("T")
+
+
+class Limits(NamedTuple):
+    """How long tests may take, in seconds.
+
+    Attributes:
+        test: each of them.
+        run: all of them together.
+    """
+
+    test: float
+    run: float
+
+
 ROOT: Final = Path(__file__).parent.parent.parent
-COPIES: Final = os.cpu_count() or 1  # that are attacked at the same time
-SECONDS: Final = 60  # that the tests of one defence may take; a test that hangs has noticed, too
-ALL_SECONDS: Final = 240  # that all of them may take, where nothing is taken out
+COPIES: Final = (os.cpu_count() or 1) + 1  # that are attacked at the same time; many tests wait
+#: Of a test, and of a folder's tests, where nothing is taken out.
+WHOLE: Final = Limits(90.0, 600.0)
+#: The least of a test without its defence, and of all tests of a defence. A test that hangs has
+#: noticed, too.
+LEAST: Final = Limits(10.0, 60.0)
+PATIENCE: Final = 2.0  # by what the times of the tests as the code is are multiplied
+HUNG: Final = "Timeout (>"  # as pytest-timeout says it
+DURATION: Final = re.compile(r"^([\d.]+)s (?:setup|call|teardown) +(\S.*)$", re.MULTILINE)
 #: Import name -> folder, as setup.cfg says it.
 PACKAGES: Final = {
     "cloudmanager": "cloudmanager",
@@ -67,12 +92,13 @@ class Copy:
         checked = py_compile.PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(str(folder), quiet=1, invalidation_mode=checked)
 
-    def run(self, tests: Iterable[str], seconds: float) -> tuple[int, str]:
+    def run(self, tests: Iterable[str], limits: Limits, *options: str) -> tuple[int, str]:
         """Run tests; return pytest's status, and what it said: FAILED and a name, line by line."""
-        options = ["-q", "--tb=no", "-rf", "--timeout=10", "-W", "default", *PLUGINS]
-        command = [sys.executable, "-B", "-m", "pytest", *options, *dict.fromkeys(tests)]
+        options = ("-q", "-rfE", f"--timeout={limits.test:.0f}", "-W", "default", *options)
+        command = [sys.executable, "-B", "-m", "pytest", *PLUGINS, *options, *dict.fromkeys(tests)]
         environment = {**os.environ, "PYTHONPATH": self._path, "TMPDIR": str(self.folder)}
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        environment["COLUMNS"] = "400"  # pytest cuts the reason of a failure off behind them
         with subprocess.Popen(
             command,
             cwd=self.folder,
@@ -83,15 +109,26 @@ class Copy:
             start_new_session=True,
         ) as pytest:
             try:
-                said, _ = pytest.communicate(timeout=seconds)
+                said, _ = pytest.communicate(timeout=limits.run)
             except subprocess.TimeoutExpired:
-                return 1, "".join(f"FAILED {test}\n" for test in tests)  # it hung: that is noticed
+                return 1, "".join(f"FAILED {test} - {HUNG}\n" for test in tests)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pytest.pid, signal.SIGKILL)  # with what its tests had started
         return pytest.returncode, said
 
-    def without(self, defence: Defence) -> Outcome:
+    def whole(self, tests: Iterable[str]) -> Whole:
+        """Run tests as the code is."""
+        began = time.monotonic()
+        status, said = self.run(tests, WHOLE, "--tb=short", "--durations=0")
+        slowest: dict[str, float] = collections.defaultdict(float)
+        for seconds, test in DURATION.findall(said):
+            slowest[test] += float(seconds)
+        most = max(slowest.values(), default=0.0)
+        said = DURATION.sub("", said).strip()
+        return Whole(status == 0, said, Limits(most, time.monotonic() - began))
+
+    def without(self, defence: Defence, limits: Limits) -> Outcome:
         """Take a defence out, run its tests, and put it back."""
         began = time.monotonic()
         whole = {place.file: (self.folder / place.file).read_text() for place in defence.places}
@@ -100,7 +137,7 @@ class Copy:
             source = path.read_text()
             path.write_text(f"{source}\n\n{place.code}\n")
         try:
-            status, said = self.run(defence.tests, SECONDS)
+            status, said = self.run(defence.tests, limits, "--tb=no")
         finally:
             for file, text in whole.items():
                 (self.folder / file).write_text(text)
@@ -110,7 +147,26 @@ class Copy:
             return Outcome(defence, False, f"pytest ended with {status}: {said[-300:]}", took)
         if missed:
             return Outcome(defence, False, f"not noticed by {', '.join(missed)}", took)
-        return Outcome(defence, True, f"noticed by {len(defence.tests)}", took)
+        hung = ", hung" if HUNG in said else ""
+        return Outcome(defence, True, f"noticed by {len(defence.tests)}{hung}", took)
+
+
+class Whole(NamedTuple):
+    """What became of a folder's tests as the code is.
+
+    Attributes:
+        passed: whether all passed.
+        said: by pytest.
+        took: the slowest test, and all of them.
+    """
+
+    passed: bool
+    said: str
+    took: Limits
+
+    def has_failed(self, test: str) -> bool:
+        """Return whether a test is among those that failed."""
+        return any(f"\n{word} {test}" in self.said for word in ("FAILED", "ERROR"))
 
 
 class Outcome(NamedTuple):
@@ -127,30 +183,64 @@ class Outcome(NamedTuple):
         return f"{mark} {self.defence.name:<62} {self.why}  ({self.seconds:.1f} s)"
 
 
-def attack(folder: Path, defences: Sequence[Defence]) -> bool:
-    """Take each out of a copy; print a table; return whether all were noticed."""
-    copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-    made = [Copy(folder / str(number)) for number in range(COPIES)]
-    status, said = made[0].run((t for d in defences for t in d.tests), ALL_SECONDS)
-    if status:
-        print(f"These fail as the code is:\n{said[-2000:]}")
-        return False
-    for copy in made:
-        copies.put(copy)
+class Attackers:
+    """Copies of the code, each of which does one thing at a time."""
 
-    def one(defence: Defence) -> Outcome:
-        copy = copies.get()
+    def __init__(self, folder: Path) -> None:
+        self._copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for number in range(COPIES):
+            self._copies.put(Copy(folder / str(number)))
+
+    def attack(self, defences: Sequence[Defence]) -> bool:
+        """Take each defence out of a copy; print a table; return whether all were noticed."""
+        whole = self._run_whole(defences)
+        failed = [each for each in whole.values() if not each.passed]
+        for each in failed:
+            print(f"These fail as the code is:\n{each.said[-8000:]}", flush=True)
+        outcomes = []
+        with concurrent.futures.ThreadPoolExecutor(COPIES) as pool:
+            for outcome in pool.map(lambda each: self._without(each, whole), defences):
+                outcomes.append(outcome)
+                print(outcome, flush=True)
+        return not failed and all(outcome.noticed for outcome in outcomes)
+
+    def _run_whole(self, defences: Sequence[Defence]) -> dict[Path, Whole]:
+        """Run all tests as the code is, folder by folder; once more, alone, what fails."""
+        tests: dict[Path, list[str]] = {}
+        for test in (test for defence in defences for test in defence.tests):
+            tests.setdefault(folder_of(test), []).append(test)
+        with concurrent.futures.ThreadPoolExecutor(COPIES) as pool:
+            whole = dict(zip(tests, pool.map(self._whole, tests.values()), strict=True))
+        for folder in [folder for folder, each in whole.items() if not each.passed]:
+            print(f"Tests of {folder} run once more, because of:\n{whole[folder].said[-2000:]}")
+            whole[folder] = self._whole(tests[folder])
+        return whole
+
+    def _whole(self, tests: Sequence[str]) -> Whole:
+        return self._in_copy(lambda copy: copy.whole(tests))
+
+    def _without(self, defence: Defence, whole: dict[Path, Whole]) -> Outcome:
+        broken = [test for test in defence.tests if whole[folder_of(test)].has_failed(test)]
+        if broken:
+            return Outcome(defence, False, f"not tried: {', '.join(broken)} fails", 0.0)
+        took = [whole[folder_of(test)].took for test in defence.tests]
+        limits = Limits(
+            max(LEAST.test, PATIENCE * max(each.test for each in took)),
+            max(LEAST.run, PATIENCE * max(each.run for each in took)),
+        )
+        return self._in_copy(lambda copy: copy.without(defence, limits))
+
+    def _in_copy(self, act: Callable[[Copy], T]) -> T:
+        copy = self._copies.get()
         try:
-            return copy.without(defence)
+            return act(copy)
         finally:
-            copies.put(copy)
+            self._copies.put(copy)
 
-    outcomes = []
-    with concurrent.futures.ThreadPoolExecutor(COPIES) as pool:
-        for outcome in pool.map(one, defences):
-            outcomes.append(outcome)
-            print(outcome, flush=True)
-    return all(outcome.noticed for outcome in outcomes)
+
+def folder_of(test: str) -> Path:
+    """Return the folder of a test, by its name for pytest."""
+    return Path(test.partition("::")[0]).parent
 
 
 def main() -> None:
@@ -162,7 +252,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another user
-        well = attack(Path(folder), chosen)
+        well = Attackers(Path(folder)).attack(chosen)
     print(f"{len(chosen)} defences in {time.monotonic() - began:.0f} s")
     sys.exit(0 if well else 1)
 
