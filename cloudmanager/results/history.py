@@ -99,7 +99,8 @@ class History(list[HistoryEntry]):
         """Return a Jupyter notebook (JSON) that runs the cells again, on boards of the same names.
 
         Cells and resets become code for ``cm_magics``; installs, too. Uploads, whose files are not
-        kept, cells whose text is not kept, and those that were interrupted, become text. What
+        kept, cells whose text is not kept, and those that were interrupted, become text; in one
+        cell where they follow one another. A rollout is one of them, at its first step. What
         failed may fail again without stopping the notebook (the tag ``raises-exception``).
         """
         boards = dict.fromkeys(entry.board for entry in self)
@@ -110,8 +111,7 @@ class History(list[HistoryEntry]):
             _markdown_cell("title", title + (_markdown(callers) or "nobody")),
             _code_cell("load", "%load_ext cm_magics"),
         ]
-        for group in _group(self):
-            cells += _cells(group)
+        cells += _fold_notes(_cells(group) for group in _group(self))
         return json.dumps({"cells": cells, "metadata": _METADATA, **_FORMAT}, indent=1) + "\n"
 
 
@@ -177,26 +177,46 @@ def _first_line(text: str) -> str:
 
 
 def _group(entries: Sequence[HistoryEntry]) -> list[list[HistoryEntry]]:
-    """Return the jobs in lists: those of one request, or step of a rollout, together."""
+    """Return the jobs in lists: those of one request, or rollout, together."""
     groups: dict[tuple[Any, ...], list[HistoryEntry]] = {}
     for entry in entries:
         key: tuple[Any, ...] = (entry.at, entry.caller, entry.kind, entry.sha256, entry.name)
         if entry.kind == "rollout":  # its boards come one after the other, and none is repeated
-            key = entry.kind, entry.text
+            key = entry.kind, _rollout_step(entry)[0]
         groups.setdefault(key, []).append(entry)
     return list(groups.values())
 
 
+def _rollout_step(entry: HistoryEntry) -> tuple[str, str]:
+    """Return the number of a rollout and what a job of it does; "" if they are not known."""
+    number, _, step = (entry.text or "").partition(": ")
+    return number, step
+
+
+def _fold_notes(groups: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the cells of all groups; those that follow one another and are only text as one."""
+    cells: list[dict[str, Any]] = []
+    can_add = False
+    for group in groups:
+        is_note = len(group) == 1
+        if is_note and can_add:
+            cells[-1]["source"] += ["\n\n", *group[0]["source"]]
+        else:
+            cells += group
+        can_add = is_note or (can_add and not group)
+    return cells
+
+
 def _cells(group: Sequence[HistoryEntry]) -> list[dict[str, Any]]:
-    """Return the cells of a notebook for one request."""
+    """Return the cells of a notebook for one request: a text alone, or a text and code."""
     first = group[0]
     if first.kind in _READING:
         return []
-    target = fold_names(entry.board for entry in group)
+    target = fold_names(dict.fromkeys(entry.board for entry in group))
     head = _head(group, target)
     code = _code(first, target)
     if code is None or any(entry.status in _NOT_REPEATED for entry in group):
-        return [_markdown_cell(f"job-{first.job}", f"{head}\n\n{_not_repeated(first)}")]
+        return [_markdown_cell(f"job-{first.job}", f"{head}\n\n{_not_repeated(group)}")]
     may_fail = bool(first.inputs) or any(entry.status != "ok" for entry in group)
     if first.inputs:
         names = ", ".join(f"`{_markdown(name)}`" for name in first.inputs)
@@ -229,21 +249,28 @@ def _head(group: Sequence[HistoryEntry], target: str) -> str:
     outcomes: dict[str, list[str]] = {}
     for entry in group:
         text = "has not ended" if entry.status is None else entry.status
+        if entry.kind == "rollout" and text != "ok":
+            text = " ".join(filter(None, (_rollout_step(entry)[1], text)))
         outcomes.setdefault(f"{text}: {entry.error}" if entry.error else text, []).append(
             entry.board
         )
-    said = [
-        _markdown(outcome if len(outcomes) == 1 else f"{fold_names(names)}: {outcome}")
-        for outcome, names in outcomes.items()
-    ]
+    said = []
+    for outcome, names in outcomes.items():
+        boards = fold_names(dict.fromkeys(names))
+        said.append(_markdown(outcome if len(outcomes) == 1 else f"{boards}: {outcome}"))
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first.at))
     origin = "" if first.origin == "-" else f", from {_markdown(first.origin)}"
     caller = _markdown(caller_text(first.caller))
     return f"**{_markdown(target)}** {when}, {caller}{origin}: {'; '.join(said)}"
 
 
-def _not_repeated(entry: HistoryEntry) -> str:
-    """Return what a notebook shows of a job that it does not run again."""
+def _not_repeated(group: Sequence[HistoryEntry]) -> str:
+    """Return what a notebook shows of a request that it does not run again."""
+    entry = group[0]
+    if entry.kind == "rollout":
+        number, _ = _rollout_step(entry)
+        steps = ", ".join(filter(None, dict.fromkeys(_rollout_step(each)[1] for each in group)))
+        return "Not repeated: " + _markdown(f"rollout {number}: {steps}" if steps else "a rollout")
     if entry.kind == "cell" and entry.text is not None and not entry.name:
         fence = "`" * max(3, _longest_run(entry.text, "`") + 1)
         return f"Not repeated:\n\n{fence}python\n{sanitize_text(entry.text)}\n{fence}"

@@ -21,6 +21,7 @@ MAX_JSON_BITS: Final = 8192
 #: The status of a job that the server keeps until its board is there.
 WAITING: Final = "waiting"
 _SUMMARY_CHARS: Final = 80
+_HEADER: Final = re.compile(r"\ATraceback[^\n]*:\n")  # of an error that has no frames
 _UP_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
 
 
@@ -248,7 +249,7 @@ def _last_error(traceback: str) -> tuple[str, str] | None:
     """Return (name, message) of the exception at the end of a traceback; None if it is empty."""
     if not traceback.strip():
         return None
-    exception = _UP_TO_LAST_FRAME.sub("", traceback, count=1)
+    exception = _HEADER.sub("", _UP_TO_LAST_FRAME.sub("", traceback, count=1), count=1)
     name, _, message = exception.strip().partition(": ")
     return name.rstrip(":"), message
 

@@ -113,13 +113,38 @@ def test_history_is_forgotten(past: Boards, fleet: Fleet, mbm):
     assert done.status == 2
 
 
-def test_step_of_a_rollout_is_one_cell_of_a_notebook():
-    step = HistoryEntry(1, "lab-1", "local", 1.0, 0.1, "ok", kind="rollout", text="3: switch")
-    other = step._replace(job=2, board="lab-2", at=60.0)
-    failed = step._replace(job=3, at=61.0, status="error", error="oops", text="3: health")
-    document = nbformat.reads(History([step, other, failed]).to_notebook(), as_version=4)
-    cells = [cell.source for cell in document.cells[-2:]]
-    assert cells[0].startswith("**lab\\-\\[1\\-2\\]**")
-    assert cells[0].endswith("Not repeated: rollout 3: switch")
-    assert "error: oops" in cells[1]
-    assert len(document.cells) == 4
+def notebook_cells(*entries: HistoryEntry) -> list[tuple[str, str]]:
+    """Return kind and source of the cells of an exported notebook, after the first two."""
+    document = nbformat.reads(History(entries).to_notebook(), as_version=4)
+    nbformat.validate(document)
+    return [(cell.cell_type, cell.source) for cell in document.cells[2:]]
+
+
+STEP = HistoryEntry(1, "lab-1", "local", 1.0, 0.1, "ok", kind="rollout", text="3: switch")
+
+
+def test_rollout_is_one_cell_of_a_notebook():
+    other = STEP._replace(job=2, board="lab-2", at=60.0)
+    failed = STEP._replace(job=3, at=61.0, status="error", error="oops", text="3: health")
+    ((kind, source),) = notebook_cells(STEP, other, failed)
+    head, _, note = source.partition("\n\n")
+    assert kind == "markdown"
+    assert head.startswith("**lab\\-\\[1\\-2\\]**")
+    assert head.endswith(", the local user: lab\\-\\[1\\-2\\]: ok; lab\\-1: health error: oops")
+    assert note == "Not repeated: rollout 3: switch, health"
+
+
+def test_what_is_not_repeated_is_one_cell_until_something_is():
+    put = STEP._replace(job=4, at=70.0, kind="files", text="put /a")
+    listing = STEP._replace(job=5, at=71.0, kind="packages", text=None)
+    unknown = STEP._replace(job=6, at=72.0, kind="cell", text=None)
+    cell = STEP._replace(job=7, at=73.0, kind="cell", text="1 + 1")
+    cells = notebook_cells(STEP, put, listing, unknown, cell, put._replace(at=74.0, job=8))
+    assert [kind for kind, _ in cells] == ["markdown", "markdown", "code", "markdown"]
+    lines = cells[0][1].split("\n\n")
+    assert lines[1::2] == [
+        "Not repeated: rollout 3: switch",
+        "Not repeated: put /a",
+        "Not repeated: a cell",
+    ]
+    assert all(line.startswith("**lab\\-1** ") for line in lines[::2])

@@ -10,6 +10,7 @@ from cloudmanager.results import results as results_module
 from cloudmanager.results.board_values import Repr
 from cloudmanager.results.results import Result, Results
 
+HEADER = "Traceback (most recent call last):\n"
 TRACEBACK = """\
 Traceback (most recent call last):
   File "<cell>", line 1, in <module>
@@ -119,6 +120,8 @@ def test_value_of_a_failed_result_raises(result, kind):
         ('T:\n  File "x", line 1, in f\nValueError: one\ntwo\n', "ValueError", "one\ntwo"),
         ('T:\n  File "x", line 1, in f\nKeyError: a: b\n', "KeyError", "a: b"),
         ("strange", "strange", ""),
+        (f"{HEADER}RuntimeError: 9 ms too late\n", "RuntimeError", "9 ms too late"),
+        (f'{HEADER}  File "x", line 1, in f\nE: {HEADER}x\n', "E", f"{HEADER}x"),
     ],
 )
 def test_error_names_the_boards_exception(traceback, ename, evalue):
@@ -294,6 +297,7 @@ def test_several_failures_are_raised_as_one():
         (ok("x" * 100), "lab-1: " + "x" * 80 + "…"),
         (failed(), "lab-1: error (ZeroDivisionError: divide by zero)"),
         (failed(traceback="KeyboardInterrupt: \n"), "lab-1: error (KeyboardInterrupt)"),
+        (failed(traceback=f"{HEADER}OSError: 1 ms\n"), "lab-1: error (OSError: 1 ms)"),
         (failed(status="offline", traceback="", why="never seen"), "lab-1: offline (never seen)"),
         (failed(status="lost", traceback=""), "lab-1: lost"),
     ],
