@@ -66,6 +66,8 @@ def wait_options_error(options: argparse.Namespace) -> str:
         return "--wait keeps this command waiting, and --when-online does not: give one of them."
     if options.when_online and getattr(options, "at", None):
         return "--at is for boards that are there, and --when-online for those that may be away."
+    if getattr(options, "late", LATE_CHOICES[0]) != LATE_CHOICES[0] and not options.at:
+        return "--late needs --at: it says what a board does that cannot start in time."
     return ""
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 from .errors import ServerError
 from .option_info import option
+from .spans import format_duration
 from .start_times import Start, parse_wire_start, start_to_wire
 
 LATE_CHOICES: Final = ("skip", "run")  # the first is the default
@@ -177,7 +178,8 @@ class RunOptions:
         if ahead > limits.ahead:
             return f"at is {limits.ahead / 60:g} minutes ahead at most"
         if ahead <= 0 and self.late != "run":
-            return f"at was {-ahead:.3g} s ago, by the server's clock; nothing ran"
+            ago = f"{-ahead:.3g} s" if ahead > -60 else format_duration(-ahead)
+            return f"at was {ago} ago, by the server's clock; nothing ran"
         return ""
 
     @property
@@ -194,7 +196,7 @@ class RunOptions:
         if self.when_online and self.at is not None:
             return "at is for boards that are there, and when_online for those that may be away"
         if self.at is None and self.late != LATE_CHOICES[0]:
-            return "late is for cells that start at a time, and needs at as well"
+            return "late is about cells that start at a time: give at, too"
         if self.when_online and self.idle:
             return "when_online is for boards that may be away, and idle for those that are free"
         return ""

@@ -163,6 +163,7 @@ def test_target_means_enrolled_boards_there_or_not(sleeper, fleet, boards):
     [
         (["--when-online", "--wait", "5"], "--wait keeps this command waiting"),
         (["--expires", "7d"], "--expires needs --when-online"),
+        (["--late", "run"], "--late needs --at: it says what a board does"),
         (["--when-online", "--expires", "31d"], "waits for its boards for 30 days at most"),
         (["--when-online", "--expires", "0s"], "is not a span such as"),
         (["--when-online", "--expires", "-5"], "is not a span such as"),

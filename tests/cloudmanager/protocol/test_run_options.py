@@ -89,11 +89,12 @@ def test_parsed_options_are_keywords():
         ({"when_online": True, "wait": 1.0}, "wait keeps the caller waiting"),
         ({"when_online": True, "idle": True}, "idle for those that are free"),
         ({"when_online": True, "at": "+5"}, "at is for boards that are there"),
-        ({"late": "run"}, "late is for cells that start at a time"),
+        ({"late": "run"}, "late is about cells that start at a time"),
         ({"late": "maybe", "at": "+5"}, "late is one of: skip, run"),
         ({"at": "+300.001"}, "at is 5 minutes ahead at most"),
         ({"at": NOW + 301}, "at is 5 minutes ahead at most"),
         ({"at": NOW - 1.5}, "at was 1.5 s ago, by the server's clock; nothing ran"),
+        ({"at": NOW - 31_000}, "at was 8 h ago, by the server's clock; nothing ran"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, why):
