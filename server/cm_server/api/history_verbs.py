@@ -40,7 +40,7 @@ async def read_history(context: RequestContext) -> dict[str, Any]:
         continues, None if this was all.
     """
     services = context.services
-    names = _names_by_id(context)
+    names = _names_by_id(context, _listed_boards(context))
     since = _read_number(context.body, "since", 0.0)
     before = context.body.get("before", MAX_JOB_ID + 1)
     if not is_whole_number(before) or not 0 < before <= MAX_JOB_ID + 1:
@@ -94,9 +94,8 @@ def _listed_boards(context: RequestContext) -> list[Board]:
     return boards
 
 
-def _names_by_id(context: RequestContext) -> dict[str, str]:
-    """Return the ids of a request's boards, and of those that they replaced, with names."""
-    boards = _listed_boards(context)
+def _names_by_id(context: RequestContext, boards: Collection[Board]) -> dict[str, str]:
+    """Return the ids of boards, and of those that they replaced, with names."""
     periods = context.services.enrolment.find_periods(boards)
     return {each.id: board.name for board in boards for each in periods[board.id]}
 
@@ -193,10 +192,10 @@ async def forget_history(context: RequestContext) -> dict[str, Any]:
 def _forgotten_boards(context: RequestContext) -> frozenset[str] | None:
     """Return the ids of the boards of a request; None for all, also for those that were removed."""
     if context.body.get("target") is not None:
-        return frozenset(_names_by_id(context))
+        return frozenset(_names_by_id(context, _listed_boards(context)))
     if access.reaches_all(context.token):
         return None
-    return frozenset(board.id for board in context.boards.values())
+    return frozenset(_names_by_id(context, context.boards.values()))
 
 
 async def _forget_jobs(services: Services, is_forgotten: IsForgotten) -> tuple[set[int], set[str]]:

@@ -227,6 +227,28 @@ async def test_administrator_of_some_boards_forgets_only_of_these(service: Servi
         assert await texts(admin, "lab-1") == [None]
 
 
+@pytest.mark.parametrize("body", [{"target": "lab-1"}, {"caller": "some"}])
+async def test_what_a_replaced_board_ran_is_forgotten_with_its_successor(
+    service: Service, body: dict[str, str]
+):
+    old, _ = service.enrol("lab-1", "lab-9")
+    some = service.add_token("admin", "lab-*", name="some")
+    async with (
+        await FakeCaller.join(service, some) as limited,
+        await FakeCaller.join(service) as admin,
+    ):
+        async with await FakeBoard.join(service, old) as board:
+            (number,) = await submit(limited, "lab-1")
+            await run(board)
+            await board.end(number)
+            await limited.ending(number)
+        assert "error" not in await admin.ask("replace", target="lab-1", new="lab-9")
+        assert await texts(limited, "lab-1") == [TEXT]
+        forgotten = (await limited.ask("history-forget", **body))["reply"]
+        assert (forgotten["jobs"], forgotten["texts"]) == (1, 1)
+        assert await texts(limited, "lab-1") == [None]
+
+
 async def test_text_of_work_that_waits_is_in_the_history(service: Service):
     service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
