@@ -19,7 +19,7 @@ from cloudmanager.protocol.sample_text import csv_header, csv_rows, json_rows, t
 from cloudmanager.protocol.spans import parse_span
 from cloudmanager.protocol.text import one_line
 
-from .commands import OK, AddVerb
+from .commands import OK, AddVerb, check_writable
 
 _NO_DUCKDB: Final = (
     "Parquet needs DuckDB here: `pip install 'cloudmanager[history]'`, with the same Python"
@@ -38,8 +38,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     add(
         "--how",
         choices=WAYS,
-        default=WAYS[0],
-        help="how several values become one (default: mean)",
+        help="with --every, how the values of each span become one (default: mean)",
     )
     files = samples.add_mutually_exclusive_group()
     files.add_argument("--csv", metavar="FILE", help="write a CSV file; -: to standard output")
@@ -60,6 +59,8 @@ def _check_span(text: str) -> str:
 
 def board_samples(options: argparse.Namespace) -> int:
     """Show values, or write them to a file."""
+    if options.how is not None and options.every is None:
+        options.verb_parser.error("--how needs --every, whose spans it is about")
     if not has_nanoarrow():
         raise CloudmanagerError(NO_NANOARROW)
     body = history_request(
@@ -129,16 +130,21 @@ def _print_values(pages: Iterator[HistoryPage], *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """Yield a path for a new file; at the end it takes the place of ``path``."""
+    """Yield a path for a new file; at the end it takes the place of ``path``.
+
+    Raises:
+        OSError: ``path`` cannot be written; it is the path in the error.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        check_writable(path)
         draft.touch()
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
         yield draft
         draft.replace(path)
+    except OSError as error:
+        if error.filename == str(draft):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

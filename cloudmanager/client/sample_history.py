@@ -37,14 +37,14 @@ class HistoryKeywords(TypedDict, total=False):
         every: one value for each span of this length (``"5m"``, or seconds), which begin at
             multiples of it since 1970; None: the values as they are, or minutes where the server
             does not keep those any more.
-        how: how several values become one: mean, min, max or last.
+        how: how the values of each span become one: mean (the default), min, max or last.
         names: of the values; None for all.
     """
 
     since: str | float | datetime | None
     until: str | float | datetime | None
     every: str | float | None
-    how: str
+    how: str | None
     names: Sequence[str] | None
 
 
@@ -66,9 +66,11 @@ def history_request(target: str, given: HistoryKeywords) -> dict[str, Any]:
     Raises:
         ValueError: a keyword has no value that it may have.
     """
-    how = given.get("how", WAYS[0])
-    if how not in WAYS:
+    how, every = given.get("how"), _read_span(given.get("every"))
+    if how is not None and how not in WAYS:
         raise ValueError(f"how is {', '.join(WAYS[:-1])} or {WAYS[-1]}, not {how!r}")
+    if how is not None and every is None:
+        raise ValueError("how says how the values of each span become one: it needs every")
     names = given.get("names")
     if isinstance(names, str):
         names = [names]
@@ -76,7 +78,7 @@ def history_request(target: str, given: HistoryKeywords) -> dict[str, Any]:
         "target": target,
         "since": _read_time(given.get("since")) or 0.0,
         "until": _read_time(given.get("until")),
-        "every": _read_span(given.get("every")),
+        "every": every,
         "how": how,
         "names": None if names is None else list(names),
     }

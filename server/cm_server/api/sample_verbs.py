@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.sample_columns import WAYS
-from cloudmanager.protocol.targets import parse_target
+from cloudmanager.protocol.targets import natural_key, parse_target
 from cm_server.store.sample_query import (
     MICROSECONDS,
     MINUTE,
@@ -56,12 +56,14 @@ def read_query(context: RequestContext) -> SampleQuery:
     """
     body = context.body
     found = parse_target(str(body.get("target") or "all")).matching_names(context.boards)
-    boards = [context.boards[name] for name in found]
+    boards = [context.boards[name] for name in sorted(found, key=natural_key)]
     context.audit_entry.boards = len(boards)
     now = context.services.sample_history.now()
     since = _read_number(body, "since", None)
     until = _read_number(body, "until", now + 1)
     every = _read_number(body, "every", 0.0)
+    if body.get("how") is not None and not every:
+        raise ServerError("`how` says how the values of each span become one: it needs `every`")
     how = body.get("how") or WAYS[0]
     names = body.get("names")
     if how not in WAYS:

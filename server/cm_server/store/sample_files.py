@@ -766,10 +766,13 @@ class SampleFiles:
             else:
                 reader.execute("DELETE FROM page WHERE time = ?", [last])
                 next_time = last
+        ids = list(query.boards)
         reader.execute(
             "CREATE OR REPLACE TEMP TABLE page_series AS SELECT board_id, name, "
-            "(row_number() OVER (ORDER BY board_id, name) - 1)::INTEGER AS series "
-            "FROM (SELECT DISTINCT board_id, name FROM page)"
+            "(row_number() OVER (ORDER BY place, name) - 1)::INTEGER AS series "
+            "FROM (SELECT DISTINCT board_id, name FROM page) JOIN "
+            "(SELECT unnest(?::VARCHAR[]) AS board_id, unnest(range(?)) AS place) USING (board_id)",
+            [ids, len(ids)],
         )
         series = reader.execute("SELECT board_id, name FROM page_series ORDER BY series").fetchall()
         values = reader.sql(

@@ -89,7 +89,7 @@ class SampleQuery:
     """Which values are wanted.
 
     Attributes:
-        boards: the ids of boards.
+        boards: the ids of boards, in the order in which their values of one moment are returned.
         names: of values; None for all.
         since: values at or after this time.
         until: and before this one.
@@ -138,7 +138,7 @@ class SampleQuery:
 
 
 class SamplePage(NamedTuple):
-    """Some values, in the order of time.
+    """Some values, in the order of time, of the boards in the query, and of names.
 
     Attributes:
         series: board id and name of each series in the page.

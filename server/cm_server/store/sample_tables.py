@@ -229,6 +229,8 @@ class SampleTables:
             else:
                 rows = [row for row in rows if row[2] < last]
                 next_time = _microseconds(last)
+        places = {board_id: place for place, board_id in enumerate(query.boards)}
+        rows.sort(key=lambda row: (row[2], places[row[0]], row[1]))
         series: dict[tuple[str, str], int] = {}
         columns = SampleColumns(array("q"), array("i"), array("d"))
         for board, name, time, value in rows:

@@ -89,6 +89,16 @@ def test_files(kept: Samples, mbm: Any, tmp_path: Path):
     for option in ("--csv", "--parquet"):
         done = mbm("board-samples", "demo-1", "--since", "1h", option, str(path))
         assert (done.status, done.err) == (2, f"mbm: {path}: No such file or directory.\n")
+        done = mbm("board-samples", "demo-1", "--since", "1h", option, str(tmp_path))
+        assert (done.status, done.err) == (2, f"mbm: {tmp_path}: Is a directory.\n")
+
+
+def test_how_needs_every(kept: Samples, mbm: Any, fleet: Fleet):
+    done = mbm("board-samples", "demo-1", "--since", "1h", "--how", "max")
+    assert (done.status, done.out) == (2, "")
+    assert "--how needs --every" in done.err
+    with pytest.raises(ValueError, match="it needs every"):
+        fleet.samples("demo-1", since="1h", how="max")
 
 
 def test_nothing_found_is_said(kept: Samples, mbm: Any):

@@ -134,11 +134,19 @@ def test_request_has_times_in_seconds():
     moment = datetime(2026, 11, 30, tzinfo=UTC)
     body = history_request("all", {"since": moment, "until": 5, "every": "5m", "names": "temp"})
     assert (body["since"], body["until"], body["every"]) == (moment.timestamp(), 5.0, 300.0)
-    assert (body["how"], body["names"]) == ("mean", ["temp"])
+    assert (body["how"], body["names"]) == (None, ["temp"])
+    assert history_request("all", {"since": 1, "every": 9, "how": "max"})["how"] == "max"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"how": "sum"}, {"every": 0}, {"every": "5"}, {"since": "yesterday"}]
+    "wrong",
+    [
+        {"how": "sum", "every": 5},
+        {"how": "max"},
+        {"every": 0},
+        {"every": "5"},
+        {"since": "yesterday"},
+    ],
 )
 def test_wrong_keywords_are_refused(wrong: Any):
     with pytest.raises(ValueError, match=r"how|every|span"):

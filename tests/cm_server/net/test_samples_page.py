@@ -48,6 +48,18 @@ async def test_samples_as_csv_and_json(service: Service):
     assert [row["name"] for row in chosen] == ["temp"]
 
 
+async def test_values_of_one_moment_are_in_the_order_of_boards(service: Service):
+    names = ["lab-10", "lab-9", "lab-2", "attic-1"]
+    service.enrol(*names)
+    for name in names:
+        emit(service, name, {"temp": 1, "hum": 2})
+    await until_kept(service, 8)
+    rows = json.loads((await get(service, since=0, every=86400 * 365, format="json"))[1])
+    boards = ["attic-1", "lab-2", "lab-9", "lab-10"]
+    expected = [(board, value) for board in boards for value in ("hum", "temp")]
+    assert [(row["board"], row["name"]) for row in rows] == expected
+
+
 @pytest.mark.limits(history_page_values=2)
 async def test_answer_has_all_pages(service: Service):
     service.enrol("lab-1")
@@ -76,7 +88,8 @@ async def until_kept_in_pages(service: Service, count: int) -> list[float]:
         ({"since": "nan"}, "`since` must be a number"),
         ({"since": 0, "sql": "1"}, "there is no argument 'sql'"),
         ({"since": 0, "format": "xml"}, "format must be csv or json"),
-        ({"since": 0, "how": "sum"}, "`how` must be"),
+        ({"since": 0, "every": 60, "how": "sum"}, "`how` must be"),
+        ({"since": 0, "how": "max"}, "it needs `every`"),
         ({"since": 0, "target": "x" * 501}, "target is too long"),
     ],
 )
