@@ -37,8 +37,9 @@ class SampleCollector:
         """Add the sample of an EMIT message; count one that is malformed, too long or too soon."""
         buffer = board.sample_buffer
         try:
-            too_long = len(message.payload) > self._limits.sample_bytes
-            if too_long or not buffer.allow(time.monotonic(), self._limits.samples_per_second):
+            if self._is_too_long(message) or not buffer.allow(
+                time.monotonic(), self._limits.samples_per_second
+            ):
                 raise PeerWireError("EMIT is too long or too soon after the last one")
             emitted = wire.read_emit(message)
         except PeerWireError:
@@ -52,6 +53,10 @@ class SampleCollector:
         buffer.missed = 0
         self.add_sample(board, sample)
         self.on_received(board, sample)
+
+    def _is_too_long(self, message: wire.Message) -> bool:
+        """Return whether a sample has more bytes than one may have."""
+        return len(message.payload) > self._limits.sample_bytes
 
     def add_sample(self, board: Board, sample: Sample) -> None:
         """Add a sample, received by this or another server, and report it."""

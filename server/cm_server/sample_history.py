@@ -132,7 +132,7 @@ class SampleHistory:
                 except OverflowError:
                     continue
             index = numbers.index(name)
-            if index is None or len(batch) >= self._limits.history_unwritten_values:
+            if index is None or self._is_full():
                 self.dropped += 1
                 continue
             batch.times.append(time_us)
@@ -140,6 +140,10 @@ class SampleHistory:
             batch.values.append(value)
         if self._timer is None and batch:
             self._timer = self._call_later(FLUSH_SECONDS, self._on_timer)
+
+    def _is_full(self) -> bool:
+        """Return whether so many values wait for the disk that no more are kept."""
+        return len(self._batch) >= self._limits.history_unwritten_values
 
     def _on_timer(self) -> None:
         self._timer = None

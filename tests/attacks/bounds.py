@@ -35,6 +35,18 @@ BOUNDS: Final = [
         "cm_server/jobs/test_waiting_jobs.py::test_bytes_of_all_tokens_are_bounded",
     ),
     defence(
+        "of a long text of a cell, only the SHA-256 is kept",
+        SERVER + "jobs/job_texts.py",
+        "JobTexts._is_too_long = lambda self, text: False",
+        "cm_server/jobs/test_job_texts.py::test_of_a_long_text_only_the_hash_is_kept",
+    ),
+    defence(
+        "what is kept of a cell's notebook and inputs is bounded",
+        SERVER + "jobs/job_texts.py",
+        "_MAX_NAME_CHARS = _MAX_INPUTS = 1 << 30",
+        "cm_server/jobs/test_job_texts.py::test_hostile_origin_is_shortened",
+    ),
+    defence(
         "the texts of cells that are kept are bounded for each token",
         SERVER + "jobs/job_texts.py",
         "JobTexts._has_share = lambda self, token, text: True",
@@ -52,6 +64,12 @@ BOUNDS: Final = [
         SERVER + "net/webhook.py",
         "MessageQueue._trim = lambda self: None",
         "cm_server/net/test_webhook.py::test_messages_that_wait_are_bounded",
+    ),
+    defence(
+        "a receiver of alarms cannot fill the memory with its answer",
+        SERVER + "net/webhook.py",
+        "_ANSWER_BYTES = 1 << 30",
+        "cm_server/net/test_webhook.py::test_long_answer_is_not_kept",
     ),
     defence(
         "a message of alarms names a bounded number of boards",
@@ -93,7 +111,46 @@ BOUNDS: Final = [
         "WaitingRows._trim_outputs = lambda self, max_chars: None",
         "cm_server/jobs/test_waiting_jobs.py::test_outputs_are_bounded_in_all",
     ),
+    # Samples
+    defence(
+        "a sample has a bounded number of bytes",
+        SERVER + "sample_collector.py",
+        "SampleCollector._is_too_long = lambda self, message: False",
+        "cm_server/test_sample_collector.py::test_sample_of_too_many_bytes_is_dropped",
+    ),
+    defence(
+        "the name of a value is bounded",
+        LIBRARY + "protocol/wire.py",
+        "_SAMPLE_NAME_CHARS = 1 << 30",
+        "cloudmanager/protocol/test_wire.py::test_name_of_a_value_is_bounded",
+    ),
+    defence(
+        "a board that floods samples loses the excess",
+        SERVER + "sample_buffer.py",
+        "SampleBuffer.allow = lambda self, now, rate: True",
+        "cm_server/test_sample_collector.py::"
+        "test_samples_beyond_the_rate_limit_are_dropped_and_counted",
+    ),
+    defence(
+        "the samples of all boards in memory are bounded",
+        SERVER + "sample_collector.py",
+        "SampleCollector._trim = lambda self, buffer: None",
+        "cm_server/test_sample_collector.py::test_newest_samples_of_a_board_are_kept",
+        "cm_server/test_sample_collector.py::test_boards_share_the_total_of_samples",
+    ),
     # Samples that last
+    defence(
+        "values that wait for a slow disk are bounded",
+        SERVER + "sample_history.py",
+        "SampleHistory._is_full = lambda self: False",
+        HISTORY + "values_that_wait_for_the_disk_are_bounded",
+    ),
+    defence(
+        "all samples on the disk are bounded",
+        SERVER + "store/sample_files.py",
+        "SampleFiles._size = lambda self: 0",
+        "cm_server/store/test_sample_files.py::test_oldest_is_deleted_where_there_is_too_much",
+    ),
     defence(
         "a board that floods names of values keeps a few",
         SERVER + "sample_history.py",
@@ -538,10 +595,11 @@ def poll(at, poll=poll):
         "test_what_follows_the_proof_is_handled_when_the_board_is_accepted[late-False]",
     ),
     defence(
-        "boards that flood the server with SLEEP are slowed down",
+        "boards that flood the server with SLEEP or TIME are slowed down",
         SERVER + "net/board_socket.py",
         "_RARE_OPS = ()",
         "cm_server/jobs/test_sleepers.py::test_flood_of_sleep_is_answered_at_a_bounded_rate",
+        "cm_server/net/test_board_socket.py::test_flood_of_time_is_answered_at_a_bounded_rate",
     ),
     defence(
         "boards cannot report what the server knows: names, states, when they wake",

@@ -362,12 +362,18 @@ ATTACKS: Final = [
     ),
     attack(
         41,
-        "boards' logs: who reads them, floods, texts of no length; samples: the same, SQL in names",
+        "boards' logs: who reads them, floods, texts of no length; samples: the same, SQL in names; "
+        "floods of questions for the time",
         "cm_server/test_sample_history.py: samples_are_returned_to_those_who_reach_the_boards "
         "board_with_too_many_names_keeps_the_first board_with_too_many_values_keeps_the_first "
         "boards_of_one_token_do_not_displace_those_of_others "
         "successor_of_the_same_name_has_no_samples_of_before "
-        "full_disk_stops_keeping_and_nothing_else long_query_is_ended wrong_requests_are_refused",
+        "full_disk_stops_keeping_and_nothing_else long_query_is_ended wrong_requests_are_refused "
+        "values_that_wait_for_the_disk_are_bounded",
+        "cm_server/test_sample_collector.py: sample_of_too_many_bytes_is_dropped "
+        "samples_beyond_the_rate_limit_are_dropped_and_counted boards_share_the_total_of_samples",
+        "cm_server/net/test_board_socket.py: flood_of_time_is_answered_at_a_bounded_rate",
+        "cm_server/store/test_sample_files.py: oldest_is_deleted_where_there_is_too_much",
         "cm_server/store/test_sample_stores.py: names_are_data",
         "cm_server/net/test_samples_page.py: samples_need_a_token_that_reaches_the_boards "
         "wrong_arguments_are_refused samples_as_csv_and_json",
@@ -396,7 +402,7 @@ ATTACKS: Final = [
         "alarms: a receiver that redirects, hangs, answers for ever or is gone; forged messages; secrets "
         "in them; floods of events",
         "cm_server/net/test_webhook.py: redirect_is_not_followed receiver_that_hangs_delays_nobody "
-        "endless_answer_is_not_kept messages_that_wait_are_bounded message_is_signed_with_its_time "
+        "long_answer_is_not_kept messages_that_wait_are_bounded message_is_signed_with_its_time "
         "receiver_of_the_documentation_accepts_genuine_messages "
         "wrong_settings_are_refused_without_their_secrets",
         "cm_server/test_alarms.py: outage_of_a_site_is_one_message "

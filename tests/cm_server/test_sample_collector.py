@@ -69,7 +69,14 @@ def test_samples_stay_in_their_order_whatever_their_board_says():
     assert ats == pytest.approx([-10, -10, -5, -5], abs=0.002)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense", '{"t":"%s"}' % ("x" * 1100)])
+def test_sample_of_too_many_bytes_is_dropped():
+    lab, samples = board(), collector(10)
+    samples.add_message(lab, emitted('{"t":"%s"}' % ("x" * 1100)))
+    assert not lab.sample_buffer.samples
+    assert lab.sample_buffer.missed == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense"])
 def test_dropped_samples_are_counted_in_the_next_one(text):
     lab, samples = board(), collector(10)
     samples.add_message(lab, emitted(text))

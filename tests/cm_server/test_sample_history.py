@@ -157,8 +157,9 @@ async def test_samples_of_a_dead_board_stay_when_it_is_replaced(tmp_path: Path):
         ({"since": True}, "since"),
         ({"until": 1e300}, "until"),
         ({"every": 1e-9}, "every"),
-        ({"how": "sum"}, "how"),
-        ({"how": ["mean"]}, "how"),
+        ({"how": "sum", "every": 60}, "must be mean, min, max or last"),
+        ({"how": ["mean"], "every": 60}, "must be mean, min, max or last"),
+        ({"how": "mean"}, "needs `every`"),
         ({"names": "temp"}, "names"),
         ({"names": []}, "names"),
         ({"names": [1]}, "names"),
@@ -210,6 +211,18 @@ async def test_board_with_too_many_values_keeps_the_first(service: Service):
     for number in range(10):
         emit(service, "lab-1", {"temp": number})
     assert [value for _, _, value in await until_kept(service, 3)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.limits(history_unwritten_values=3)
+async def test_values_that_wait_for_the_disk_are_bounded(service: Service):
+    service.enrol("lab-1")
+    for number in range(10):  # before the timer has its turn
+        emit(service, "lab-1", {"temp": number})
+    assert service.server.sample_history.dropped == 7
+    assert [value for _, _, value in await until_kept(service, 3)] == [0.0, 1.0, 2.0]
+    emit(service, "lab-1", {"temp": 11})
+    assert [value for _, _, value in await until_kept(service, 4)][3:] == [11.0]
 
 
 @pytest.mark.limits(history_free_bytes=1 << 62)

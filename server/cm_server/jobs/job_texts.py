@@ -132,11 +132,15 @@ class JobTexts:
         is_kept = (
             self.keep
             and text is not None
-            and len(text) <= self.limits.text_chars
+            and not self._is_too_long(text)
             and self._has_share(pending.token, text)
         )
         about = describe_origin(pending.origin)
         return JobTextRow(pending.first, pending.last, pending.token, about, text, is_kept)
+
+    def _is_too_long(self, text: str) -> bool:
+        """Return whether only the SHA-256 of a text is kept."""
+        return len(text) > self.limits.text_chars
 
     def _has_share(self, token: str, text: str) -> bool:
         """Count a text for its token; return whether it may be kept today."""

@@ -326,7 +326,7 @@ async def test_flood_of_sleep_is_answered_at_a_bounded_rate(service: Service, la
             for _ in range(20):
                 assert wait_of(await board.next()) is not None
             took = time.monotonic() - began
-            assert took >= (19 * Limits.rare_messages - 50) / 200
+            assert took >= 0.9 * (19 * Limits.rare_messages - 50) / 200  # timers are early
 
 
 async def test_board_cannot_take_the_name_or_the_state_of_another(service: Service, lab: Any):

@@ -431,6 +431,27 @@ async def test_protocol_violation_during_a_job_closes_the_link_but_keeps_the_job
             assert await caller.ending(job) == ("lost", "the board restarted while it ran")
 
 
+@pytest.mark.limits(messages_per_second=200, messages_at_once=50)
+async def test_flood_of_time_is_answered_at_a_bounded_rate(service: Service, lab: Identity):
+    """Each costs as much as a message that boards seldom send; another board is not delayed."""
+    (other_lab,) = service.enrol("lab-2")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeBoard.join(service, other_lab) as other,
+    ):
+        began = time.monotonic()
+        for counter in range(20):
+            await board.send(wire.TIME, counter.to_bytes(4, "big"))
+        await other.send(wire.TIME, bytes(4))
+        assert (await other.next()).op == wire.TIME_REPLY
+        answered = time.monotonic() - began
+        for counter in range(20):
+            assert (await board.next()).payload[:4] == counter.to_bytes(4, "big")
+        took = time.monotonic() - began
+        assert took >= 0.9 * (19 * Limits.rare_messages - 50) / 200  # timers are early
+        assert answered < took
+
+
 async def test_oversize_message_is_refused_before_it_is_read(service: Service):
     async with await RawPeer.upgraded(service) as peer:
         peer.say(frames.frame_header(frames.BINARY, Limits.board_message_bytes + 1, mask=True))
