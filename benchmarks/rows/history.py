@@ -24,7 +24,7 @@ from benchmarks.timing import time_calls, time_in_turns
 from cloudmanager import Boards, Fleet, local_server
 from cloudmanager.server_options import ServerOptions
 from cloudmanager.virtual.simulate import simulate
-from cm_server.store.sample_files import FOLDER
+from cm_server.store.sample_folder import FOLDER
 
 _BOARDS: Final = int(os.environ.get("CM_BENCH_BOARDS", "10000"))
 _SECONDS: Final = 30.0  # for which CPU time is measured

@@ -77,7 +77,8 @@ from .rollouts.rollouts import Rollouts, RolloutServices
 from .sample_collector import SampleCollector
 from .sample_history import TURNED_OFF, SampleHistory, missing_reason
 from .status import ServerStatus
-from .store.sample_files import FOLDER, SampleFiles
+from .store.sample_files import SampleFiles
+from .store.sample_folder import FOLDER
 from .store.sample_query import SampleRetention, SampleStore
 from .store.sample_tables import SampleTables
 from .store.shared_store import SharedStore

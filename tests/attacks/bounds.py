@@ -202,7 +202,7 @@ BOUNDS: Final = [
     ),
     defence(
         "a backup writes nothing outside of the folder of samples",
-        SERVER + "store/sample_files.py",
+        SERVER + "store/sample_folder.py",
         "is_file_name = lambda name: True",
         "cm_server/store/test_backup.py::test_members_outside_of_the_folder_of_samples_are_ignored",
     ),

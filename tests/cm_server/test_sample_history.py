@@ -16,7 +16,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import NoSuchBoard, ServerError
 from cloudmanager.protocol.sample_columns import unpack_stream
 from cm_server.api import replies, verbs
-from cm_server.store.sample_files import FOLDER
+from cm_server.store.sample_folder import FOLDER
 
 from .peers import FakeCaller, Service, running_service
 

@@ -25,7 +25,7 @@ from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError, ServiceError
 from cm_server.limits import MIB
 
-from . import file_replacement, sample_files, schema
+from . import file_replacement, sample_folder, schema
 from .lockfile import hold_lock, while_backups
 from .rows import AuditRow
 from .store import Store
@@ -77,7 +77,7 @@ def _save(home: Path, path: Path, *, with_samples: bool) -> list[str]:
             for name in names:
                 _add_file(archive, home / name)
             if with_samples and _add_samples(archive, home):
-                names.append(sample_files.FOLDER)
+                names.append(sample_folder.FOLDER)
         draft.replace(path)
         config.sync_folder(path.absolute().parent)
     finally:
@@ -114,9 +114,9 @@ def _add_samples(archive: tarfile.TarFile, home: Path) -> bool:
     """Add the files of samples as they are at one moment; return whether there are any."""
     with tempfile.TemporaryDirectory(dir=home, prefix="backup-") as name:
         folder = Path(name)
-        names = sample_files.copy_files(home / sample_files.FOLDER, folder)
+        names = sample_folder.copy_files(home / sample_folder.FOLDER, folder)
         for each in names:
-            member = f"{sample_files.FOLDER}/{each}"
+            member = f"{sample_folder.FOLDER}/{each}"
             archive.add(folder / each, member, filter=_strip_owner)
         return bool(names)
 
@@ -155,7 +155,7 @@ def load(home: Path, path: Path, notify: Callable[[str], None] = log.warning) ->
 
 def _unpack(path: Path, folder: Path) -> list[str]:
     """Unpack the files of a backup, and no other members of the archive; return their names."""
-    samples = folder / sample_files.FOLDER
+    samples = folder / sample_folder.FOLDER
     try:
         with tarfile.open(path) as archive:
             found = [info for info in archive if _is_known(info.name) and info.isreg()]
@@ -172,7 +172,7 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     names = {info.name for info in found}
     if DATABASE not in names:
         raise ServerError(f"{path} is not a backup of a server: it contains no {DATABASE}")
-    folders = [sample_files.FOLDER] if samples.exists() else []
+    folders = [sample_folder.FOLDER] if samples.exists() else []
     return [*(name for name in FILE_NAMES if name in names), *folders]
 
 
@@ -180,7 +180,7 @@ def _is_known(name: str) -> bool:
     """Return whether a member of an archive is a file of a backup."""
     folder, slash, file = name.partition("/")
     if slash:
-        return folder == sample_files.FOLDER and sample_files.is_file_name(file)
+        return folder == sample_folder.FOLDER and sample_folder.is_file_name(file)
     return name in FILE_NAMES
 
 

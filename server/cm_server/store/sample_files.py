@@ -5,14 +5,9 @@ over, both become Parquet files, sorted by board, name and time, which other pro
 is too old is deleted with its file. A file belongs to the day in which values *came*: what a board
 kept while it had no link is older, and lies in the file of the day in which it connected again.
 
-    2026-11-30.1.duckdb                 the day that is not over
-    raw-2026-11-29.1-000.parquet        board_id, board, name, time, value
-    minutes-2026-11-29.1-000.parquet    … time, count, sum, min, max, last, last_time
-    erase.json                          ids of boards whose values are still to be deleted
-
-The number after the date differs if a day begins again, because the clock was set. Three
-connections use the files: one thread writes, another one reads, and a third one does what takes
-seconds, such as to write Parquet files, so that values are written meanwhile.
+The names of files are in sample_folder.py, the tables in sample_day_tables.py; sample_pages.py
+reads both. Three connections use the files: one thread writes, another one reads, and a third one
+does what takes seconds, such as to write Parquet files, so that values are written meanwhile.
 """
 
 from __future__ import annotations
@@ -29,18 +24,27 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from cloudmanager.config import sync_folder
-from cloudmanager.protocol.sample_columns import SampleColumns, make_array, pack_stream
+from cloudmanager.protocol.sample_columns import SampleColumns, make_array
 
+from .sample_day_tables import (
+    ROLL_UP,
+    TABLES,
+    OpenDay,
+    fetch_one,
+    first_line,
+    marks,
+    quote,
+    series_array,
+)
+from .sample_folder import CLOSED_NAME, DAMAGED, ERASE, LOCK, OPEN_NAME, ClosedFile, date_text
+from .sample_pages import PageReader, empty_page
+from .sample_parquet import DayPart, Rewritten, divide_day, rewrite_without, write_part
 from .sample_query import (
-    AGGREGATES,
     DAY,
-    MAX_PAGE_VALUES,
-    MINUTE,
     TOO_LONG,
     HistoryError,
     SampleBatch,
@@ -55,101 +59,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-FOLDER: Final = "history"  # beside the server's database
-LOCK: Final = "lock"  # held while a file changes; a backup holds it while it copies
-ERASE: Final = "erase.json"
-DAMAGED: Final = ".damaged"
 MEMORY_LIMIT: Final = "256MB"
 ROLL_UP_SECONDS: Final = 60.0  # until values are in the minutes, too
-#: Values that are sorted and written to one Parquet file at a time: about 3 s of one core.
-PART_VALUES: Final = 4_000_000
 #: For how long the writing thread waits for the one that writes Parquet files.
 WAIT_SECONDS: Final = 0.1
-_OPEN_NAME: Final = re.compile(r"(\d{4}-\d\d-\d\d)\.(\d+)\.duckdb")
-_CLOSED_NAME: Final = re.compile(r"(raw|minutes)-((\d{4}-\d\d-\d\d)\.\d+)-\d+\.parquet")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS {0}.series (
-    series INTEGER, board_id VARCHAR, board VARCHAR, name VARCHAR);
-CREATE TABLE IF NOT EXISTS {0}.raw (batch INTEGER, time BIGINT, series INTEGER, value DOUBLE);
-CREATE TABLE IF NOT EXISTS {0}.minutes (
-    series INTEGER, time BIGINT, count BIGINT, sum DOUBLE, min DOUBLE, max DOUBLE, last DOUBLE,
-    last_time BIGINT);
-CREATE TABLE IF NOT EXISTS {0}.state (rolled INTEGER);
-"""
-#: The minutes of all values that came after the batch ``rolled``.
-_ROLL_UP: Final = f"""
-INSERT INTO {{0}}.minutes
-SELECT series, time - time % {MINUTE}, count(*), sum(value), min(value), max(value),
-    arg_max(value, time), max(time)
-FROM {{0}}.raw WHERE batch > ? GROUP BY 1, 2
-"""
-#: Names the values of replaced boards as those of the boards that have taken their places.
-_JOIN_SUCCESSIONS: Final = """
-LEFT JOIN (SELECT unnest(?::VARCHAR[]) AS board_id, unnest(?::VARCHAR[]) AS current_id,
-    unnest(?::BIGINT[]) AS since) successions USING (board_id)
-WHERE since IS NULL OR time >= since
-"""
-_RAW_COLUMNS: Final = "1 AS count, value AS sum, value AS min, value AS max, value AS last"
-_MINUTE_COLUMNS: Final = "count, sum, min, max, last"
-_TO_TIME: Final = "make_timestamp({})::TIMESTAMPTZ"
-
-
-class _OpenDay:
-    """The file of a day that has not become Parquet.
-
-    Args:
-        stem: date and number.
-    """
-
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
-        self.alias = "day_" + re.sub(r"\W", "_", stem)
-        self.day = _day_of(stem)
-        self.series: dict[tuple[str, str], int] = {}  # board id and name -> number in the file
-        self.next_series = 0
-        self.batch = 0  # number of the last one
-        self.rolled = 0  # and of the last one that is in the minutes
-        self.rolled_at = time.monotonic()
-        self.indexes: tuple[object, array[int]] = (None, array("i"))  # of a batch's series
-
-
-class _ClosedFile(NamedTuple):
-    """A Parquet file."""
-
-    path: Path
-    kind: str
-    stem: str
-    first: int
-    last: int
-
-    @property
-    def day(self) -> int:
-        """The day in which its values came."""
-        return _day_of(self.stem)
-
-
-class _Part(NamedTuple):
-    """The series whose values become one Parquet file of each kind."""
-
-    number: int
-    first: tuple[str, str]
-    last: tuple[str, str]
-
-
-class _Rewritten(NamedTuple):
-    """A Parquet file that was written again, without some boards.
-
-    Attributes:
-        ids: the boards'.
-        file: the one whose place it takes; None: no file has any of them.
-        draft: the new one.
-    """
-
-    ids: Sequence[str]
-    file: _ClosedFile | None
-    draft: Path
 
 
 class SampleFiles:
@@ -171,11 +84,11 @@ class SampleFiles:
         #: Held while files appear or disappear, and while one page is read.
         self._files_lock = threading.Lock()
         self._open_lock = threading.Lock()
-        self._open_days: dict[str, _OpenDay] = {}  # by stem
-        self._closed: list[_ClosedFile] = []
+        self._open_days: dict[str, OpenDay] = {}  # by stem
+        self._closed: list[ClosedFile] = []
         #: What is left of days that are being closed; None: they are not divided yet.
-        self._parts: dict[str, list[_Part] | None] = {}
-        self._rewritten: _Rewritten | None = None
+        self._parts: dict[str, list[DayPart] | None] = {}
+        self._rewritten: Rewritten | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._working: Future[None] | None = None
         self._worker_connection: duckdb.DuckDBPyConnection | None = None
@@ -214,13 +127,13 @@ class SampleFiles:
             },
         )
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f"SET allowed_directories = [{_quote(f'{self._folder}/')}]")
+        connection.execute(f"SET allowed_directories = [{quote(f'{self._folder}/')}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         self._open_days.clear()
         self._parts.clear()
         for path in sorted(self._folder.iterdir()):
-            if found := _OPEN_NAME.fullmatch(path.name):
+            if found := OPEN_NAME.fullmatch(path.name):
                 self._attach(connection, f"{found[1]}.{found[2]}")
         self._find_closed(connection)
         self._reader = connection.cursor()
@@ -231,7 +144,7 @@ class SampleFiles:
         """List the Parquet files; those of a day that was not closed completely are removed."""
         found: list[tuple[Path, str, str]] = []
         for path in sorted(self._folder.iterdir()):
-            if match := _CLOSED_NAME.fullmatch(path.name):
+            if match := CLOSED_NAME.fullmatch(path.name):
                 if match[2] in self._open_days:
                     path.unlink()
                 else:
@@ -243,7 +156,7 @@ class SampleFiles:
 
     def _read_times(
         self, connection: duckdb.DuckDBPyConnection, path: Path, kind: str, stem: str
-    ) -> _ClosedFile | None:
+    ) -> ClosedFile | None:
         """Return a Parquet file with its times; set it aside if it cannot be read."""
         import duckdb
 
@@ -258,9 +171,9 @@ class SampleFiles:
             self._set_aside(path, error)
             return None
         first, last = row or (None, None)
-        return _ClosedFile(path, kind, stem, first or 0, last or 0)
+        return ClosedFile(path, kind, stem, first or 0, last or 0)
 
-    def _attach(self, connection: duckdb.DuckDBPyConnection, stem: str) -> _OpenDay:
+    def _attach(self, connection: duckdb.DuckDBPyConnection, stem: str) -> OpenDay:
         """Open the file of a day; set it aside if it is damaged, and begin another one."""
         import duckdb
 
@@ -271,7 +184,7 @@ class SampleFiles:
         except duckdb.Error as error:
             is_locked = re.search(r"\block\b", str(error)) is not None
             if is_locked or not os.access(path, os.R_OK | os.W_OK):
-                raise HistoryError(f"{path} cannot be opened: {_first_line(error)}") from error
+                raise HistoryError(f"{path} cannot be opened: {first_line(error)}") from error
             if journal.exists():  # without it, only the last values are lost
                 self._set_aside(journal, error)
                 with contextlib.suppress(duckdb.Error):
@@ -280,19 +193,19 @@ class SampleFiles:
             day = self._try_attach(connection, stem)
         return day
 
-    def _try_attach(self, connection: duckdb.DuckDBPyConnection, stem: str) -> _OpenDay:
+    def _try_attach(self, connection: duckdb.DuckDBPyConnection, stem: str) -> OpenDay:
         import duckdb
 
-        day = _OpenDay(stem)
+        day = OpenDay(stem)
         path = self._folder / f"{stem}.duckdb"
-        connection.execute(f"ATTACH {_quote(str(path))} AS {day.alias}")
+        connection.execute(f"ATTACH {quote(str(path))} AS {day.alias}")
         try:
-            connection.execute(_TABLES.format(day.alias))
+            connection.execute(TABLES.format(day.alias))
             rows = connection.execute(f"SELECT board_id, name, series FROM {day.alias}.series")
             day.series = {(board_id, name): series for board_id, name, series in rows.fetchall()}
             day.next_series = max(day.series.values(), default=-1) + 1
-            (day.batch,) = _one(connection, f"SELECT max(batch) FROM {day.alias}.raw")
-            (day.rolled,) = _one(connection, f"SELECT max(rolled) FROM {day.alias}.state")
+            (day.batch,) = fetch_one(connection, f"SELECT max(batch) FROM {day.alias}.raw")
+            (day.rolled,) = fetch_one(connection, f"SELECT max(rolled) FROM {day.alias}.state")
         except duckdb.Error:
             with contextlib.suppress(duckdb.Error):
                 connection.execute(f"DETACH {day.alias}")
@@ -313,7 +226,7 @@ class SampleFiles:
             raise HistoryError(f"{path} is damaged and cannot be renamed") from failure
         text = f"{path.name} in the history of samples was damaged and is now {kept.name}"
         self._notes.append(text)
-        log.warning("%s: %s", text, _first_line(error))
+        log.warning("%s: %s", text, first_line(error))
 
     def notes(self) -> Sequence[str]:
         """Return a sentence for each file that was set aside."""
@@ -344,7 +257,7 @@ class SampleFiles:
                 connection.rollback()
             except duckdb.Error:
                 self._reset()
-            raise HistoryError(_first_line(error)) from error
+            raise HistoryError(first_line(error)) from error
 
     def _reset(self) -> None:
         """Close everything after an error from which DuckDB does not recover."""
@@ -391,19 +304,19 @@ class SampleFiles:
             megabytes = self._retention.free_bytes // 1_000_000
             raise HistoryError(f"less than {megabytes:,} MB of the disk are free")
 
-    def _day_for(self, number: int) -> _OpenDay:
+    def _day_for(self, number: int) -> OpenDay:
         """Return the newest open file of a day; begin one if there is none."""
         days = [day for day in self._open_days.values() if day.day == number]
         days = [day for day in days if day.stem not in self._parts]
         if days:
             return days[-1]
-        date = _date_text(number)
+        date = date_text(number)
         stems = [*self._open_days, *(file.stem for file in self._closed)]
         used = [int(stem.rpartition(".")[2]) for stem in stems if stem.startswith(f"{date}.")]
         with self._files_lock:
             return self._attach(self._connect(), f"{date}.{max(used, default=0) + 1}")
 
-    def _number_series(self, day: _OpenDay, batch: SampleBatch) -> list[Series]:
+    def _number_series(self, day: OpenDay, batch: SampleBatch) -> list[Series]:
         """Give the series of a batch their numbers in the day's file; return the new ones."""
         owner, indexes = day.indexes
         if owner is not batch.series:
@@ -423,14 +336,14 @@ class SampleFiles:
     def _insert(
         self,
         connection: duckdb.DuckDBPyConnection,
-        day: _OpenDay,
+        day: OpenDay,
         batch: SampleBatch,
         new: Sequence[Series],
     ) -> None:
         import nanoarrow
 
         if new:  # as arrays: each single INSERT takes half a millisecond
-            connection.register("incoming", nanoarrow.ArrayStream(_series_array(day, new)))
+            connection.register("incoming", nanoarrow.ArrayStream(series_array(day, new)))
             try:
                 connection.execute(f"INSERT INTO {day.alias}.series SELECT * FROM incoming")
             finally:
@@ -445,8 +358,8 @@ class SampleFiles:
         finally:
             connection.unregister("incoming")
 
-    def _roll_up(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> None:
-        connection.execute(_ROLL_UP.format(day.alias), [day.rolled])
+    def _roll_up(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> None:
+        connection.execute(ROLL_UP.format(day.alias), [day.rolled])
         connection.execute(f"DELETE FROM {day.alias}.state")
         connection.execute(f"INSERT INTO {day.alias}.state VALUES (?)", [day.batch])
         day.rolled, day.rolled_at = day.batch, time.monotonic()
@@ -475,7 +388,7 @@ class SampleFiles:
                     return self._close_step(connection, day)
             return self._delete_old(today) if may_delete else False
         except (duckdb.Error, OSError) as error:
-            raise HistoryError(_first_line(error)) from error
+            raise HistoryError(first_line(error)) from error
 
     def _start_work(self, use: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
         """Let another thread do something that takes seconds; ``tidy`` does nothing meanwhile."""
@@ -508,7 +421,7 @@ class SampleFiles:
         if connection is not None:
             connection.close()
 
-    def _close_step(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> bool:
+    def _close_step(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> bool:
         """Write the next Parquet files of a day that is over; at the end, replace its file."""
         parts = self._parts.get(day.stem)
         if parts is None:
@@ -526,42 +439,17 @@ class SampleFiles:
                 self._files_lock.release()
         return True
 
-    def _divide(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> None:
-        """Divide the series of a day into parts that fit into the memory."""
-        query = (
-            f"SELECT s.board, s.name, count(*) FROM {day.alias}.raw JOIN {day.alias}.series s "
-            "USING (series) GROUP BY 1, 2 ORDER BY 1, 2"
-        )
-        parts: list[_Part] = []
-        size = 0
-        for board, name, count in connection.execute(query).fetchall():
-            if not parts or size + count > PART_VALUES:
-                parts.append(_Part(len(parts), (board, name), (board, name)))
-                size = 0
-            size += count
-            parts[-1] = parts[-1]._replace(last=(board, name))
-        self._parts[day.stem] = parts
+    def _divide(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> None:
+        self._parts[day.stem] = divide_day(connection, day)
 
     def _write_part(
-        self, connection: duckdb.DuckDBPyConnection, day: _OpenDay, parts: list[_Part]
+        self, connection: duckdb.DuckDBPyConnection, day: OpenDay, parts: list[DayPart]
     ) -> None:
         """Write the first of these parts, and remove it from the list."""
-        part = parts[0]
-        of_part = "(s.board, s.name) >= (?, ?) AND (s.board, s.name) <= (?, ?)"
-        for kind, columns in (
-            ("raw", "value"),
-            ("minutes", f"{_MINUTE_COLUMNS}, {_TO_TIME.format('last_time')} AS last_time"),
-        ):
-            path = self._folder / f"{kind}-{day.stem}-{part.number:03}.parquet.part"
-            query = (
-                f"SELECT s.board_id, s.board, s.name, {_TO_TIME.format('time')} AS time, {columns} "
-                f"FROM {day.alias}.{kind} JOIN {day.alias}.series s USING (series) "
-                f"WHERE {of_part} ORDER BY s.board, s.name, time"
-            )
-            _copy(connection, query, [*part.first, *part.last], path)
+        write_part(connection, self._folder, day, parts[0])
         del parts[0]
 
-    def _replace_day(self, connection: duckdb.DuckDBPyConnection, day: _OpenDay) -> None:
+    def _replace_day(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> None:
         """Let the Parquet files take the place of a day's file.
 
         After a crash in the middle the day's file is still there, and all is done again.
@@ -621,7 +509,7 @@ class SampleFiles:
             draft.replace(self._folder / ERASE)
             sync_folder(self._folder)
         except OSError as error:
-            raise HistoryError(_first_line(error)) from error
+            raise HistoryError(first_line(error)) from error
 
     def _ids_to_erase(self) -> list[str]:
         path = self._folder / ERASE
@@ -660,11 +548,11 @@ class SampleFiles:
             self._rewritten = None
         return True
 
-    def _erase_from_open(self, day: _OpenDay, numbers: Sequence[int]) -> None:
+    def _erase_from_open(self, day: OpenDay, numbers: Sequence[int]) -> None:
         with self._transaction() as connection:
             for table in ("raw", "minutes", "series"):
                 connection.execute(
-                    f"DELETE FROM {day.alias}.{table} WHERE series IN ({_marks(numbers)})", numbers
+                    f"DELETE FROM {day.alias}.{table} WHERE series IN ({marks(numbers)})", numbers
                 )
         kept = {key: number for key, number in day.series.items() if number not in numbers}
         day.series = kept  # numbers are not used again, also not those of series that are gone
@@ -672,21 +560,7 @@ class SampleFiles:
         self._parts.pop(day.stem, None)  # what is written of the day is written again
 
     def _rewrite_without(self, connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
-        """Write the first Parquet file that has values of some boards again, without them."""
-        for file in self._closed:
-            query = f"SELECT count(*) FROM read_parquet(?) WHERE board_id IN ({_marks(ids)})"
-            (count,) = _one(connection, query, [str(file.path), *ids])
-            if not count:
-                continue
-            draft = file.path.with_name(f"{file.path.name}.part")
-            query = (
-                f"SELECT * FROM read_parquet({_quote(str(file.path))}) "
-                f"WHERE board_id NOT IN ({_marks(ids)}) ORDER BY board, name, time"
-            )
-            _copy(connection, query, ids, draft)
-            self._rewritten = _Rewritten(ids, file, draft)
-            return
-        self._rewritten = _Rewritten(ids, None, Path())
+        self._rewritten = rewrite_without(connection, self._closed, ids)
 
     # Reading
 
@@ -699,115 +573,21 @@ class SampleFiles:
         import duckdb
 
         if self._connection is None and not self._folder.exists():
-            return _empty_page()
+            return empty_page()
         with self._files_lock:
             self._connect()
             assert self._reader is not None
             try:
-                return self._read(self._reader, query)
+                return PageReader(self._reader, self._open_days.values(), self._closed).read(query)
             except duckdb.InterruptException:
                 raise HistoryError(TOO_LONG) from None
             except duckdb.Error as error:
-                raise HistoryError(_first_line(error)) from error
+                raise HistoryError(first_line(error)) from error
 
     def interrupt(self) -> None:
         """Let a ``read`` in another thread fail."""
         if self._reader is not None:
             self._reader.interrupt()
-
-    def _read(self, reader: duckdb.DuckDBPyConnection, query: SampleQuery) -> SamplePage:
-        for span in query.spans():
-            if count := self._fill_page(reader, query, span, query.limit + 1):
-                return self._cut_page(reader, query, span[1], count)
-        return _empty_page()
-
-    def _fill_page(
-        self,
-        reader: duckdb.DuckDBPyConnection,
-        query: SampleQuery,
-        span: tuple[int, int],
-        limit: int,
-    ) -> int:
-        """Write the first values of a span into the table ``page``; return how many."""
-        selects, values = self._sources(query, span)
-        if not selects:
-            return 0
-        value = "arg_max(last, last_time)" if query.how == "last" else AGGREGATES[query.how]
-        time, group = "time", ""
-        board, joined = "board_id", ""
-        if query.successions:
-            board, joined = "coalesce(current_id, board_id)", _JOIN_SUCCESSIONS
-            values += [list(column) for column in zip(*query.successions, strict=True)]
-        if query.every is None:
-            value = "sum / count" if query.how == "mean" else query.how
-        else:
-            time, group = f"time - time % {query.every}", "GROUP BY 1, 2, 3"
-        (count,) = _one(
-            reader,
-            "CREATE OR REPLACE TEMP TABLE page AS "
-            f"SELECT {board} AS board_id, name, {time} AS time, {value} AS value "
-            f"FROM ({' UNION ALL '.join(selects)}) {joined} {group} ORDER BY 3, 1, 2 LIMIT {limit}",
-            values,
-        )
-        return int(count)
-
-    def _cut_page(
-        self, reader: duckdb.DuckDBPyConnection, query: SampleQuery, end: int, count: int
-    ) -> SamplePage:
-        """Return what is in the table ``page``, up to a moment at which it is complete."""
-        next_time: int | None = end if end < query.until else None
-        if count > query.limit:
-            first, last = _one(reader, "SELECT min(time), max(time) FROM page")
-            step = query.every or 1
-            if first == last:  # more values at one moment than a page has
-                span = (max(first, query.since), min(first + step, query.until))
-                self._fill_page(reader, query, span, MAX_PAGE_VALUES)
-                next_time = first + step if first + step < query.until else None
-            else:
-                reader.execute("DELETE FROM page WHERE time = ?", [last])
-                next_time = last
-        ids = list(query.boards)
-        reader.execute(
-            "CREATE OR REPLACE TEMP TABLE page_series AS SELECT board_id, name, "
-            "(row_number() OVER (ORDER BY place, name) - 1)::INTEGER AS series "
-            "FROM (SELECT DISTINCT board_id, name FROM page) JOIN "
-            "(SELECT unnest(?::VARCHAR[]) AS board_id, unnest(range(?)) AS place) USING (board_id)",
-            [ids, len(ids)],
-        )
-        series = reader.execute("SELECT board_id, name FROM page_series ORDER BY series").fetchall()
-        values = reader.sql(
-            "SELECT time, series, value FROM page JOIN page_series USING (board_id, name) "
-            "ORDER BY time, series"
-        )
-        return SamplePage(series, pack_stream(values), next_time)
-
-    def _sources(self, query: SampleQuery, span: tuple[int, int]) -> tuple[list[str], list[Any]]:
-        """Return the SELECTs whose union has the values, and their parameters."""
-        sources = _Sources(query, span)
-        for day in self._open_days.values():
-            if query.uses_minutes:
-                sources.add_table(day.alias, "minutes", _MINUTE_COLUMNS, "last_time")
-                sources.add_table(
-                    day.alias, "raw", _RAW_COLUMNS, "time", f"AND batch > {day.rolled}"
-                )
-            else:
-                sources.add_table(day.alias, "raw", _RAW_COLUMNS, "time")
-        kinds = {(file.stem, file.kind) for file in self._closed}
-        for kind, columns, last_time in (
-            ("raw", _RAW_COLUMNS, "time"),
-            ("minutes", _MINUTE_COLUMNS, "last_time"),
-        ):
-            paths = []
-            for file in self._closed:
-                prefers_minutes = query.uses_minutes and (file.stem, "minutes") in kinds
-                has_raw = (file.stem, "raw") in kinds
-                chosen = "minutes" if prefers_minutes or not has_raw else "raw"
-                touches = file.first < span[1] and file.last >= span[0]
-                if file.kind == kind == chosen and touches:
-                    paths.append(str(file.path))
-            if paths:
-                sources.add_files(paths, columns, last_time)
-        return sources.selects, sources.values
 
     # Ending
 
@@ -827,148 +607,3 @@ class SampleFiles:
                     self._reader.close()
                 self._connection.close()
         self._connection = self._reader = None
-
-
-class _Sources:
-    """SELECTs with the same columns, one for each table or group of files."""
-
-    def __init__(self, query: SampleQuery, span: tuple[int, int]) -> None:
-        self._query = query
-        self._span = span
-        self.selects: list[str] = []
-        self.values: list[Any] = []
-
-    def add_table(
-        self, alias: str, table: str, columns: str, last_time: str, condition: str = ""
-    ) -> None:
-        """Add a table of a day's file."""
-        self.selects.append(
-            f"SELECT board_id, name, time, {columns}, {last_time} AS last_time "
-            f"FROM {alias}.{table} JOIN {alias}.series USING (series) "
-            f"WHERE time >= ? AND time < ? {condition} AND {self._conditions()}"
-        )
-        self.values += [*self._span, *self._condition_values()]
-
-    def add_files(self, paths: Sequence[str], columns: str, last_time: str) -> None:
-        """Add Parquet files of one kind."""
-        bound = _TO_TIME.format("?")
-        self.selects.append(
-            f"SELECT board_id, name, epoch_us(time) AS time, {columns}, "
-            f"epoch_us({last_time}) AS last_time FROM read_parquet(?) "
-            f"WHERE time >= {bound} AND time < {bound} AND {self._conditions()}"
-        )
-        self.values += [list(paths), *self._span, *self._condition_values()]
-
-    def _conditions(self) -> str:
-        text = "board_id IN (SELECT unnest(?::VARCHAR[]))"
-        if self._query.names is not None:
-            text += " AND name IN (SELECT unnest(?::VARCHAR[]))"
-        return text
-
-    def _condition_values(self) -> list[Any]:
-        values: list[Any] = [self._query.board_ids]
-        if self._query.names is not None:
-            values.append(list(self._query.names))
-        return values
-
-
-def is_file_name(name: str) -> bool:
-    """Return whether a file of a folder of samples has this name."""
-    names = (_OPEN_NAME, _CLOSED_NAME)
-    is_day = any(pattern.fullmatch(name.removesuffix(".wal")) for pattern in names)
-    return is_day or name == ERASE
-
-
-def copy_files(folder: Path, target: Path) -> list[str]:
-    """Copy the files of samples as they are at one moment; a server may use them meanwhile.
-
-    Args:
-        folder: of the samples; it may not exist.
-        target: an empty folder, on the same file system.
-
-    Returns:
-        The names of the copies.
-
-    Raises:
-        OSError: they cannot be copied.
-    """
-    if not (folder / LOCK).exists():
-        return []
-    names: list[str] = []
-    with (folder / LOCK).open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in sorted(folder.iterdir()):
-            if not is_file_name(path.name):
-                continue
-            copy = target / path.name
-            try:
-                if path.suffix != ".parquet":  # those of the day that is not over change
-                    raise OSError
-                copy.hardlink_to(path)
-            except OSError:  # also where the file system has no hard links
-                shutil.copyfile(path, copy)
-            names.append(path.name)
-    return names
-
-
-def _series_array(day: _OpenDay, new: Sequence[Series]) -> Any:
-    """Return rows of the table ``series`` as an Arrow array of structs."""
-    import nanoarrow
-
-    numbers = array("i", [day.series[each.board_id, each.name] for each in new])
-    texts = ([each.board_id for each in new], [each.board for each in new])
-    columns = (*texts, [each.name for each in new])
-    children = [nanoarrow.c_array_from_buffers(nanoarrow.int32(), len(new), [None, numbers])]
-    children += [nanoarrow.c_array(column, nanoarrow.string()) for column in columns]
-    kinds = (nanoarrow.int32(), *[nanoarrow.string()] * 3)
-    names = ("series", "board_id", "board", "name")
-    schema = nanoarrow.struct(dict(zip(names, kinds, strict=True)), nullable=False)
-    return nanoarrow.c_array_from_buffers(schema, len(new), [None], children=children)
-
-
-def _empty_page() -> SamplePage:
-    empty = SampleColumns(array("q"), array("i"), array("d"))
-    return SamplePage((), pack_stream(empty), None)
-
-
-def _copy(
-    connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any], path: Path
-) -> None:
-    """Write the result of a query to a Parquet file, which is on the disk then."""
-    connection.execute(
-        f"COPY ({query}) TO {_quote(str(path))} (FORMAT parquet, COMPRESSION zstd)", values
-    )
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _one(
-    connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] = ()
-) -> tuple[Any, ...]:
-    """Return the only row of a query, with 0 in the place of NULL."""
-    row = connection.execute(query, list(values)).fetchone()
-    return tuple(0 if value is None else value for value in row or ())
-
-
-def _quote(text: str) -> str:
-    """Return a text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _day_of(stem: str) -> int:
-    """Return the day of a file, in days since 1970."""
-    date = datetime.strptime(stem.partition(".")[0], "%Y-%m-%d").replace(tzinfo=UTC)
-    return (date - _EPOCH).days
-
-
-def _date_text(day: int) -> str:
-    return (_EPOCH + timedelta(days=day)).strftime("%Y-%m-%d")
-
-
-def _first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return str(error).partition("\n")[0].strip() or type(error).__name__

@@ -19,7 +19,8 @@ from cm_server.store import backup
 from cm_server.store.backup import JOB_ID_GAP, load, save
 from cm_server.store.lockfile import hold_lock
 from cm_server.store.rows import TokenRow, new_board_row
-from cm_server.store.sample_files import FOLDER, SampleFiles
+from cm_server.store.sample_files import SampleFiles
+from cm_server.store.sample_folder import FOLDER
 from cm_server.store.sample_query import DAY, SampleBatch, SampleQuery, SampleRetention, Series
 from cm_server.store.store import Store
 from cm_server.store.waiting_rows import WaitingWork

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from cm_server.store import sample_files
+from cm_server.store import sample_folder, sample_parquet
 from cm_server.store.sample_files import SampleFiles
 from cm_server.store.sample_query import DAY, MICROSECONDS, HistoryError, SampleRetention
 
@@ -81,7 +81,7 @@ def test_day_whose_end_was_interrupted_is_whole(folder: Path, tmp_path: Path):
     while True:
         copy = tmp_path / f"copy-{copies}"
         copy.mkdir()
-        sample_files.copy_files(folder, copy)
+        sample_folder.copy_files(folder, copy)
         for path in folder.glob("*.part"):
             shutil.copy(path, copy)
         copies += 1
@@ -107,13 +107,13 @@ def test_day_whose_end_was_interrupted_is_whole(folder: Path, tmp_path: Path):
 def slow_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """What Parquet files wait for before they are written."""
     may_go_on = threading.Event()
-    copy = sample_files._copy
+    copy = sample_parquet.copy_to_parquet
 
     def copy_later(*arguments: Any) -> None:
         assert may_go_on.wait(60)
         copy(*arguments)
 
-    monkeypatch.setattr(sample_files, "_copy", copy_later)
+    monkeypatch.setattr(sample_parquet, "copy_to_parquet", copy_later)
     yield may_go_on
     may_go_on.set()
 
@@ -126,7 +126,7 @@ def test_values_are_kept_while_a_day_becomes_parquet(folder: Path, slow_copies: 
         files.append(batch(TODAY, [(TEMP, NOON + n * MICROSECONDS, float(n))]))
     left = folder.with_name("killed")
     left.mkdir()
-    sample_files.copy_files(folder, left)
+    sample_folder.copy_files(folder, left)
     again = opened(left)
     assert len(read(again)) == 30, "a server that is killed now has lost nothing"
     again.close()
@@ -180,7 +180,7 @@ def killed(folder: Path) -> Path:
         files.append(batch(TODAY, [(TEMP, NOON + n * MICROSECONDS, float(n))]))
     left = folder.with_name("killed")
     left.mkdir()
-    sample_files.copy_files(folder, left)
+    sample_folder.copy_files(folder, left)
     files.close()
     return left
 
