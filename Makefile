@@ -29,7 +29,7 @@ PYTHONS ?=
 
 # Debian's packages that tests want beside what pip brings; without them those tests are left out.
 PACKAGES := chromium qemu-system-arm firmware-microbit-micropython postgresql \
-	nginx-light libnginx-mod-stream
+	nginx-light libnginx-mod-stream mosquitto
 
 VENV       := .venv
 BIN        := $(VENV)/bin

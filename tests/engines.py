@@ -132,8 +132,7 @@ class Nats(Engine):
         self.await_start()
 
     def await_start(self) -> None:
-        address = ("127.0.0.1", self.tcp_port)
-        _await(lambda: socket.create_connection(address, 1).close(), OSError)
+        await_answer(self.tcp_port)
 
     @property
     def url(self) -> str:
@@ -143,6 +142,11 @@ class Nats(Engine):
 def free_tcp_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def await_answer(tcp_port: int) -> None:
+    """Wait until something listens on a port of loopback."""
+    _await(lambda: socket.create_connection(("127.0.0.1", tcp_port), 1).close(), OSError)
 
 
 def _await(act: object, error: type[Exception]) -> None:

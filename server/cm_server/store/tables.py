@@ -208,8 +208,8 @@ rollout_boards = sa.Table(
 )
 sa.Index("rollout_boards_board", rollout_boards.c.board)
 
-#: The values that boards emit, kept for days, and their minutes, for months: see history_tables.py.
-#: Only PostgreSQL's are used; a server with a store of its own has files (history_files.py).
+#: The values that boards emit, kept for days, and their minutes, for months: see sample_tables.py.
+#: Only PostgreSQL's are used; a server with a store of its own has files (sample_files.py).
 samples = sa.Table(
     "samples",
     metadata,
