@@ -21,14 +21,16 @@ import collections
 import contextlib
 import hmac
 import json
+import os
 import secrets
 import sys
+import threading
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import tornado.httpserver
 import tornado.netutil
@@ -51,6 +53,8 @@ _MAX_MESSAGE_BYTES: Final = 10 * 1024 * 1024  # of the page: it uploads files of
 _MAX_BUFFERS: Final = 4  # that belong to one message
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # for a page that does not read; it is then closed
 _TOKEN_SECONDS: Final = 7 * 86400  # life of the token of --role, which is revoked at the end
+LINES_THREAD: Final = "typed lines"
+_LINE_BYTES: Final = 4096  # of a line that is typed; a terminal gives no more at once
 _OPEN_FILE: Final = "dashboard.html"  # in CM_HOME: leads a browser to the URL
 _LOST: Final = "Not connected: `mbm dashboard` has ended or does not answer. Start it again."
 _WAITING: Final = "`mbm dashboard` is busy or does not answer: what you did last waits for it."
@@ -400,21 +404,37 @@ async def _serve(fleet: Fleet, target: Target | None, options: argparse.Namespac
     if options.opens_browser and _has_window():
         _open_browser(folder / _OPEN_FILE, f"{address}/open/{site.access.new_link()}")
 
-    def on_key() -> None:
-        if sys.stdin.readline():
-            show_link()
-        else:
-            loop.remove_reader(sys.stdin)
-
-    loop = asyncio.get_running_loop()
     if sys.stdin.isatty():
-        loop.add_reader(sys.stdin, on_key)
+        call_for_each_line(sys.stdin, show_link)
     try:
         await asyncio.Event().wait()
     finally:
         (folder / _OPEN_FILE).unlink(missing_ok=True)
         for socket in list(site.sockets):
             socket.close(1001)
+
+
+def call_for_each_line(file: TextIO, call: Callable[[], None]) -> None:
+    """Let the running event loop call a function for each line that is typed."""
+    loop = asyncio.get_running_loop()
+
+    def on_line() -> None:
+        if file.readline():
+            call()
+        else:
+            loop.remove_reader(file)
+
+    def read_lines() -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # the loop is closed
+            while os.read(file.fileno(), _LINE_BYTES):
+                loop.call_soon_threadsafe(call)
+
+    try:
+        loop.add_reader(file, on_line)
+    except NotImplementedError:
+        # Windows' loop waits for sockets only. Where a loop can do both, there is no thread: its
+        # read would stop a process in the background of a shell (SIGTTIN).
+        threading.Thread(target=read_lines, name=LINES_THREAD, daemon=True).start()
 
 
 def _has_window() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,7 +19,7 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
-from cm_magics.web_page import Access
+from cm_magics.web_page import LINES_THREAD, Access, call_for_each_line
 
 COMMAND = [sys.executable, "-m", "cloudmanager", "dashboard", "--no-browser"]
 pytestmark = pytest.mark.timeout(120)
@@ -164,3 +166,31 @@ def test_unknown_board_and_missing_server_are_errors(tmp_path: Path):
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, env=nowhere)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
+
+
+class SocketLoop(asyncio.SelectorEventLoop):
+    """An event loop that waits for sockets only, as Windows' does."""
+
+    def add_reader(self, *_: Any) -> None:  # type: ignore[override]
+        """Refuse other files."""
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, SocketLoop])
+def test_each_line_that_is_typed_is_noticed(make_loop: Callable[[], asyncio.AbstractEventLoop]):
+    reading, writing = os.pipe()
+
+    async def type_lines() -> None:
+        typed: asyncio.Queue[None] = asyncio.Queue()
+        call_for_each_line(file, lambda: typed.put_nowait(None))
+        for _ in range(2):
+            os.write(writing, b"\n")
+            await asyncio.wait_for(typed.get(), WAIT)
+
+    with os.fdopen(reading) as file:
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(type_lines())
+        os.close(writing)
+        for thread in threading.enumerate():
+            if thread.name == LINES_THREAD:
+                thread.join(WAIT)
