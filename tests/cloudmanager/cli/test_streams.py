@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import subprocess
 
 import pytest
 
+from cloudmanager.cli import streams
 from cloudmanager.cli.streams import prepare_streams
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.cloudmanager.conftest import MBM
+from tests.wheel import ROOT
 
 SAY = "board-execute demo-1 -c \"print('é日─…')\""
 FULL = "mbm: standard output: No space left on device."
@@ -60,6 +63,7 @@ def test_output_that_cannot_be_written_is_no_traceback(
         ("ascii", "é─é", b"\\xe9-\\xe9"),
         ("ascii", "\ud800x", b"\\ud800x"),
         ("cp1252", "é─…", "é-…".encode("cp1252")),
+        ("cp1252", "├── a\n│   └── b", b"|-- a\n|   `-- b"),
         ("utf-8", "─é", "─é".encode()),
     ],
 )
@@ -73,3 +77,16 @@ def test_characters_that_an_encoding_lacks_are_replaced(
     stream.write(text)
     stream.flush()
     assert raw.getvalue() == written
+
+
+@pytest.mark.parametrize("package", ["cli", "display", "results"])
+def test_characters_that_mbm_prints_are_readable_in_ascii(package: str):
+    """A console, or a pipe on Windows, may have none of the lines and dashes of tables."""
+    printed: set[str] = set()
+    for path in (ROOT / "cloudmanager" / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                printed |= set(node.value)
+    assert {char for char in printed if not char.isascii() and char.isprintable()} <= set(
+        streams._REPLACEMENTS
+    )
