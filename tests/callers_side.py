@@ -87,12 +87,14 @@ def run_mbm(*arguments: str) -> tuple[int, str]:
     """Run ``mbm``; return its exit status, and what it printed."""
     from cloudmanager.cli import main
 
-    printed = io.StringIO()
+    # A pipe on Windows: it lacks the lines of tables, and more.
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             main(arguments)
         except SystemExit as ended:
-            return int(ended.code or 0), printed.getvalue()
+            printed.seek(0)
+            return int(ended.code or 0), printed.read()
 
 
 def command_line_errors(*, has_posix: bool) -> Iterator[str]:
@@ -115,17 +117,85 @@ def command_line_errors(*, has_posix: bool) -> Iterator[str]:
             yield f"mbm {' '.join(arguments)}: exit status {found}\n{printed}"
 
 
+def verb_errors(target: str) -> Iterator[str]:
+    """Run verbs with the boards of a target, in the working directory; yield what differs.
+
+    Each is an exit status, and a part of what it prints.
+    """
+    Path("app").mkdir()
+    Path("app/app.py").write_text("print('app')\n", encoding="utf-8")
+    Path("small.py").write_text("WEIGHT = 7\n", encoding="utf-8")
+    Path("fleet.toml").write_text(
+        f'[side]\ntarget = "{target}"\napp = "app"\n[side.rollout]\nwaves = ["100%"]\n',
+        encoding="utf-8",
+    )
+    here = Path.cwd()
+    verbs: list[tuple[int, str, tuple[str, ...]]] = [
+        (0, "42", ("board-execute", target, "-c", "6 * 7")),
+        (0, target, ("board-list",)),
+        (0, "MicroPython", ("board-info", target)),
+        (0, "side=callers", ("board-label", target, "side=callers")),
+        (0, "written", ("board-upload", target, str(here / "small.py"), ":")),
+        (0, "WEIGHT = 7", ("board", target, "cat", ":small.py")),
+        (0, "-- small.py", ("board", target, "tree")),
+        (0, "", ("board-download", target, ":small.py", str(here / "fetched.py"))),
+        (0, "app.py", ("board-sync", target, "app", ":lib/side", "--delete")),
+        (0, "small", ("board-install", target, str(here / "small.py"))),
+        (0, "small", ("board-packages", target)),
+        (0, "", ("board", target, "set", "interval", "30")),
+        (0, "interval = 30", ("board", target, "settings")),
+        (0, "", ("board-logs", target, "--since", "1h")),
+        (0, "jobs to", ("board-history", target, "--export", str(here / "history.ipynb"))),
+        (0, "6 * 7", ("board-history", target, "--since", "1h")),
+        (0, "values", ("board-samples", target, "--since", "1h", "--csv", str(here / "a.csv"))),
+        (0, "values", ("board-samples", target, "--since", "1h", "--parquet", "a.parquet")),
+        (0, "", ("board-export", str(here / "boards.csv"), "--target", target)),
+        (0, "", ("board-import", "boards.csv", "--dry-run")),
+        (0, "", ("board-reserve", target, "5m")),
+        (0, "", ("board-release", target)),
+        (0, "app.py", ("fleet-plan", "fleet.toml", "-o", str(here / "saved.plan"))),
+        (4, "", ("fleet-plan", "fleet.toml", "--check")),
+        (0, "", ("fleet-apply", str(here / "saved.plan"), "--yes")),
+        (0, "side", ("fleet-status",)),
+        (0, "side", ("fleet-abort", "side")),
+        (0, "side", ("fleet-history",)),
+        (1, "firmware", ("board-upgrade-firmware", target, "1.29.0")),
+        (0, "", ("job-list", target)),
+        (0, "", ("token-list",)),
+        (0, "", ("secret-list",)),
+        (0, "board-execute", ("completion", "bash")),
+    ]
+    for status, text, arguments in verbs:
+        try:
+            found, printed = run_mbm(*arguments)
+        except Exception:
+            yield f"mbm {' '.join(arguments)}\n{traceback.format_exc()}"
+            continue
+        if found != status or text not in printed:
+            yield f"mbm {' '.join(arguments)}: exit status {found}\n{printed}"
+
+
 def main() -> None:
-    """Print what failed; the exit status is 1 if anything did."""
+    """Print what failed; the exit status is 1 if anything did.
+
+    With ``--boards TARGET``, also run verbs with these boards of the server that CM_URL and
+    CM_TOKEN name.
+    """
+    has_posix = os.name == "posix" and "--take-away" not in sys.argv
     if "--take-away" in sys.argv:
         take_away()
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as home:
         os.environ["CM_HOME"] = home
-        os.environ["CM_URL"] = NO_SERVER
-        os.environ.pop("CM_TOKEN", None)
-        Path(home, "backup.tar").touch()
-        has_posix = os.name == "posix" and "--take-away" not in sys.argv
-        failures = [*import_errors(), *command_line_errors(has_posix=has_posix)]
+        os.chdir(home)
+        if "--boards" in sys.argv:
+            failures = [*verb_errors(sys.argv[sys.argv.index("--boards") + 1])]
+        else:
+            os.environ["CM_URL"] = NO_SERVER
+            os.environ.pop("CM_TOKEN", None)
+            Path(home, "backup.tar").touch()
+            failures = [*import_errors(), *command_line_errors(has_posix=has_posix)]
+        os.chdir(before)  # Windows removes no folder in which a process is
     print(*failures, sep="\n", end="" if not failures else "\n")
     print(f"callers' side: {len(failures)} failures")
     sys.exit(1 if failures else 0)
