@@ -24,12 +24,27 @@ def fill_in(app: object, docname: str, source: list[str]) -> None:
 
 def _cell(text: str) -> str:
     """Return a text as the content of a table's cell."""
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return _escape(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _escape(text: str) -> str:
+    """Return a text in which asterisks outside of code, as in ``lab-*``, are no emphasis."""
+    parts = text.split("`")
+    return "`".join(
+        part.replace("*", "\\*") if n % 2 == 0 else part for n, part in enumerate(parts)
+    )
 
 
 def _prose(text: str) -> str:
-    """Return a text as paragraphs; in MyST, a line that begins with % is a comment."""
-    return re.sub(r"^%", r"\\%", inspect.cleandoc(text), flags=re.M)
+    """Return a text as paragraphs; those of which each line is an example become a block."""
+    blocks = []
+    for block in inspect.cleandoc(text).split("\n\n"):
+        lines = block.splitlines()
+        if len(lines) > 1 and all(line.startswith("%") for line in lines):
+            blocks.append(f"```text\n{block}\n```")
+        else:  # in MyST, a line that begins with % is a comment
+            blocks.append(re.sub(r"^%", r"\\%", _escape(block), flags=re.M))
+    return "\n\n".join(blocks)
 
 
 def _code(text: str) -> str:
@@ -89,12 +104,14 @@ def verbs() -> str:
 
 
 def magics() -> str:
-    """Return a section for each magic that has a parser."""
-    from cm_magics import TARGET_MAGICS, magic_options
+    """Return a section for each magic."""
+    from cm_magics import TARGET_MAGICS, BoardMagics, magic_options
 
     parsers: dict[str, argparse.ArgumentParser] = {
         "%%board, %board": magic_options.make_board_parser(),
         "%board_result": magic_options.make_result_parser(),
+        "%board_logs": magic_options.make_logs_parser(),
+        "%board_plot": magic_options.make_plot_parser(),
     }
     for kind in TARGET_MAGICS:
         parsers |= kind.parsers
@@ -102,6 +119,8 @@ def magics() -> str:
     for name, parser in parsers.items():
         parts += [f"## {name}", _prose(parser.description or "")]
         parts.append(_table(("argument", "meaning"), _rows(parser)))
+    for name in ("board_use", "boards", "fleet"):  # they have a target, and no options
+        parts += [f"## %{name}", _prose(getattr(BoardMagics, name).__doc__)]
     return "\n\n".join(part for part in parts if part)
 
 

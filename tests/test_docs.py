@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import configparser
+import errno
 import importlib.util
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from cloudmanager import server_options
+import cm_magics
+from cloudmanager import AsyncFleet, Boards, Fleet, server_options
 from cloudmanager.cli import board_commands, command_line
 
 from .site_links import broken_links
@@ -24,6 +30,18 @@ PAGES = [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SOURCES = ["cloudmanager", "server", "cm_magics", "mpy_client"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 100  # characters; tables and pictures may be wider
+#: What stands for the parts of a quoted message that differ.
+_PLACEHOLDER = re.compile(r"…|\b(?:URL|WHERE|NAME)\b|\b\d+\b")
+#: Messages that the code puts together: their parts, as they are in it.
+_COMPOSED = {
+    "queued behind": ("queued ", "behind "),
+    "it was asked to stop and has not confirmed it": (
+        "it was asked ",
+        "to stop and has not confirmed it",
+    ),
+}
+#: Kinds of alarms, which look like verbs of `mbm`.
+_ALARMS = {"board-lost", "board-overdue"}
 
 
 def page_id(page: Path) -> str:
@@ -109,6 +127,12 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
     return dict(found)
 
 
+@pytest.mark.parametrize("verb", verbs())
+def test_arguments_of_verbs_are_explained(verb: str):
+    actions = verbs()[verb]._actions
+    assert [a.dest for a in actions if not a.help and a.metavar != "TARGET"] == []
+
+
 def option_names(parser: argparse.ArgumentParser) -> set[str]:
     """Return the last, longest spelling of each option, except those that all verbs have."""
     spelled = {action.option_strings[-1] for action in parser._actions if action.option_strings}
@@ -166,6 +190,103 @@ def test_commands_of_pages_are_accepted_by_the_parser(page: Path, capsys):
         assert macro is None or macro in board_commands.MACROS or macro == board_commands.EDIT
 
 
+def verb_names(page: Path) -> set[str]:
+    """Return the words in a page's text, between backticks, that are used as verbs of ``mbm``."""
+    text = page.read_text(encoding="utf-8")
+    words = set(re.findall(r"`mbm ([a-z][\w-]*)", text))
+    families = {verb.partition("-")[0] for verb in verbs() if "-" in verb}
+    return words | set(re.findall(rf"`((?:{'|'.join(sorted(families))})-[a-z-]+)[ `]", text))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=page_id)
+def test_verbs_that_sentences_name_exist(page: Path):
+    assert verb_names(page) - set(verbs()) - _ALARMS == set()
+
+
+def magic_names() -> set[str]:
+    """Return the names of all magics."""
+    kinds: tuple[Any, ...] = (cm_magics.BoardMagics, *cm_magics.TARGET_MAGICS)
+    return {name for kind in kinds for names in kind.magics.values() for name in names}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=page_id)
+def test_magics_of_pages_exist(page: Path):
+    used = re.findall(r"(?<![\w%])%{1,2}((?:board|fleet)\w*)", page.read_text(encoding="utf-8"))
+    assert set(used) - magic_names() == set()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=page_id)
+def test_methods_of_pages_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    unknown = []
+    for pattern, owners in (
+        (r"\b[Ff]leet(?:\(\))?\.(\w+)\(", (Fleet, AsyncFleet)),
+        (r"\b[Ff]leet(?:\(\))?\[[^]\n]*\](?!\])\.(\w+)\(|\bboards\.(\w+)\(", (Boards,)),
+    ):
+        for found in re.finditer(pattern, text):
+            name = found[found.lastindex or 1]
+            if not any(hasattr(owner, name) for owner in owners):
+                unknown.append(found[0])
+    assert unknown == []
+
+
+def source_texts() -> str:
+    """Return the texts in the sources, one a line; a tab stands for each value in one."""
+    texts = []
+    for folder in (*SOURCES, "cm_kernel"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    values = [getattr(part, "value", None) for part in node.values]
+                    texts.append("".join(v if isinstance(v, str) else "\t" for v in values))
+    texts += errno.errorcode.values()
+    texts += map(os.strerror, errno.errorcode)
+    return "\n".join(texts)
+
+
+def quoted_messages() -> Iterator[tuple[str, str]]:
+    """Yield the messages in tables of what programs say, each with one of its stable parts."""
+    pages = (DOCS / "troubleshooting.md", DOCS / "boards.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    for table in text.split("\n| it says |")[1:]:
+        for row in table.partition("\n\n")[0].splitlines()[2:]:
+            for message in re.findall(r"`([^`]+)`", row.split(" | ")[0]):
+                for stable in re.split(rf"{_PLACEHOLDER.pattern}|: ", message):
+                    if part := stable.strip(" .,:;()[]'"):
+                        yield message, part
+
+
+def test_quoted_messages_are_those_of_the_code():
+    texts = source_texts()
+    quoted = list(quoted_messages())
+    assert len({message for message, _ in quoted}) > 60
+    missing = {
+        message
+        for message, stable in quoted
+        if any(part not in texts for part in _COMPOSED.get(stable, (stable,)))
+    }
+    assert missing == set()
+
+
+def test_all_extras_are_described():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    text = (DOCS / "installing.md").read_text(encoding="utf-8")
+    table = text.partition("| extra |")[2].partition("\n\n")[0]
+    described = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]+\|", table, flags=re.M)))
+    assert sorted(described) == sorted(config["options.extras_require"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_install_lines_say_where_the_package_is(page: Path):
+    """No release is published: a page that shows ``pip install`` leads to how it is done now."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    if any(line.startswith("    pip install 'cloudmanager[") for line in lines):
+        assert page.name == "installing.md" or any("installing.md" in line for line in lines)
+
+
 @pytest.fixture(scope="module")
 def generated_pages() -> ModuleType:
     """The module that fills in reference pages when the site is built."""
@@ -190,9 +311,11 @@ def test_generated_reference_has_all_verbs_magics_and_options(generated_pages: M
         section = section.partition("\n## ")[0]
         assert [name for name in option_names(parser) if name not in section] == [], verb
     assert "| `--timeout S` |" in parts["magics"]
-    for name in ("%board_install", "%board_history", "%fleet_plan"):
-        assert f"## {name}\n" in parts["magics"]
+    headings = re.findall(r"^## (.+)$", parts["magics"], flags=re.M)
+    assert {heading.lstrip("%") for heading in headings[1:]} | {"board"} == magic_names()
     assert "\\%%board TARGET runs the lines below it" in parts["magics"]
+    assert "```text\n%board_cp lab-* *.py :  " in parts["magics"]
+    assert "a pattern: %board_ls lab-1 :lib :\\*.csv" in parts["magics"]
     assert "| `--listen ADDRESS` | network address to listen on (default: 127.0.0.1) |" in (
         parts["server-options"].splitlines()
     )

@@ -116,7 +116,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     add_verb("token-list", token_list, "list access tokens with role, target and expiry")
     revoke = add_verb("token-revoke", token_revoke, "revoke an access token and close its links")
-    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("name", metavar="NAME", help="name of the token")
     log = add_verb("audit", audit, "show the audit log: who did what, newest last")
     log.add_argument(
         "-n",

@@ -49,14 +49,14 @@ def add_server_verbs(add_verb: AddVerb) -> None:
     backup = add_verb(
         "server-backup", server_backup, "write a backup of the local server to a file"
     )
-    backup.add_argument("file", metavar="FILE")
+    backup.add_argument("file", metavar="FILE", help="file to write, such as fleet.tar")
     backup.add_argument(
         "--without-samples",
         action="store_true",
         help="leave out the samples that are kept for days, which may be gigabytes",
     )
     restore = add_verb("server-restore", server_restore, "restore the local server from a backup")
-    restore.add_argument("file", metavar="FILE")
+    restore.add_argument("file", metavar="FILE", help="file that server-backup wrote")
     add_verb("server-status", server_status, "show address, version and state of the server")
 
 
@@ -81,7 +81,7 @@ def add_board_verbs(add_verb: AddVerb) -> None:
         "set labels of boards; an empty value removes a label",
     )
     label.add_argument("target", metavar="TARGET")
-    label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
+    label.add_argument("labels", nargs="+", metavar="KEY=VALUE", help="such as room=lab, or room=")
 
 
 def add_job_verbs(add_verb: AddVerb) -> None:

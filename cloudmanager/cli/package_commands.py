@@ -30,7 +30,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     add_install_options(add)
     remove = add_verb("board-uninstall", uninstall, "uninstall packages from boards")
     remove.add_argument("target", metavar="TARGET")
-    remove.add_argument("names", nargs="+", metavar="NAME")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="name of an installed package")
     add_uninstall_options(remove)
     add_wait_options(remove)
     show = add_verb("board-packages", packages, "list the packages installed on boards")

@@ -45,7 +45,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     apply.add_argument("--yes", action="store_true", help="do not ask")
     apply.add_argument("--watch", action="store_true", help="show what happens until it has ended")
     status = add_verb("fleet-status", fleet_status, "show the newest rollout of each group")
-    status.add_argument("--watch", action="store_true", help="until all have ended")
+    status.add_argument(
+        "--watch", action="store_true", help="show what happens until all have ended"
+    )
     for name, run, text in (
         ("fleet-pause", fleet_pause, "pause rollouts; boards that are being switched finish"),
         ("fleet-resume", fleet_resume, "let paused rollouts go on"),
@@ -66,7 +68,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     back.add_argument("--watch", action="store_true", help="show what happens until it has ended")
     add_verb("fleet-drift", fleet_drift, "show which boards are not as their generation says")
     history = add_verb("fleet-history", fleet_history, "list rollouts, the newest first")
-    history.add_argument("-n", dest="count", type=int, metavar="N", help="at most N")
+    history.add_argument("-n", dest="count", type=int, metavar="N", help="number of rollouts")
 
 
 def fleet_plan(options: argparse.Namespace) -> int:

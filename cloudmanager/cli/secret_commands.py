@@ -26,7 +26,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     add_verb("secret-list", secret_list, "list secrets: their names, not their values")
     remove = add_verb("secret-remove", secret_remove, "delete a secret; boards keep its value")
-    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("name", metavar="NAME", help="name of the secret")
 
 
 def secret_set(options: argparse.Namespace) -> int:
