@@ -28,8 +28,8 @@ from cm_server.rollouts import (
 from cm_server.rollouts.desired import DesiredGroup
 from cm_server.rollouts.firmware_ops import FIRMWARE_ROLE
 from cm_server.rollouts.plans import GroupBoards, GroupPlan
-from cm_server.rollouts.rollouts import rollback_options
 from cm_server.rollouts.steps import UNPROVEN_MARK
+from cm_server.rollouts.way_back import rollback_options
 from cm_server.rollouts.windows import read_window
 from cm_server.store.rollout_rows import (
     OPEN_STATES,

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudmanager.protocol.firmware_images import AppImage
 from cm_server.installs.content_store import Content
-from cm_server.jobs.model import Job
+from cm_server.jobs.model import Board, Job
 from cm_server.store.rollout_rows import RolloutBoardRow, RolloutRow
 
 from . import network_change, steps
@@ -102,3 +102,21 @@ class Rollout:
     def is_active(self) -> bool:
         """Whether a board of it is being switched."""
         return any(run.row.state in steps.ACTIVE for run in self.runs.values())
+
+
+@dataclass(frozen=True)
+class RolloutChanges:
+    """How the steps of a board change its rollout.
+
+    Attributes:
+        set_board: records the state of a board, and why it has it.
+        set_proven: records that a board has proven what the rollout brings.
+        pause: pauses a rollout that runs, with the reason.
+        refusal_reason: returns why the token of a rollout may not change a board, given by its id;
+            "" if it may.
+    """
+
+    set_board: Callable[[Rollout, BoardRun, str, str], None]
+    set_proven: Callable[[Rollout, BoardRun, Board], None]
+    pause: Callable[[Rollout, str], None]
+    refusal_reason: Callable[[Rollout, str], str]
