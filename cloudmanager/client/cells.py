@@ -65,6 +65,7 @@ class Cell:
         own: where the text of the cell is in `code`, without what was added to it, such as inputs:
             begin and end of each piece, in bytes, one after the other.
         inputs: the names of its inputs.
+        restarts: whether it restarts the board, so that the restart is no fault.
     """
 
     source: str
@@ -75,6 +76,7 @@ class Cell:
     name: str = ""
     own: tuple[int, ...] = field(default=(), compare=False)  # follows from the others
     inputs: tuple[str, ...] = ()
+    restarts: bool = False
 
     @property
     def title(self) -> str:

@@ -217,7 +217,8 @@ class ClientUpgrade:
         if not self._remaining:
             return
         before = await self._connection_times()
-        group = JobGroup(_name_cell(prepare_cell(_RESTART_CODE)), RunOptions(timeout=CELL_SECONDS))
+        cell = dataclasses.replace(prepare_cell(_RESTART_CODE), restarts=True)
+        group = JobGroup(_name_cell(cell), RunOptions(timeout=CELL_SECONDS))
         self._boards.exchange().submit(group, fold_names(self._remaining))
         deadline = time.monotonic() + RECONNECT_SECONDS
         missing = list(self._remaining)

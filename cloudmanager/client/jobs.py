@@ -435,6 +435,8 @@ class JobGroup:
             head["named"] = True
         if cell.inputs:
             head["inputs"] = cell.inputs
+        if cell.restarts:
+            head["restarts"] = True
         return head
 
     # Called by the link's thread

@@ -33,7 +33,13 @@ async def later():
     FUNCTION()
 asyncio.create_task(later())
 """
+#: A start of the program before a restart that somebody asks for is no bad one: only other
+#: restarts lead to safe mode (mpy_client/cm/app.py). It ends no safe mode either.
 _RESET_CODE: Final = """
+import sys
+app = sys.modules.get("cm.app")
+if getattr(app, "bad", 3) < 3 and hasattr(app, "good"):
+    app.good()
 try:
     from cm.state import console
     reset = console.hard_reset  # also of a virtual board, which has no machine.reset
@@ -90,7 +96,8 @@ def hard_reset_cell() -> Cell:
 
 def _make_cell(code: str, name: str) -> Cell:
     """Return a cell that leaves no names on a board; lists of jobs call it ``name``."""
-    return dataclasses.replace(prepare_cell(_without_names(code)), name=name, own=())
+    cell = prepare_cell(_without_names(code))
+    return dataclasses.replace(cell, name=name, own=(), restarts=True)
 
 
 def _without_names(code: str) -> str:

@@ -72,7 +72,7 @@ class BoardHealth:
         if known and boot and known != boot:
             self._tracebacks.pop(board, None)
             generations = board.reported_facts.get("generation"), facts.get("generation")
-            is_expected = board.is_restarting or self.is_switch_restart(*generations)
+            is_expected = board.was_asked_to_restart or self.is_switch_restart(*generations)
             if not is_expected and cause != WAKE_CAUSE:
                 hour = int(time.time() // HOUR)
                 self._restarts[board.id, hour, _known_cause(cause)] += 1

@@ -151,6 +151,7 @@ def make_cell(
         request.files,
         request.kind,
         title and shorten(title, title_chars),
+        restarts=request.kind == "cell" and bool(head.get("restarts")),
     )
 
 

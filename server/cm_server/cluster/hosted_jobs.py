@@ -413,6 +413,6 @@ def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:
     """Return the cell of a "run" message; its caller's server waits for the board itself."""
     options = dataclasses.replace(RunOptions.from_fields(head), wait=0.0)
     files = RelayedTransfer(*head["files"]) if head["files"] else None
-    # A server of an earlier version does not say what the job is.
+    # A server of an earlier version does not say what the job is, and whether it restarts boards.
     kind, title = head.get("kind", ""), head.get("title", "")
-    return Cell(code, options, head["awaits"], files, kind, title)
+    return Cell(code, options, head["awaits"], files, kind, title, head.get("restarts", False))

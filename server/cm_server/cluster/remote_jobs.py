@@ -565,5 +565,5 @@ class RemoteJobs:
 def _cell_fields(cell: Cell) -> dict[str, Any]:
     """Return the fields of a cell for a "run" message; its code is the message's payload."""
     files = cell.files and [cell.files.reads_files, cell.files.replaces_starter]
-    what = {"kind": cell.kind, "title": cell.title}
+    what = {"kind": cell.kind, "title": cell.title, "restarts": cell.restarts}
     return {**cell.options.to_fields(), "awaits": cell.awaits, "files": files, **what}

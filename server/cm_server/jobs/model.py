@@ -31,6 +31,8 @@ MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPyt
 #: code.
 MIN_BUFFER = 64
 _SENT_STATES = ("running", "adrift")  # of a job that its board may have started
+#: In which a board is back that a job has restarted, with slow Wi-Fi and a client on trial.
+_RESTART_SECONDS = 120.0
 _PART_SETS = 64  # different lists of the parts of clients that boards share
 _OWN_FACTS = frozenset(("boot", "address", "mac"))  # different on each board
 MAX_WAIT_CALLERS = 4  # callers that a queued job's ACCEPTED names; of more, the user sees "others"
@@ -508,6 +510,8 @@ class Board:
         stay: whether and how long it stays awake, if it is a board that sleeps.
         free_since: when it connected, or its last job ended, by the monotonic clock.
         pending_read: what it waits for of a file in a mounted folder; None if nothing.
+        has_worked: whether a job was sent to it since it connected, which may have changed what it
+            reported then.
     """
 
     # A server has very many: without slots, so many attributes take three times as much memory.
@@ -521,6 +525,7 @@ class Board:
         "_remote_state",
         "_reported_facts",
         "_reservation",
+        "_restart_until",
         "_sample_buffer",
         "_stay",
         "blocked",
@@ -531,6 +536,7 @@ class Board:
         "epoch",
         "free_since",
         "gen",
+        "has_worked",
         "id",
         "key",
         "last_result",
@@ -586,7 +592,9 @@ class Board:
         self._stay = read_stay(row)
         self.free_since = 0.0
         self.pending_read: PendingRead | None = None
+        self.has_worked = False
         self._expected_until = 0.0  # by the monotonic clock
+        self._restart_until = 0.0  # the same
         self._remote_state: RemoteBoardState | None = None
 
     def notify_changed(self) -> None:
@@ -623,6 +631,7 @@ class Board:
     @current_job.setter
     def current_job(self, job: Job | None) -> None:
         self._current_job = job
+        self.has_worked = self.has_worked or job is not None
         self.free_since = time.monotonic()
         self.notify_changed()
 
@@ -690,6 +699,15 @@ class Board:
         if job is None:
             return False
         return job.state == "resetting" or (job.cell.restarts and job.state in _SENT_STATES)
+
+    def note_restart(self) -> None:
+        """Note that a job was sent to it that restarts it, perhaps a moment after its end."""
+        self._restart_until = time.monotonic() + _RESTART_SECONDS
+
+    @property
+    def was_asked_to_restart(self) -> bool:
+        """Whether a restart of the last minutes is one that somebody has asked for."""
+        return self.is_restarting or time.monotonic() < self._restart_until
 
     @property
     def is_kept_busy(self) -> bool:
@@ -809,6 +827,7 @@ class Board:
         self.free_since = time.monotonic()
         self.link_count += 1
         self.blocked = False
+        self.has_worked = self._current_job is not None
         self.reported_facts = facts
         self.buffer_size = buffer_size
         self.client_parts = _part_set(tuple(parts))

@@ -279,6 +279,8 @@ class Scheduler:
         assert link is not None
         try:
             board.current_job = job
+            if cell.restarts:
+                board.note_restart()
             if _resets(job):
                 self._reset_board(job)
                 return

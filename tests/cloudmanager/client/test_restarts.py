@@ -80,6 +80,20 @@ def test_hard_reset_starts_the_program_again_though_it_keeps_the_board_busy(
     one.rm([":app.py", ":starts"]).raise_for_error()
 
 
+def test_hard_resets_in_a_row_neither_end_a_good_program_nor_count_as_faults(
+    server: RunningServer, fleet: Fleet
+):
+    with running_boards(server, fleet, ["again-1"]):
+        one = fleet["again-1"]
+        app = b"import asyncio\nasync def main():\n    await asyncio.sleep(100)\n"
+        one.put(app, ":app.py").raise_for_error()
+        for _ in range(5):  # with three, safe mode would be next
+            assert one.reset(hard=True).ok
+            until(lambda: one.info()[0]["program"] == "app.py")
+        assert fleet.health().of_board("again-1") == []
+    fleet.revoke("again-1")
+
+
 async def test_hard_reset_in_asyncio(fleet: Fleet, boards: VirtualBoards):
     async with AsyncFleet() as others:
         assert (await others["demo-1"].reset(hard=True)).ok
