@@ -80,13 +80,15 @@ class FleetVerbs(HasExchange):
         """Return what is wrong in the fleet, each with what to do.
 
         That is: boards that are absent, restart often, or are in safe mode; equal errors of
-        programs; weak Wi-Fi, little heap or flash; old clients; and problems of the server.
+        programs; rollouts that stopped; weak Wi-Fi, little heap or flash; old clients; and problems
+        of the server.
         """
         exchange = self.exchange()
         boards = await exchange.request("boards", {"target": None})
         reported = await exchange.request("health", {})
         status = await exchange.request("status", {})
-        return find_problems(boards, reported, client_parts(), status["problems"])
+        rollouts = await exchange.request("fleet-status", {})
+        return find_problems(boards, reported, client_parts(), status["problems"], rollouts)
 
     @verb
     async def enrol(self, names: Sequence[str], *, plain: bool = False) -> list[dict[str, Any]]:

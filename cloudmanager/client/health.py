@@ -7,6 +7,7 @@ not trusted: all text from them passes ``sanitize_text``.
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Finding(NamedTuple):
     """Something that is wrong.
 
     Attributes:
-        kind: "server", "absent", "overdue", "safe mode", "crashed", "restarting", "weak signal",
-            "low heap", "low flash" or "old client".
+        kind: "server", "rollout", "absent", "overdue", "safe mode", "crashed", "restarting",
+            "weak signal", "low heap", "low flash" or "old client".
         boards: which boards it concerns; empty for the server.
         text: what is wrong, as the part of a sentence that follows the boards.
         advice: what to do, in a sentence.
@@ -141,6 +142,7 @@ def find_problems(
     reported: Mapping[str, Any],
     own_parts: frozenset[str],
     server_problems: Iterable[str] = (),
+    rollouts: Iterable[Mapping[str, Any]] = (),
 ) -> Health:
     """Judge the state of a fleet.
 
@@ -149,6 +151,7 @@ def find_problems(
         reported: the reply of the verb ``health``.
         own_parts: the parts of the client that this version installs.
         server_problems: as the verb ``status`` lists them.
+        rollouts: the newest of each group, as the verb ``fleet-status`` describes them.
     """
     now = time.time()
     online = [board for board in boards if board["connected_since"]]
@@ -156,6 +159,7 @@ def find_problems(
         *(Finding("server", (), sanitize_text(text).rstrip("."), "") for text in server_problems),
         *_overdue(boards),
         *_absent(boards, now),
+        *_stopped_rollouts(rollouts),
         *_safe_mode(boards, reported),
         *_crashed(boards, reported, now),
         *_restarting(reported),
@@ -214,6 +218,28 @@ def _absent_finding(group: Sequence[tuple[float, str]], now: float) -> Finding:
         else "Check what they share: power, access point, network."
     )
     return _finding("absent", [name for _, name in group], text, advice, since)
+
+
+def _stopped_rollouts(rollouts: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield a finding for each rollout that failed or is paused, or in which boards failed."""
+    for rollout in rollouts:
+        state, group = rollout["state"], sanitize_text(str(rollout["group"]))
+        failed = [each for each in rollout["boards"] if each["state"] == "failed"]
+        names = [str(each["board"]) for each in failed]
+        about = f"rollout {rollout['rollout']} of {group}"
+        reason = _short(str(rollout["why"]))
+        since = float(rollout["changed"])
+        if state == "paused":
+            why = f" ({reason})" if reason else ""
+            advice = f"`mbm fleet-resume {shlex.quote(group)}` lets it go on."
+            yield Finding("rollout", (), f"{about} is paused{why}", advice, since)
+        elif state == "failed":
+            text = f"{about} failed ({reason})"
+            yield Finding("rollout", tuple(names), text, "`mbm fleet-status` says why.", since)
+        elif names:
+            text = f"failed in {about} ({_short(str(failed[0]['why']))})"
+            advice = "Applying its file again tries it again; `mbm fleet-status` says more."
+            yield Finding("rollout", tuple(names), text, advice, since)
 
 
 def _safe_mode(

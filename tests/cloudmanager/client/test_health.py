@@ -34,9 +34,14 @@ def absent(name: str, seconds: float | None) -> dict[str, Any]:
     return board(name, connected_since=None, last_seen=seen, heap=1, rssi=-99, flash=1)
 
 
-def judge(*boards: dict[str, Any], problems: tuple[str, ...] = (), **reported: Any) -> Health:
+def judge(
+    *boards: dict[str, Any],
+    problems: tuple[str, ...] = (),
+    rollouts: tuple[dict[str, Any], ...] = (),
+    **reported: Any,
+) -> Health:
     usual = {"hours": 24, "restarts": {}, "crashes": [], "parts": []}
-    return find_problems(boards, {**usual, **reported}, PARTS, problems)
+    return find_problems(boards, {**usual, **reported}, PARTS, problems, rollouts)
 
 
 def crash(*names: str, text: str | None = TRACEBACK, ago: float = 0.0) -> dict[str, Any]:
@@ -177,3 +182,32 @@ def test_text_fits_on_a_screen_and_is_safe():
     (finding,) = judge(crashes=[crash(*names)])
     assert finding.sentence.startswith("200 boards (aa-board,ab-board,")
     assert "<table" in str(judge(absent("lab-1", 1.0))._repr_html_())
+
+
+def rollout(state: str, why: str = "", **boards: str) -> dict[str, Any]:
+    """Describe the newest rollout of the group lab; the boards are those that failed."""
+    failed = [{"board": name, "state": "failed", "why": why} for name, why in boards.items()]
+    waiting = {"board": "lab-9", "state": "waiting", "why": ""}
+    about = {"rollout": 4, "group": "lab", "changed": 5.0}
+    return {**about, "state": state, "why": why, "boards": [*failed, waiting]}
+
+
+def test_rollouts_that_stopped_and_boards_that_failed_are_reported():
+    sensor = {"lab_1": "health: OSError: no sensor", "lab_2": "health: OSError: no sensor"}
+    (failed,) = judge(rollouts=(rollout("failed", "2 failed, and max_failures is 1", **sensor),))
+    assert (failed.kind, failed.boards, failed.since) == ("rollout", ("lab_1", "lab_2"), 5.0)
+    assert failed.sentence == (
+        "lab_[1-2]: rollout 4 of lab failed (2 failed, and max_failures is 1). "
+        "`mbm fleet-status` says why."
+    )
+    (paused,) = judge(rollouts=(rollout("paused", "by ann"),))
+    assert paused.sentence == (
+        "rollout 4 of lab is paused (by ann). `mbm fleet-resume lab` lets it go on."
+    )
+    (some,) = judge(rollouts=(rollout("done", **sensor),))
+    assert some.sentence == (
+        "lab_[1-2]: failed in rollout 4 of lab (health: OSError: no sensor). "
+        "Applying its file again tries it again; `mbm fleet-status` says more."
+    )
+    for state in ("running", "done", "aborted", "replaced"):
+        assert judge(rollouts=(rollout(state),)).ok
