@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -27,6 +29,7 @@ from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 from tests.cm_server.pairs import two_servers
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
+from tests.engines import Postgres
 
 PARTS = ["run", "files", "trial"]
 GROUP: dict[str, Any] = {
@@ -263,8 +266,16 @@ async def test_only_the_key_of_a_replaced_board_gets_the_sentence(lab: Lab):
             assert await board.closed() == (4001, "authentication failed")
 
 
-async def test_other_server_refuses_the_replaced_board_too(tmp_path: Path):
-    async with two_servers(tmp_path, tmp_path / "shared.db", dead_after=30) as two:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_other_server_refuses_the_replaced_board_too(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    store: Any = tmp_path / "shared.db"
+    bus = ""
+    if kind == "postgresql":
+        store = request.getfixturevalue("postgres").new()
+        bus = request.getfixturevalue("nats").url
+    async with two_servers(tmp_path, store, bus, dead_after=30) as two:
         old, new = await two.enrol("lab-1", "spare")
         async with await FakeBoard.join(two.b, new):
             await two.seen("spare")
@@ -347,7 +358,7 @@ async def test_new_board_leaves_the_rollout_of_its_former_group(lab: Lab):
 
 async def test_board_with_an_old_client_gets_the_name_but_no_generation(lab: Lab):
     await lab.owner.ask("fleet-apply", groups=[GROUP])
-    old_client = ["run", "files"]
+    old_client = ["run", "files", "link"]
     async with await FakeBoard.join(lab.service, lab.boards["spare"], parts=old_client):
         done = await lab.replace()
         assert "run mbm board-upgrade-client" in done["note"]
@@ -357,7 +368,7 @@ async def test_board_with_an_old_client_gets_the_name_but_no_generation(lab: Lab
 # In the store
 
 
-def filled_store(path: Path) -> Store:
+def filled_store(path: Path | str) -> Store:
     """Return a store with a rollout that has ended, of a dead board, and a new board."""
     store = Store(path)
     old = new_board_row("old", "lab-1", b"k" * 32)._replace(labels={"room": "roof"})
@@ -425,6 +436,49 @@ def test_server_that_is_killed_between_two_statements_has_changed_all_or_nothing
     assert (done.row.name, done.row.labels) == ("lab-1", {"room": "roof"})
     assert (done.rollout.group, done.rollout.rollout) == ("lab", 2)
     assert is_replaced(dump(path))
+
+
+def rows_of(location: str) -> dict[str, list[str]]:
+    """Return all rows of a store in PostgreSQL, by the names of their tables."""
+    with psycopg.connect(location) as connection:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        names = [name for (name,) in connection.execute(query).fetchall()]
+        return {
+            name: sorted(map(repr, connection.execute(f'SELECT * FROM "{name}"').fetchall()))
+            for name in names
+        }
+
+
+def test_server_that_is_killed_has_changed_nothing_in_postgresql(postgres: Postgres):
+    location = postgres.new()
+    filled_store(location).close()
+    before = rows_of(location)
+    for count in itertools.count():
+        store = Store(location)
+        left = count
+
+        def stop(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+
+        engine = store.database.connection.engine
+        sa.event.listen(engine, "before_cursor_execute", stop)
+        try:
+            store.replace_board(REQUEST, RolloutPlace("single", 1000))
+        except KeyboardInterrupt:
+            store.database.connection.invalidate()  # PostgreSQL sees that the client is gone
+            assert rows_of(location) == before
+        else:
+            break
+        finally:
+            sa.event.remove(engine, "before_cursor_execute", stop)
+            store.close()
+    assert count > 15, "the statements of the transaction were not counted"
+    text = repr(rows_of(location))
+    assert "replaced old" in text
+    assert "'spare'" not in text
 
 
 def test_board_that_was_renamed_meanwhile_is_not_replaced(tmp_path: Path):
