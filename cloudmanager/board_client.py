@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import config
+
+_VERSION: Final = re.compile(r'^VERSION = "([^"]+)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,26 @@ def compile_client(folder: Path) -> Path:
     return made
 
 
-def client_files() -> dict[str, bytes]:
-    """Return path on the board -> content of each file of the client; `/main.py` is the last."""
+def client_version() -> str:
+    """Return the version of the client, as boards report it in their fact ``client``."""
+    text = (client_source_folder() / "cm/about.py").read_text(encoding="utf-8")
+    found = _VERSION.search(text)
+    assert found is not None
+    return found[1]
+
+
+def client_paths() -> dict[str, Path]:
+    """Return path on the board -> local path of each file of the client; `/main.py` is the last."""
     compiled = compile_client(config.make_home_folder() / "client")
     files = {
-        f"/lib/cm/{path.name}": path.read_bytes()
+        f"/lib/cm/{path.name}": path
         for path in sorted(compiled.glob("cm/*.mpy"))
         if path.stem != "unix"
     }
-    start = {"/lib/cm_start.mpy": (compiled / "cm_start.mpy").read_bytes()}
-    return {**files, **start, "/main.py": (client_source_folder() / "main.py").read_bytes()}
+    start = {"/lib/cm_start.mpy": compiled / "cm_start.mpy"}
+    return {**files, **start, "/main.py": client_source_folder() / "main.py"}
+
+
+def client_files() -> dict[str, bytes]:
+    """Return path on the board -> content of each file of the client; `/main.py` is the last."""
+    return {path: local.read_bytes() for path, local in client_paths().items()}

@@ -15,7 +15,7 @@ _MAX_TEXT: Final = 300  # characters of one of them
 _BAR_STATES: Final = {
     "proven": ("proven",),
     "failed": ("failed", "missed"),
-    "active": ("switching", "trial", "returning"),
+    "active": ("upgrading", "starting", "switching", "trial", "returning"),
     "waiting": ("waiting", "unproven"),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cloudmanager.board_client import client_paths, client_version
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.text import os_error_text
 from cloudmanager.results.fleet_plan import FleetPlan, StartedRollouts
@@ -62,6 +63,7 @@ class _Desired:
             "rollback": group.rollback,
             "window": group.window,
             "firmware": self._read_firmware(group),
+            "client": self._read_client(group),
             "waves": list(group.rollout.waves),
             "options": group.rollout.options(),
         }
@@ -108,6 +110,25 @@ class _Desired:
             self.sources[source.digest] = source
             self.uploads.append(source)
         return firmware
+
+    def _read_client(self, group: Group) -> dict[str, Any] | None:
+        """Return the client of a group as the server takes it; note its files."""
+        if not group.client:
+            return None
+        try:
+            paths = client_paths()
+        except ImportError as error:
+            raise FleetFileError(
+                f"{group.name}.client: the client has to be compiled: "
+                "pip install 'cloudmanager[virtual]'"
+            ) from error
+        files = {}
+        for path, local in paths.items():
+            source = source_from_file(local)
+            self.sources[source.digest] = source
+            # On a board, a new client has all its files in one folder until it is kept.
+            files[path.rpartition("/")[2]] = [source.digest, source.size]
+        return {"version": client_version(), "files": files}
 
     def _add_package(self, group: Group, text: str) -> str:
         """Return a requirement as the server knows it; note the files of a local package."""
@@ -206,9 +227,11 @@ async def apply_plan(exchange: Exchange, plan: FleetPlan) -> StartedRollouts:
 
 
 def _needed(request: Mapping[str, Any]) -> list[str]:
-    """Return the SHA-256 of all files of the programs, and of the images."""
+    """Return the SHA-256 of all files of the programs and clients, and of the images."""
     groups = request["groups"]
     digests = [digest for group in groups for digest, _ in group["app"].values()]
+    clients = [group["client"] for group in groups if group.get("client")]
+    digests += [digest for client in clients for digest, _ in client["files"].values()]
     digests += [group["firmware"]["sha256"] for group in groups if _has_image(group)]
     return list(dict.fromkeys(digests))
 

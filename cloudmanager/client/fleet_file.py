@@ -20,8 +20,6 @@ from cloudmanager.protocol.waves import DEFAULT_WAVES, Wave, check_waves
 from .cells import prepare_cell
 
 _MAX_COUNT: Final = 100_000
-#: Keys that are reserved for what this version does not do yet.
-_FUTURE_KEYS: Final = frozenset(("client",))
 
 
 class FleetFileError(ValueError):
@@ -74,6 +72,7 @@ class Group:
         rollback: "local": boards keep what they need to go back; "network": the server sends it
             again to boards that cannot hold both.
         firmware: a version of MicroPython, or the path of an image; "" for any.
+        client: "current": that of this version; "" for any.
         window: when boards may begin: "start", "for" in seconds and "tz"; None: at any time.
         board_settings: name of a board -> its own settings.
         rollout: how it gets there.
@@ -87,6 +86,7 @@ class Group:
     pin: tuple[str, ...] = ()
     rollback: str = "local"
     firmware: str = ""
+    client: str = ""
     window: Mapping[str, Any] | None = None
     board_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rollout: RolloutSettings = RolloutSettings()
@@ -120,8 +120,6 @@ def _key(name: str) -> str:
 
 def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     path = _key(name)
-    for key in sorted(_FUTURE_KEYS & body.keys()):
-        raise FleetFileError(f"{path}.{key}: this version cannot do that yet")
     _check_keys(path, body, (*_GROUP_READERS, "target", "board", "rollout", "window"))
     if "target" not in body:
         raise FleetFileError(
@@ -137,9 +135,11 @@ def _read_group(name: str, body: Mapping[str, Any]) -> Group:
     _check_keys(f"{path}.rollout", rollout, _ROLLOUT_READERS)
     settings = RolloutSettings(**_read_values(f"{path}.rollout", rollout, _ROLLOUT_READERS))
     group = Group(name, target, window=window, board_settings=boards, rollout=settings, **values)
-    if not any((group.app, group.packages, group.settings, group.board_settings, group.firmware)):
+    said = (group.app, group.packages, group.settings, group.board_settings)
+    if not any((*said, group.firmware, group.client)):
         raise FleetFileError(
-            f"{path}: says nothing about its boards: give it app, packages, settings or firmware"
+            f"{path}: says nothing about its boards: give it app, packages, settings, client or "
+            "firmware"
         )
     return group
 
@@ -155,7 +155,7 @@ def _check_keys(path: str, body: Mapping[str, Any], known: Iterable[str]) -> Non
         if key in names:
             continue
         similar = difflib.get_close_matches(key, names, 1)
-        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(names)}"
+        hint = f"did you mean {similar[0]}?" if similar else f"the keys are {', '.join(names)}"
         raise FleetFileError(f"{path}.{_key(key)}: this key does not exist; {hint}")
 
 
@@ -174,7 +174,7 @@ def _read_values(
 
 def _read_target(path: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise FleetFileError(f'{path}: must be a text, such as "greenhouse-*"')
+        raise FleetFileError(f'{path}: must be a string, such as "greenhouse-*"')
     try:
         target = parse_target(value)
     except TargetError as error:
@@ -216,7 +216,7 @@ def _read_window(path: str, body: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
+        raise ValueError("must be a string")
     return value
 
 
@@ -253,7 +253,7 @@ def _check_json(value: Any) -> None:
         for each in value:
             _check_json(each)
     elif not isinstance(value, (str, int, float)):  # of TOML: dates and times
-        raise ValueError(f"boards cannot have the value {value}: write it as a text or a number")
+        raise ValueError(f"boards cannot have the value {value}: write it as a string or a number")
     elif isinstance(value, float) and value - value != 0:
         raise ValueError("boards cannot have nan or inf")
 
@@ -295,6 +295,7 @@ _GROUP_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "pin": _texts,
     "rollback": _choice("local", "network"),
     "firmware": _text,
+    "client": _choice("current"),
 }
 _WINDOW_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "start": _text,

@@ -150,6 +150,8 @@ def _change_lines(change: Mapping[str, Any]) -> list[str]:
     lines = [f"  {fold_names(change['boards'])}"]
     if change["error"]:
         return [*lines, f"    cannot be changed: {change['error']}"]
+    if change.get("client"):
+        lines.append(f"    client {change['client']} ({size_text(change['client_bytes'])})")
     if change.get("firmware"):
         lines.append(f"    firmware {change['firmware']}")
     if change["files"]:
@@ -188,6 +190,8 @@ STATE_TEXTS: Final = {
     "unproven": "came back unproven; tried again",
     "trial": "on trial",
     "switching": "being switched",
+    "starting": "starting its new client",
+    "upgrading": "being sent its new client",
     "returning": "being sent its earlier generation again",
     "waiting": "waiting",
     "missed": "away until the deadline",

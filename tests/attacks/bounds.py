@@ -542,6 +542,12 @@ def poll(at, poll=poll):
         "cm_server/rollouts/test_board_switch.py::test_record_cannot_name_files_of_the_client",
     ),
     defence(
+        "a client in a generation has plain names of files, and no marks of its trial",
+        SERVER + "rollouts/desired.py",
+        '_CLIENT_FILE = re.compile(".*")',
+        "cm_server/rollouts/test_rollouts.py::test_client_with_other_files_is_refused",
+    ),
+    defence(
         "the files of all generations are bounded",
         SERVER + "store/rollout_rows.py",
         "RolloutRows._make_room = lambda self, size, max_bytes: None",

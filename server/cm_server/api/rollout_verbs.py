@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, ServerError
-from cloudmanager.protocol.targets import natural_key, parse_target
+from cloudmanager.protocol.targets import fold_names, natural_key, parse_target
 from cloudmanager.protocol.waves import Wave, wave_sizes
 from cm_server.auth import access
 from cm_server.auth.credentials import ROLES
@@ -44,6 +44,7 @@ from cm_server.store.store import Store
 from .request_context import RequestContext, resolve_boards
 from .request_limits import is_whole_number
 
+_MAX_REASONS: Final = 3  # why boards cannot get a generation, in one message
 _MIN_GENERATION: Final = 4  # characters of an id that a caller gives
 
 
@@ -164,7 +165,9 @@ async def apply_rollouts(context: RequestContext) -> dict[str, Any]:
         _check_firmware_role(context, plan.manifest)
     refused = [change for plan in made for change in plan.changes if change.error]
     if refused:
-        raise ServerError(f"{', '.join(refused[0].names[:5])}: {refused[0].error}")
+        shown = [f"{fold_names(each.names)}: {each.error}" for each in refused[:_MAX_REASONS]]
+        more = len(refused) - len(shown)
+        raise ServerError("; ".join([*shown, *([f"and {more} more reasons"] if more else [])]))
     chosen = [plan for plan in made if plan.changed]
     latest = {row.group: row for row in await _visible_rollouts(context)}
     running = [plan for plan in chosen if _is_in_progress(latest.get(plan.group.name), plan)]
@@ -222,6 +225,7 @@ def _is_in_progress(row: RolloutRow | None, plan: GroupPlan) -> bool:
         and row.plan["options"] == vars(plan.group.options)
         and row.plan.get("window") == plan.group.stored_window
         and row.plan.get("rollback", "local") == plan.group.rollback
+        and bool(row.plan.get("client")) == (plan.group.client is not None)
         and set(row.plan["boards"]) >= {board.id for board in plan.changed}
     )
 
@@ -253,6 +257,7 @@ def _new_rollout(context: RequestContext, plan: GroupPlan, previous: str | None)
             "options": vars(plan.group.options).copy(),
             "window": plan.group.stored_window,
             "rollback": plan.group.rollback,
+            "client": plan.group.client is not None,
             "boards": [board.id for board in plan.changed],
             "position": [0, now, None],
         },
@@ -526,6 +531,7 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
             "waves": list(found.waves),
             "window": None,  # the way back is not put off
             "rollback": row.plan.get("rollback", "local"),
+            "client": False,  # boards keep the client that they have
             "caller": context.token.name,
             "options": found.options,
             "boards": [board.id for board in changed],

@@ -368,10 +368,15 @@ def hash_paths(
 
 def check_space(sizes: Sequence[int], free_bytes: int) -> None:
     """Raise OSError (ENOSPC) if staged files of these sizes do not fit on the board."""
+    if sizes and staged_bytes(sizes) > free_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
+
+
+def staged_bytes(sizes: Sequence[int]) -> int:
+    """Return how many bytes have to be free for staging files of these sizes."""
     blocks = sum(-(-size // _BLOCK_BYTES) for size in sizes)
     blocks += 2 * len(install_manifest.staging_folders(len(sizes) + 1))
-    if sizes and blocks * _BLOCK_BYTES + _SPARE_BYTES > free_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
+    return blocks * _BLOCK_BYTES + _SPARE_BYTES
 
 
 def occupied(sizes: Iterable[int]) -> int:

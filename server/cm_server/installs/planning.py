@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _NO_RESPONSE_ADVICE = (
     "The server fetches packages, not your computer: if the server needs a proxy, start it with "
-    "https_proxy in its environment. Without internet, `--index URL` names an index that the "
-    "server reaches, and a folder such as ./logging is installed from your computer"
+    "https_proxy in its environment. Without internet, `--index URL` of `mbm server-start` or of "
+    "`mbm board-install` names an index that the server reaches, and a folder such as ./logging is "
+    "installed from your computer"
 )
 #: Fields of a `plan` request; docs/protocol.md describes them.
 _OPTION_TYPES = {

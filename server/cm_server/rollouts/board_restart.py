@@ -28,14 +28,19 @@ except OSError:
     words = []
 state = words[0] if words[1:2] == [name] else ""
 if (state == "trying") == bool(reason):
-    from cm.state import console
     if reason:
         with open("/.cm/state.new", "w") as file:
             file.write(" ".join(words[:4] + [reason]))
         os.rename("/.cm/state.new", "/.cm/state")
-    if "cm.app" in sys.modules:
-        sys.modules["cm.app"].good()
-    console.hard_reset()
+    app = sys.modules.get("cm.app")
+    if hasattr(app, "good"):
+        app.good()
+    try:
+        from cm.state import console
+        console.hard_reset()
+    except ImportError:  # the client of version 0.1
+        from machine import reset
+        reset()
 report((state,))
 """
 

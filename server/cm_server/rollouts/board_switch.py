@@ -39,7 +39,7 @@ from . import desired, firmware_ops
 from .firmware_ops import MARK_PATH, Slots
 
 _PROGRAM_PATH: Final = "/app.py"
-_NO_ROOM: Final = "its flash has no room for the new generation beside what is there"
+NO_ROOM: Final = "its flash has no room for the new generation beside what is there"
 _NO_ROOM_ALONE: Final = "its flash has no room for the new generation, not even without the earlier"
 STATE_PATH: Final = "/.cm/state"
 RECORD_PATH: Final = "/.cm/generation"  # what the generation has put on the board
@@ -317,10 +317,10 @@ def _find_removable(
     """
     current, earlier = _current(found), plan.clears
     if earlier is None:
-        raise PackageError(f'{_NO_ROOM}; rollback = "network" removes that first')
+        raise PackageError(f'{NO_ROOM}; rollback = "network" removes that first')
     is_known = current.generation == desired.short_id(earlier.generation)
     if not is_known or current.state not in ("proven", "cleared"):
-        raise PackageError(f"{_NO_ROOM}, and the server has no earlier one to send again")
+        raise PackageError(f"{NO_ROOM}, and the server has no earlier one to send again")
     known = desired.files_for(earlier.manifest, board.mpy)
     paths = sorted({*change.existing, *change.removed, _PROGRAM_PATH} & known.keys())
     # What was changed there since, the server could not send again: it is kept.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -29,6 +30,9 @@ BOARD_ID_CHARS: Final = 16  # of a generation's id that boards know
 _DIGEST_CHARS: Final = 64
 ANY_MACHINE: Final = ""  # in place of what a board calls itself: the image of a file
 _MAX_NAME: Final = 64
+_CLIENT_FILE: Final = re.compile(r"[a-z][a-z0-9_]*\.m?py", re.ASCII)
+_MAX_CLIENT_FILES: Final = 200
+_MAX_CLIENT_BYTES: Final = 1 * MIB
 _MAX_HEALTH: Final = 4096  # characters of a health cell
 _MAX_SECONDS: Final = 366 * 86400.0
 _MAX_DRIFT_PARTS: Final = 200  # files and settings that differ on a board, which a plan lists
@@ -56,6 +60,23 @@ class DesiredFirmware(NamedTuple):
     size: int = 0
 
 
+class DesiredClient(NamedTuple):
+    """The client that the boards of a group have.
+
+    Attributes:
+        version: as boards report it.
+        files: name -> SHA-256 and size of each of its files.
+    """
+
+    version: str
+    files: Mapping[str, tuple[str, int]]
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for a generation's manifest."""
+        files = {name: list(file) for name, file in sorted(self.files.items())}
+        return {"version": self.version, "files": files}
+
+
 @dataclass(frozen=True)
 class DesiredGroup:
     """A group of boards, and what they should be.
@@ -74,6 +95,7 @@ class DesiredGroup:
         options: of a rollout.
         window: when boards may begin; None: at any time.
         firmware: what firmware they have; None: any.
+        client: the client that they have; None: any.
     """
 
     name: str
@@ -88,6 +110,7 @@ class DesiredGroup:
     options: RolloutOptions = RolloutOptions()
     window: Window | None = None
     firmware: DesiredFirmware | None = None
+    client: DesiredClient | None = None
 
     @property
     def stored_window(self) -> dict[str, Any] | None:
@@ -135,6 +158,7 @@ def _read_group(body: Any, limits: Limits) -> DesiredGroup:
             options=read_options(body.get("options") or {}),
             window=read_window(body.get("window")),
             firmware=read_firmware(body.get("firmware")),
+            client=_read_client(body.get("client")),
         )
     except (ServerError, PackageError, TargetError) as error:
         raise ServerError(f"{name}: {error.args[0]}") from error
@@ -214,6 +238,26 @@ def read_firmware(body: object) -> DesiredFirmware | None:
     return DesiredFirmware(name, body["sha256"], body["size"])
 
 
+def _read_client(body: object) -> DesiredClient | None:
+    """Return the client of a request; None for none."""
+    if body is None:
+        return None
+    version, files = (body.get("version"), body.get("files")) if isinstance(body, dict) else (0, 0)
+    if not isinstance(version, str) or not 0 < len(version) <= _MAX_NAME:
+        raise ServerError("client must be a JSON object with a version")
+    if not version.isprintable() or not isinstance(files, dict):
+        raise ServerError("client must be a JSON object with a version and files")
+    if not 0 < len(files) <= _MAX_CLIENT_FILES:
+        raise ServerError(f"a client has 1 to {_MAX_CLIENT_FILES} files")
+    for name, file in files.items():
+        if not _CLIENT_FILE.fullmatch(name):
+            raise ServerError(f"{name[:100]!r} is no file of a client")
+        _check_file(name, file)
+    if sum(size for _, size in files.values()) > _MAX_CLIENT_BYTES:
+        raise ServerError(f"a client may have at most {_MAX_CLIENT_BYTES // MIB} MiB")
+    return DesiredClient(version, {name: (digest, size) for name, (digest, size) in files.items()})
+
+
 def _read_settings(text: object) -> dict[str, Any]:
     return {} if text is None else board_settings.read_change(text)
 
@@ -266,13 +310,17 @@ def make_manifest(
         packages: see ``generation_packages.describe``; None if it has none.
         firmware: see ``GenerationFirmware.describe``; None if it has none.
     """
-    manifest = {
+    manifest: dict[str, Any] = {
         "app": {path: list(file) for path, file in group.app.items()},
         "packages": packages or {},
         "settings": dict(group.settings),
         "boards": {name: dict(own) for name, own in group.board_settings.items()},
     }
-    return manifest if firmware is None else {**manifest, "firmware": dict(firmware)}
+    if firmware is not None:
+        manifest["firmware"] = dict(firmware)
+    if group.client is not None:
+        manifest["client"] = group.client.describe()
+    return manifest
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
@@ -320,7 +368,14 @@ def content_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
         sizes.update((digest, size) for _, digest, size, _ in files)
     images = manifest.get("firmware", {}).get("images", {})
     sizes.update((digest, size) for digest, size in images.values())
+    sizes.update((digest, size) for digest, size in client_files(manifest).values())
     return sizes
+
+
+def client_files(manifest: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return name -> (SHA-256, size) of the files of the client; {} if it brings none."""
+    files = manifest.get("client", {}).get("files", {})
+    return {name: (digest, size) for name, (digest, size) in files.items()}
 
 
 def firmware_for(manifest: Mapping[str, Any], machine: str) -> str | None:

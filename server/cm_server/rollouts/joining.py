@@ -25,7 +25,7 @@ from cm_server.store.rollout_rows import (
 from cm_server.store.rows import TokenRow
 
 from . import desired, network_change
-from .plans import TRIAL_PART, present_generation
+from .plans import present_generation, refusal_reason
 
 _MAX_BOARDS: Final = 1000  # of one rollout; the others follow
 
@@ -93,14 +93,14 @@ class JoiningBoards:
         found: dict[str, list[Board]] = {}
         for board in self._registry.by_id.values():
             # The server that has its link looks after it.
-            if board.link is None or TRIAL_PART not in board.client_parts:
+            if board.link is None:
                 continue
             name, labels = self._seen.get(board.id, ("", None))
             if name == board.name and labels is board.labels:
                 continue
             group = next((each for each in self._groups if _has(each, board)), None)
-            if group is not None and _is_open(group):
-                continue  # it is looked at when that has ended
+            if group is not None and (_is_open(group) or not _suits(group, board)):
+                continue  # it is looked at when that has ended, or it has another client
             self._seen[board.id] = board.name, board.labels
             if group is not None and _has_joined(group, board):
                 found.setdefault(group.proven.group, []).append(board)
@@ -150,6 +150,12 @@ def _has(group: _Group, board: Board) -> bool:
     """Return whether a board is one of a group's, and not held back."""
     plan = group.state.newest.plan
     return group.target.covers(board.name, board) and board.name not in plan["pin"]
+
+
+def _suits(group: _Group, board: Board) -> bool:
+    """Return whether a board's client can switch to a generation, or is brought with it."""
+    brings_client = bool(group.proven.plan.get("client"))
+    return bool(board.client_parts) and not refusal_reason(board, brings_client=brings_client)
 
 
 def _has_joined(group: _Group, board: Board) -> bool:

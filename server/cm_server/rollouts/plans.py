@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
@@ -15,16 +16,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 from cloudmanager.protocol.errors import PackageError, ServerError
 from cloudmanager.protocol.targets import Target, fold_names, natural_key, parse_target
 from cloudmanager.protocol.waves import wave_sizes
-from cm_server.installs import board_settings
+from cm_server.installs import board_install, board_settings
 from cm_server.installs.content_store import Content
 from cm_server.jobs.model import Board
 
-from . import desired
-from .desired import DesiredGroup, DriftedParts
+from . import board_switch, client_switch, desired
+from .desired import DesiredClient, DesiredGroup, DriftedParts
 from .generation_firmware import GenerationFirmware
 
 _T = TypeVar("_T")
 TRIAL_PART: Final = "trial"  # of the client, which goes back by itself
+_STARTER: Final = "cm_start"  # the file of a client that starts it is no part of it
+_IF_DIFFERENT: Final = ", if its files differ"
 _LIST_PATHS: Final = 50  # paths that a plan lists of a kind of change
 
 
@@ -40,6 +43,8 @@ class BoardChange(NamedTuple):
         packages: names and versions of packages that are installed.
         gone: names of packages that are removed.
         firmware: what is written; "" if they have its version already.
+        client: which client they get; "" if they have it already, or keep what they have.
+        client_bytes: of its files.
         error: why they cannot get it; "" if they can.
     """
 
@@ -51,7 +56,14 @@ class BoardChange(NamedTuple):
     packages: tuple[str, ...]
     gone: tuple[str, ...]
     firmware: str = ""
+    client: str = ""
+    client_bytes: int = 0
     error: str = ""
+
+    @property
+    def bytes_at_most(self) -> int:
+        """How many bytes of files are sent to each board, if it has none of them yet."""
+        return sum(self.put.values()) + self.client_bytes
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -66,6 +78,8 @@ class BoardChange(NamedTuple):
             "packages": list(self.packages),
             "packages_removed": list(self.gone),
             "firmware": self.firmware,
+            "client": self.client,
+            "client_bytes": self.client_bytes,
             "error": self.error,
         }
 
@@ -122,7 +136,7 @@ class GroupPlan:
             "pinned": list(self.pinned),
             "waves": list(sizes),
             "changes": [change.describe() for change in self.changes],
-            "bytes": sum(len(change.names) * sum(change.put.values()) for change in self.changes),
+            "bytes": sum(len(change.names) * change.bytes_at_most for change in self.changes),
             "seconds_at_least": pauses + health,
             "window": None if window is None else window.describe(now),
             "lock": self.lock,
@@ -240,10 +254,18 @@ def plan_group(
         kind = _kind_of(group, board, before, error)
         if firmware is not None and not kind.error:
             kind = kind._replace(firmware=_new_firmware(board, firmware))
+        if group.client is not None and not kind.error:
+            kind = kind._replace(client=_new_client(board, group.client, before))
         kinds.setdefault(kind, []).append(board)
     changes = _fold(
-        _compare(manifest, known.manifests.get(kind.before), kind_boards, kind)
+        change
         for kind, kind_boards in kinds.items()
+        for change in _split_by_room(
+            _compare(manifest, known.manifests.get(kind.before), kind_boards, kind),
+            kind_boards,
+            group,
+            is_known=kind.before in known.manifests,
+        )
     )
     return GroupPlan(
         group,
@@ -254,6 +276,7 @@ def plan_group(
         boards.pinned,
         changes,
         lock=str((packages or {}).get("lock", "")),
+        notes=_client_notes(changed) if group.client is not None else (),
     )
 
 
@@ -267,6 +290,7 @@ class _Kind(NamedTuple):
         drift: what they have no longer of their generation.
         error: why they cannot get another one; "" if they can, or that is not known.
         firmware: what firmware they get; "" if they have its version already.
+        client: which client they get; "" if they have it already, or keep what they have.
     """
 
     before: str
@@ -275,6 +299,7 @@ class _Kind(NamedTuple):
     drift: DriftedParts
     error: str
     firmware: str = ""
+    client: str = ""
 
 
 def _missing_secret(
@@ -300,7 +325,7 @@ def _kind_of(
         mpy=_mpy(board),
         own=board.name if has_own or had_own else "",
         drift=drift,
-        error=refusal_reason(board) or missing,
+        error=refusal_reason(board, brings_client=group.client is not None) or missing,
     )
 
 
@@ -319,11 +344,102 @@ def _mpy(board: Board) -> int:
     return number if isinstance(number, int) else 0
 
 
-def refusal_reason(board: Board) -> str:
-    """Return why a board cannot get a generation; "" if it can, or that is not known."""
-    if board.client_parts and TRIAL_PART not in board.client_parts:
-        return "its client cannot go back by itself: run mbm board-upgrade-client"
-    return ""
+def refusal_reason(board: Board, *, brings_client: bool = False) -> str:
+    """Return why a board cannot get a generation; "" if it can, or that is not known.
+
+    Args:
+        board: the board.
+        brings_client: whether it gets the client of this version first.
+    """
+    if not board.client_parts or TRIAL_PART in board.client_parts:
+        return ""
+    if not client_switch.is_replaceable(board):
+        return "its client cannot go back by itself, and cannot be replaced over the network"
+    if brings_client:
+        return ""
+    return (
+        "its client cannot go back by itself: run mbm board-upgrade-client, or write client = "
+        '"current" into the file'
+    )
+
+
+def _new_client(board: Board, client: DesiredClient, before: Mapping[str, Any] | None) -> str:
+    """Return which client a board gets; "" if it has it, or keeps what it has."""
+    has_it = before is not None and before.get("client") == client.describe()
+    if has_it or not client_switch.is_replaceable(board):
+        return ""
+    version = board.reported_facts.get("client") or "unknown"
+    if version != client.version:
+        return f"{version} -> {client.version}"
+    names = {name.partition(".")[0] for name in client.files if name.endswith(".mpy")}
+    is_known = bool(board.client_parts)
+    if is_known and not names - {_STARTER} <= board.client_parts:
+        return f"{version}, with other files"
+    return version + _IF_DIFFERENT
+
+
+def _client_notes(boards: Sequence[Board]) -> tuple[str, ...]:
+    """Return remarks about the boards that keep the client that they have."""
+    virtual = [board.name for board in boards if "unix" in board.client_parts]
+    kept = [board for board in boards if not client_switch.is_replaceable(board)]
+    frozen = [board.name for board in kept if board.name not in virtual]
+    notes = []
+    if frozen:
+        notes.append(
+            f"{fold_names(frozen)}: the client is part of the firmware, and stays as it is"
+        )
+    if virtual:
+        notes.append(
+            f"{fold_names(virtual)}: virtual boards get a client when `mbm simulate` starts them"
+        )
+    return tuple(notes)
+
+
+def _split_by_room(
+    change: BoardChange, boards: Sequence[Board], group: DesiredGroup, *, is_known: bool
+) -> list[BoardChange]:
+    """Tell the boards apart whose flash has no room for what they get beside what they have.
+
+    What is not known for certain is not refused: the board itself looks again before it changes.
+
+    Args:
+        change: what changes on them.
+        boards: the boards.
+        group: what they should be.
+        is_known: whether their present generation is, so that the files differ for certain.
+    """
+    if change.error:
+        return [change]
+    sizes = [size for size in change.put.values() if size]
+    is_beside = is_known and sizes and group.rollback == "local"
+    needed = board_install.staged_bytes(sizes) if is_beside else 0
+    error = f'{board_switch.NO_ROOM} (it needs {_kib(needed)}); rollback = "network" removes that'
+    if change.client and group.client is not None:
+        client_bytes = client_switch.flash_bytes(group.client.files)
+        if client_bytes > needed and not change.client.endswith(_IF_DIFFERENT):
+            needed = client_bytes
+            error = f"its flash has no room for a second client (it needs {_kib(needed)})"
+    small = {board.name for board in boards if _free_flash(board) < needed}
+    if not small:
+        return [change]
+    fitting = tuple(name for name in change.names if name not in small)
+    refused = BoardChange(tuple(sorted(small)), {}, (), (), (), (), (), error=error)
+    return [refused, *([change._replace(names=fitting)] if fitting else [])]
+
+
+def _free_flash(board: Board) -> float:
+    """Return how many bytes of flash a board has free, by what it reported; inf if not known.
+
+    It is not known any more once something has run there since the board has reported that.
+    """
+    free = board.reported_facts.get("flash")
+    if not isinstance(free, int) or board.has_worked or (board.link is None and board.online):
+        return math.inf
+    return free
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:.0f} KB"
 
 
 def _new_firmware(board: Board, firmware: GenerationFirmware) -> str:
@@ -383,7 +499,13 @@ def _compare(
         ),
         tuple(sorted(old_packages.keys() - packages.keys())),
         firmware=kind.firmware,
+        client=kind.client,
+        client_bytes=_client_bytes(manifest) if kind.client else 0,
     )
+
+
+def _client_bytes(manifest: Mapping[str, Any]) -> int:
+    return sum(size for _, size in desired.client_files(manifest).values())
 
 
 def _without(mapping: Mapping[str, _T], keys: frozenset[str]) -> dict[str, _T]:

@@ -5,6 +5,8 @@ A board that could not keep what it had is sent that again. Each step may be don
 
 from __future__ import annotations
 
+from typing import Final
+
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs import board_settings
 from cm_server.installs.job_steps import OpGenerator
@@ -15,6 +17,8 @@ from . import board_switch, desired, job_outcomes, steps
 from .board_switch import EarlierGeneration
 from .rollout_jobs import RESTART_SECONDS, SUBMIT_SECONDS, RolloutJobs, connected_since
 from .rollout_state import BoardRun, Rollout, RolloutChanges
+
+_BUSY_SECONDS: Final = 3.0  # until a board with another generation on trial is asked again
 
 
 class ReturnSteps:
@@ -66,6 +70,8 @@ class ReturnSteps:
         """
         if not rollout.may_clear:
             self._changes.set_board(rollout, run, state, why)
+            if board := self._changes.find_board(run.row.board):
+                self._jobs.start_program(rollout, run, board)
             return
         mark = steps.UNPROVEN_MARK if state == "unproven" else ""
         self._changes.set_board(rollout, run, "returning", mark + why)
@@ -81,6 +87,16 @@ class ReturnSteps:
             self._changes.set_board(rollout, run, "unproven", why.removeprefix(steps.UNPROVEN_MARK))
         else:
             self._changes.set_board(rollout, run, "failed", why)
+
+    def wait_for_trial(self, rollout: Rollout, run: BoardRun) -> None:
+        """Record that a board has something else on trial, for which this rollout waits.
+
+        That ends by itself, mostly soon: it is of a rollout which this one has replaced.
+        """
+        why = "another generation is on trial there"
+        self._changes.set_board(rollout, run, "unproven", why)
+        since = self._jobs.clock() - steps.RETRY_SECONDS + _BUSY_SECONDS
+        run.row = run.row._replace(since=since)
 
     def examine(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Send a board again what it had before, if it has removed that.

@@ -24,6 +24,8 @@ log = logging.getLogger("cm_server")
 
 SUBMIT_SECONDS: Final = 2.0  # until a job is submitted again that was not accepted
 RESTART_SECONDS: Final = 30.0  # after which a board that was asked to restart is asked again
+#: The state of a program that a soft reset has left out (mpy_client/cm/app.py).
+_LEFT_OUT: Final = "app.py left out"
 _RESTART_TIMEOUT: Final = 20.0  # seconds for the cell that restarts a board
 
 
@@ -125,6 +127,29 @@ class RolloutJobs:
     def restart(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Restart a board, which applies the switch then."""
         self.restart_for(rollout, run, board, desired.short_id(rollout.row.generation))
+
+    def start_program(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
+        """Restart a board whose program a job of the rollout has ended, so that it runs again."""
+        program = str(board.reported_facts.get("program") or "")
+        if board.online and program.startswith(_LEFT_OUT):
+            self.restart(rollout, run, board)
+
+    def read_contents(self, rollout: Rollout) -> None:
+        """Read the files of a generation from the store; once for all boards."""
+        generation = rollout.row.generation
+        contents = self.installs.content_store
+        operation = self.installs.store_queue.run(
+            lambda store: store.rollout_rows.contents_of(generation)
+        )
+
+        def on_read(_: object) -> None:
+            if operation.error is None:
+                found = operation.result()
+                rollout.contents = {
+                    digest: contents.make_unshared(data) for digest, data in found.items()
+                }
+
+        operation.when_done(on_read)
 
     def restart_again(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Restart a board, unless it was asked to a short time ago."""

@@ -71,7 +71,10 @@ def make_rollout(loaded: LoadedRollout, name_of: Callable[[str], str]) -> Rollou
     plan = row.plan
     names = {each.board: name_of(each.board) for each in loaded.boards}
     ordered = sorted(loaded.boards, key=lambda each: (each.wave, natural_key(names[each.board])))
-    runs = {each.board: BoardRun(each, begun=each.state != "waiting") for each in ordered}
+    runs = {
+        each.board: BoardRun(each, begun=each.state != "waiting", is_resumed=True)
+        for each in ordered
+    }
     return Rollout(
         row,
         str(plan.get("caller", "")),

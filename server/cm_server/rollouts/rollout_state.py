@@ -35,6 +35,7 @@ class BoardRun:
         is_written: whether the store has its row.
         not_before: when the next job may be submitted, if the last one was not accepted.
         returns: how often it came back with the network settings that it had before.
+        is_resumed: whether no server carried it out for a while, in its present state.
     """
 
     row: RolloutBoardRow
@@ -50,6 +51,7 @@ class BoardRun:
     is_written: bool = True
     not_before: float = 0.0
     returns: int = 0
+    is_resumed: bool = False
 
 
 @dataclass
@@ -94,6 +96,16 @@ class Rollout:
         return self.row.group.startswith(network_change.GROUP_PREFIX)
 
     @property
+    def brings_client(self) -> bool:
+        """Whether boards get the client of the generation first; on the way back they keep it."""
+        return bool(self.row.plan.get("client")) and "client" in self.manifest
+
+    @property
+    def first_state(self) -> str:
+        """The state of a board that begins."""
+        return "upgrading" if self.brings_client else "switching"
+
+    @property
     def may_clear(self) -> bool:
         """Whether boards that cannot hold both generations remove the earlier one first."""
         return self.row.plan.get("rollback") == "network"
@@ -112,6 +124,7 @@ class RolloutChanges:
         set_board: records the state of a board, and why it has it.
         set_proven: records that a board has proven what the rollout brings.
         pause: pauses a rollout that runs, with the reason.
+        find_board: returns the board with an id; None if it is not enrolled any more.
         refusal_reason: returns why the token of a rollout may not change a board, given by its id;
             "" if it may.
     """
@@ -119,4 +132,5 @@ class RolloutChanges:
     set_board: Callable[[Rollout, BoardRun, str, str], None]
     set_proven: Callable[[Rollout, BoardRun, Board], None]
     pause: Callable[[Rollout, str], None]
+    find_board: Callable[[str], Board | None]
     refusal_reason: Callable[[Rollout, str], str]

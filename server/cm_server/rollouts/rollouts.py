@@ -33,6 +33,7 @@ from cm_server.store.store import Store
 from cm_server.store.store_queue import Operation
 
 from . import desired, firmware_ops, steps
+from .client_steps import ClientSteps
 from .joining import JoiningBoards, access_reason
 from .network_steps import NetworkSteps
 from .return_steps import ReturnSteps
@@ -102,9 +103,14 @@ class Rollouts:
         self._joining = JoiningBoards(services.registry, services.tokens)
         jobs = RolloutJobs(services.installs, services.dispatch, services.clock)
         changes = RolloutChanges(
-            self._set_board, self._set_proven, self._pause_if_running, self._refusal_reason
+            self._set_board,
+            self._set_proven,
+            self._pause_if_running,
+            services.registry.by_id.get,
+            self._refusal_reason,
         )
         self._return_steps = ReturnSteps(jobs, changes)
+        self._client_steps = ClientSteps(jobs, changes, self._return_steps)
         self._switch_steps = SwitchSteps(jobs, changes, self._return_steps)
         self._network_steps = NetworkSteps(jobs, changes)
 
@@ -302,7 +308,7 @@ class Rollouts:
         for run in begun:
             run.begun = True
             run.attempts = 0
-        self._set_boards(rollout, [(run, "switching", "") for run in begun])
+        self._set_boards(rollout, [(run, rollout.first_state, "") for run in begun])
         if why:
             self._end(rollout, "paused", why)
 
@@ -311,7 +317,8 @@ class Rollouts:
         for other in self._rollouts.values():
             run = other.runs.get(board_id)
             if other is not rollout and run is not None and run.row.state in steps.ACTIVE:
-                return other.is_network_change or rollout.is_network_change
+                is_generation = not (other.is_network_change or rollout.is_network_change)
+                return not is_generation or run.row.state in steps.UPGRADING
         board = self._services.registry.by_id.get(board_id)
         if board is None or not rollout.is_network_change:
             return False
@@ -369,6 +376,7 @@ class Rollouts:
             run.asked_at = run.health_began = 0.0
             run.checks = 0
             run.failing = ""
+            run.is_resumed = False
             if state in steps.ENDED:
                 log.info("%s: rollout %d: %s %s", self._name_of(run.row.board), number, state, why)
         if changes:
@@ -454,7 +462,7 @@ class Rollouts:
         has_ended = rollout.row.state not in OPEN_STATES
         if board is None:
             self._set_board(rollout, run, "missed", "it was removed from the fleet")
-        elif has_ended and run.row.state == "switching":
+        elif has_ended and run.row.state in ("upgrading", "switching"):
             # Nothing is switched on it yet.
             self._return_steps.take_back(rollout, run, "waiting", "")
         elif not board.online:
@@ -462,8 +470,10 @@ class Rollouts:
                 self._set_board(rollout, run, "proven", "it has left, and did not come back here")
             elif has_ended and self._services.clock() - run.row.since >= RETURN_SECONDS:
                 self._set_board(rollout, run, "unproven", "it has not come back")
-        elif run.row.state == "switching":
+        elif run.row.state in ("upgrading", "switching"):
             self._switch(rollout, run, board)
+        elif run.row.state == "starting":
+            self._client_steps.examine(rollout, run, board)
         elif run.row.state == "returning":
             self._return_steps.examine(rollout, run, board)
         elif rollout.is_network_change:
@@ -478,6 +488,8 @@ class Rollouts:
             self._pause_if_running(rollout, why)
         elif rollout.is_network_change:
             self._network_steps.switch(rollout, run, board)
+        elif run.row.state == "upgrading":
+            self._client_steps.examine(rollout, run, board)
         else:
             self._switch_steps.switch(rollout, run, board)
 

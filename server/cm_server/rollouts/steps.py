@@ -9,6 +9,7 @@ A board of a rollout is in one of these states::
       │ └──▶ missed              │
       └────── unproven ◀─────────┘     it went back for want of a link, and is tried again
 
+A board that gets another client first is ``upgrading`` and ``starting`` before it is ``switching``.
 A board that could not keep what it had (``rollback = "network"``) is ``returning`` before it is
 ``failed`` or ``unproven``: the server sends it the earlier generation again.
 
@@ -26,7 +27,8 @@ from typing import Final, NamedTuple
 from .windows import Window
 
 ENDED: Final = frozenset(("proven", "failed", "missed"))
-ACTIVE: Final = frozenset(("switching", "trial", "returning"))
+UPGRADING: Final = frozenset(("upgrading", "starting"))
+ACTIVE: Final = frozenset(("switching", "trial", "returning", *UPGRADING))
 #: Begins the reason of a board that is unproven as soon as it has returned.
 UNPROVEN_MARK: Final = "?"
 #: Seconds until a board that came back unproven is tried again.

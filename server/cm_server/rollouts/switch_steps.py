@@ -22,13 +22,11 @@ from . import (
     firmware_ops,
     generation_firmware,
     job_outcomes,
-    steps,
 )
 from .return_steps import ReturnSteps, earlier_id
 from .rollout_jobs import RESTART_SECONDS, RolloutJobs, connected_since
 from .rollout_state import BoardRun, Rollout, RolloutChanges
 
-_BUSY_SECONDS: Final = 3.0  # until a board with another generation on trial is asked again
 _HEALTH_SLACK_SECONDS: Final = 2.0  # after the time that a program has to run
 _BUSY_SLACK_SECONDS: Final = 10.0  # after it, for a board that its program keeps busy
 #: A board goes back by itself when it is not confirmed in this many times its health's time.
@@ -55,7 +53,7 @@ class SwitchSteps:
     def switch(self, rollout: Rollout, run: BoardRun, board: Board) -> None:
         """Send a board the generation, unless its files have yet to be read from the store."""
         if not rollout.contents and desired.content_sizes(rollout.manifest):
-            self._read_contents(rollout)
+            self._jobs.read_contents(rollout)
             return
         firmware, why = self._firmware_for(rollout, board)
         if why:
@@ -101,23 +99,6 @@ class SwitchSteps:
             image = rollout.images[digest] = read_app_image(content.read(0, content.size))
         return content, firmware_ops.explain_image(board, image)
 
-    def _read_contents(self, rollout: Rollout) -> None:
-        """Read the files of a generation from the store; once for all boards."""
-        generation = rollout.row.generation
-        store = self._jobs.installs.content_store
-        operation = self._jobs.installs.store_queue.run(
-            lambda store: store.rollout_rows.contents_of(generation)
-        )
-
-        def on_read(_: object) -> None:
-            if operation.error is None:
-                found = operation.result()
-                rollout.contents = {
-                    digest: store.make_unshared(data) for digest, data in found.items()
-                }
-
-        operation.when_done(on_read)
-
     def _on_switch_ended(self, rollout: Rollout, run: BoardRun, job: Job) -> None:
         value = job_outcomes.read_value(job)
         board = job.board
@@ -125,12 +106,9 @@ class SwitchSteps:
             state = value.get("state")
             if state == "same":
                 self._changes.set_proven(rollout, run, board)
+                self._jobs.start_program(rollout, run, board)
             elif state == "busy":
-                why = "another generation is on trial there"
-                self._changes.set_board(rollout, run, "unproven", why)
-                # That ends by itself, mostly soon: it is of a rollout which this one has replaced.
-                since = self._jobs.clock() - steps.RETRY_SECONDS + _BUSY_SECONDS
-                run.row = run.row._replace(since=since)
+                self._returns.wait_for_trial(rollout, run)
             elif state == "cleared":
                 self._returns.take_back(rollout, run, "failed", str(value.get("why")))
             else:

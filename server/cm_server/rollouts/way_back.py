@@ -73,6 +73,7 @@ def make_rollback(
             **row.plan,
             "waves": ["100%"],
             "window": None,  # the way back is not put off
+            "client": False,  # boards keep the client that they have
             "options": {
                 **rollback_options(rows, row, before.sha256),
                 "on_failure": "failed",

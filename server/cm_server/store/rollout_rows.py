@@ -20,7 +20,8 @@ from .blob_rows import BlobRows
 from .tables import generations, rollout_boards, rollouts, shared
 
 OPEN_STATES: Final = ("running", "paused")
-_ACTIVE_STATES: Final = ("switching", "trial", "returning")  # of boards that are being switched
+#: Of boards that are being switched.
+_ACTIVE_STATES: Final = ("upgrading", "starting", "switching", "trial", "returning")
 _KEPT_SECONDS: Final = 30 * 86400.0  # that a generation is kept that no rollout names
 _KEPT_ROLLOUTS: Final = 1000  # that have ended
 

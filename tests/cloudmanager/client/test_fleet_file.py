@@ -18,6 +18,7 @@ settings = { interval = 30, mqtt = { secret = "mqtt" } }
 pin      = ["greenhouse-7"]
 rollback = "network"
 firmware = "1.29.0"
+client   = "current"
 window   = { start = "0 3 * * *", for = "2h", tz = "Europe/Berlin" }
 [greenhouse.board."greenhouse-3"]
 settings = { offset = 0.4 }
@@ -44,6 +45,7 @@ def test_all_keys_are_read():
         pin=("greenhouse-7",),
         rollback="network",
         firmware="1.29.0",
+        client="current",
         window={"start": "0 3 * * *", "for": 7200, "tz": "Europe/Berlin"},
         board_settings={"greenhouse-3": {"offset": 0.4}},
         rollout=RolloutSettings(
@@ -83,18 +85,19 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "setings = {}", "lab.setings: this key does not exist; did you mean settings?"),
         (
             LAB + "x = 1",
-            "lab.x: this key does not exist; there are app, board, firmware, packages, pin, "
-            "rollback, rollout, settings, target, window$",
+            "lab.x: this key does not exist; the keys are app, board, client, firmware, "
+            "packages, pin, rollback, rollout, settings, target, window$",
         ),
         (LAB + "[lab.rollout]\npase = '1m'", r"lab\.rollout\.pase: .*; did you mean pause\?"),
         (LAB + "[lab.board.b1]\napp = 'x'", r"lab\.board\.b1\.app: this key does not exist"),
-        (LAB + "firmware = 1", "lab.firmware: must be a text"),
+        (LAB + "client = '0.2'", "lab.client: must be 'current'"),
+        (LAB + "firmware = 1", "lab.firmware: must be a string"),
         (LAB + "window = 'x'", "lab.window: must be a table"),
         (LAB + "[lab.window]\nstart = 'x'", "lab.window.for: is missing"),
         (LAB + "[lab.window]\nfor = '1h'", "lab.window.start: is missing"),
         (LAB + "[lab.window]\nstrat = 'x'", r"lab\.window\.strat: .*; did you mean start\?"),
         (LAB + "[lab.window]\nstart = 'x'\nfor = 2", "lab.window.for: must be a span"),
-        (LAB + "[lab.window]\nstart = 1\nfor = '2h'", "lab.window.start: must be a text"),
+        (LAB + "[lab.window]\nstart = 1\nfor = '2h'", "lab.window.start: must be a string"),
         (LAB + "rollback = 'no'", "lab.rollback: must be 'local' or 'network'"),
         (LAB + "packages = 'logging'", "lab.packages: must be a list of strings"),
         (LAB + "packages = ['a', 'a']", "lab.packages: has an entry twice"),
@@ -112,7 +115,7 @@ LAB = '[lab]\ntarget = "lab-*"\napp = "src"\n'
         (LAB + "[lab.rollout]\non_failure = 'x'", "on_failure: must be 'failed' or 'all'"),
         (LAB + "rollout = 1", "lab.rollout: must be a table"),
         ("[lab]\ntarget = 'lab-['\napp = 'x'", "lab.target: "),
-        ("[lab]\ntarget = 1\napp = 'x'", "lab.target: must be a text"),
+        ("[lab]\ntarget = 1\napp = 'x'", "lab.target: must be a string"),
         ("[lab]\ntarget = 'platform=esp32'\napp = 'x'", "lab.target: platform= is a fact"),
         ("['my lab']\napp = 'x'", '"my lab".target: is missing'),
     ],
@@ -125,6 +128,11 @@ def test_mistake_names_the_key(text: str, why: str):
 def test_pause_may_be_nothing():
     (group,) = parse_fleet_file(LAB + "[lab.rollout]\npause = '0s'")
     assert group.rollout.pause == 0
+
+
+def test_group_may_say_nothing_but_which_client_its_boards_have():
+    (group,) = parse_fleet_file('[lab]\ntarget = "lab-*"\nclient = "current"\n')
+    assert group == Group("lab", "lab-*", client="current")
 
 
 def test_labels_may_be_in_a_target():

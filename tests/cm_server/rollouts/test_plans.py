@@ -10,7 +10,7 @@ from cloudmanager.protocol.targets import parse_target
 from cloudmanager.results.fleet_plan import FleetPlan, plan_text
 from cm_server.jobs.model import Board
 from cm_server.rollouts import desired, plans
-from cm_server.rollouts.desired import DesiredGroup
+from cm_server.rollouts.desired import DesiredClient, DesiredGroup
 from cm_server.rollouts.plans import GroupBoards, Known
 from cm_server.store.rows import new_board_row
 
@@ -210,3 +210,90 @@ def test_plan_text_says_what_is_in_progress_and_each_thing_once():
     empty = plans.plan_group(group(), GroupBoards((), ()), None, NOTHING)
     text = plan_text({"groups": [empty.describe(0.0)], "open": {}, "released": {}, "gone": []})
     assert text == f"lab  {empty.generation[:12]}  0 boards: its target matches no board"
+
+
+def known_boards(*boards: Board) -> tuple[GroupBoards, Known]:
+    """Return boards that have an earlier generation, and what the store knows of it."""
+    old = old_manifest()
+    generation = desired.manifest_hash(old)
+    for each in boards:
+        each.reported_facts = {**each.reported_facts, "generation": f"proven {generation[:16]}"}
+    return GroupBoards(boards, ()), Known({desired.short_id(generation): old}, {})
+
+
+def with_facts(each: Board, *parts: str, **facts: Any) -> Board:
+    each.reported_facts = {**each.reported_facts, **facts}
+    each.client_parts = frozenset(parts)
+    return each
+
+
+def test_boards_whose_flash_has_no_room_for_both_are_refused_in_one_line():
+    small = [with_facts(board(f"lab-{n}"), flash=20_000 + n) for n in (3, 10, 2)]
+    large = with_facts(board("lab-4"), flash=1_000_000)
+    unknown = board("lab-5")
+    changed = with_facts(board("lab-6"), flash=20_000)
+    changed.has_worked = True  # something has run there since it reported that
+    boards, known = known_boards(*small, large, unknown, changed)
+    plan = plans.plan_group(group(), boards, None, known)
+    refused, others = plan.changes
+    assert refused.names == ("lab-2", "lab-3", "lab-10")
+    assert refused.error == (
+        "its flash has no room for the new generation beside what is there (it needs 28 KB); "
+        'rollback = "network" removes that'
+    )
+    assert (others.names, others.error) == (("lab-4", "lab-5", "lab-6"), "")
+    network = plans.plan_group(group(rollback="network"), boards, None, known)
+    assert [each.error for each in network.changes] == [""]
+    first = plans.plan_group(group(), boards, None, NOTHING)
+    assert [each.error for each in first.changes] == [""], "they may have the files already"
+
+
+CLIENT = DesiredClient("0.2", {"link.mpy": (DIGEST, 9000), "cm_start.mpy": (DIGEST, 900)})
+
+
+def test_plan_says_which_client_boards_get():
+    usual = {"client": "0.1", "flash": 500_000}
+    old = [with_facts(board(f"lab-{n}"), "link", **usual) for n in (1, 2)]
+    small = with_facts(board("lab-3"), "link", client="0.1", flash=20_000)
+    same = with_facts(board("lab-4"), "link", "trial", client="0.2", flash=20_000)
+    frozen = with_facts(board("lab-5"), "run", "trial", client="0.1")
+    virtual = with_facts(board("lab-6"), "link", "unix", "trial", client="0.1")
+    bridged = with_facts(board("lab-7"), "run", "files")
+    boards = GroupBoards((*old, small, same, frozen, virtual, bridged), ())
+    plan = plans.plan_group(group(client=CLIENT), boards, None, NOTHING)
+    described = plan.describe(0.0)
+    reply = {"groups": [described], "open": {}, "released": {}, "gone": []}
+    assert plan_text(reply).splitlines()[1:] == [
+        "  lab-3",
+        "    cannot be changed: its flash has no room for a second client (it needs 24 KB)",
+        "  lab-[1-2]",
+        "    client 0.1 -> 0.2 (9.7 KB)",
+        "    write /app.py, /same.py (320 bytes)",
+        "    set a",
+        "  lab-4",
+        "    client 0.2, if its files differ (9.7 KB)",
+        "    write /app.py, /same.py (320 bytes)",
+        "    set a",
+        "  lab-[5-6]",
+        "    write /app.py, /same.py (320 bytes)",
+        "    set a",
+        "  lab-7",
+        "    cannot be changed: its client cannot go back by itself, and cannot be replaced over "
+        "the network",
+        "  waves of 1, 1 and 5 boards, at least 23 min",
+        "  not connected now: lab-[1-7]",
+        "  note: lab-[5,7]: the client is part of the firmware, and stays as it is",
+        "  note: lab-6: virtual boards get a client when `mbm simulate` starts them",
+    ]
+    assert described["bytes"] == 2 * (320 + 9900) + (320 + 9900) + 2 * 320
+
+
+def test_board_whose_generation_had_this_client_is_not_sent_it_again():
+    before = desired.make_manifest(group(client=CLIENT), None)
+    generation = desired.manifest_hash(before)
+    one = with_facts(board("lab-1", generation), "link", "trial", client="0.2")
+    known = Known({desired.short_id(generation): before}, {})
+    wanted = group(client=CLIENT, pin=())
+    later = DesiredGroup("lab", "lab-*", app=wanted.app, settings={"a": 2}, client=CLIENT)
+    plan = plans.plan_group(later, GroupBoards((one,), ()), None, known)
+    assert [(each.client, each.settings) for each in plan.changes] == [("", ("a",))]

@@ -174,7 +174,17 @@ async def test_board_with_an_old_client_is_refused(lab: Lab):
     async with await FakeBoard.join(lab.service, identity, parts=["run", "files", "switch"]):
         reply = await lab.owner.ask("fleet-apply", groups=group())
         assert reply["args"] == [
-            "lab-1: its client cannot go back by itself: run mbm board-upgrade-client"
+            "lab-1: its client cannot go back by itself, and cannot be replaced over the network"
+        ]
+    parts = ["run", "files", "switch", "link"]
+    async with (
+        await FakeBoard.join(lab.service, identity, parts=parts),
+        await FakeBoard.join(lab.service, lab.boards["lab-2"], parts=parts),
+    ):
+        reply = await lab.owner.ask("fleet-apply", groups=group())
+        assert reply["args"] == [
+            "lab-[1-2]: its client cannot go back by itself: run mbm board-upgrade-client, or "
+            'write client = "current" into the file'
         ]
 
 
@@ -253,6 +263,10 @@ DIGEST = hashlib.sha256().hexdigest()
         ({"options": {"pause": True}}, "pause must be a number"),
         ({"options": {"on_failure": "x"}}, "on_failure must be one of"),
         ({"options": {"health": 5}}, "health must be a cell"),
+        ({"client": 5}, "client must be a JSON object with a version"),
+        ({"client": {"version": "0.2", "files": {}}}, "a client has 1 to 200 files"),
+        ({"client": {"version": "0.2", "files": {"a.mpy": [DIGEST, -1]}}}, "needs its SHA-256"),
+        ({"client": {"version": "0.2", "files": {"a.mpy": [DIGEST, 2**21]}}}, "at most 1 MiB"),
         ({"packages": "logging"}, "packages must be a list of strings"),
         ({"window": "nightly"}, "lab: window must be a JSON object"),
         ({"window": {"start": "x", "for": 60, "tz": "UTC"}}, "lab: window.start: 'x' is no cron"),
@@ -261,6 +275,13 @@ DIGEST = hashlib.sha256().hexdigest()
 async def test_wrong_group_is_refused_in_a_sentence(lab: Lab, changed, why):
     reply = await lab.owner.ask("fleet-plan", groups=group(**changed))
     assert why in json.dumps(reply["args"], ensure_ascii=False).replace('\\"', '"')
+
+
+@pytest.mark.parametrize("name", ["../x.py", "a/b.mpy", "ok", "trial", "x.txt", ""])
+async def test_client_with_other_files_is_refused(lab: Lab, name: str):
+    client = {"version": "0.2", "files": {name: [DIGEST, 0]}}
+    reply = await lab.owner.ask("fleet-plan", groups=group(client=client))
+    assert reply["args"] == [f"lab: {name!r} is no file of a client"]
 
 
 async def test_paused_rollout_begins_with_no_board_until_it_is_resumed(lab: Lab):
