@@ -140,6 +140,12 @@ class FileMagics(TargetMagics):
         boards, words, options = self._parse_line(_MOUNT_PARSER, line)
         if len(words) not in ((0,) if options.end else (1, 2)):
             raise UsageError("Usage: %board_mount TARGET FOLDER [:PATH], or TARGET --end")
+        if options.end and boards.target not in self._mounted:
+            others = ", ".join(self._mounted)
+            raise UsageError(
+                f"No folder is mounted on {boards.target}"
+                + (f": `%board_mount` has mounted one on {others}." if others else ".")
+            )
         with without_traceback():
             earlier = self._mounted.pop(boards.target, None)
             if earlier is not None:

@@ -7,6 +7,7 @@ names, and three boards that all tests share and must leave idle.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.results.fleet_plan import OPEN_STATES
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -51,16 +53,42 @@ def server(cm_server: RunningServer, request: pytest.FixtureRequest) -> RunningS
 
 
 @pytest.fixture(scope="module", autouse=True)
-def remove_boards_after_module(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Remove the boards that a file's tests left on the shared server, but for those that run.
+def clean_up_after_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove what a file's tests left on the shared server, but for boards that run.
 
     Files of tests may therefore use the same names, in whatever order a process runs them.
     """
+    environment = {name: os.environ.get(name) for name in ("CM_HOME", "CM_TOKEN", "CM_URL")}
     yield
     if SHARED in request.session.stash:
         with Fleet() as fleet:
-            if left := [row["name"] for row in fleet.boards() if not row["connected_since"]]:
-                fleet.revoke(",".join(left))
+            _remove_leftovers(fleet)
+        changed = {name for name, value in environment.items() if os.environ.get(name) != value}
+        # The first file with a server sets CM_HOME, and unsets the others.
+        assert not changed or environment["CM_HOME"] is None, f"left changed: {sorted(changed)}"
+
+
+def _remove_leftovers(fleet: Fleet) -> None:
+    """End rollouts and jobs; remove offline boards, reservations, labels, tokens and secrets."""
+    for rollout in fleet.rollouts():
+        if rollout["state"] in OPEN_STATES:
+            fleet.abort_rollout(rollout["group"])
+    jobs = [*fleet.jobs(waiting=True), *fleet.jobs()]
+    if open_jobs := [job["job"] for job in jobs if job["state"] != "ended"]:
+        fleet.interrupt(open_jobs)
+    boards = fleet.boards()
+    if offline := [row["name"] for row in boards if not row["connected_since"]]:
+        fleet.revoke(",".join(offline))
+    for row in boards:
+        if row["connected_since"] and row["reserved"]:
+            fleet[row["name"]].release()
+        if row["connected_since"] and row["labels"]:
+            fleet[row["name"]].label(dict.fromkeys(row["labels"], ""))
+    for token in fleet.request("token-list"):
+        if not token["revoked"] and token["name"] != "local":
+            fleet.request("token-revoke", name=token["name"])
+    for secret in fleet.secrets():
+        fleet.remove_secret(secret["name"])
 
 
 @pytest.fixture(scope="session")

@@ -321,9 +321,11 @@ def job_interrupt(options: argparse.Namespace) -> int:
         with ProgressBar("waiting for the boards", quiet=options.json):
             count = fleet.interrupt(options.jobs)
             left = fleet.unfinished_jobs(options.jobs) if count else []
-        text = _interrupt_text(fleet, count, options.jobs)
+        unknown = _count_unknown(fleet, count, options.jobs)
+    text = _interrupt_text(count, unknown, len(set(options.jobs)), options.jobs[0])
     if not left:
-        return print_outcome(options, {"interrupted": count}, text)
+        print_outcome(options, {"interrupted": count}, text)
+        return FAILED if unknown else OK
     numbers = ", ".join(map(str, left))
     text += (
         f" Still running after {INTERRUPT_GRACE_SECONDS:g} s: {numbers}. "
@@ -333,13 +335,18 @@ def job_interrupt(options: argparse.Namespace) -> int:
     return FAILED
 
 
-def _interrupt_text(fleet: Fleet, interrupted: int, numbers: Sequence[int]) -> str:
-    """Return how many jobs were interrupted, and why the others were not."""
-    count = len(set(numbers))
-    if interrupted == count:
-        return f"Interrupted job {numbers[0]}." if count == 1 else f"Interrupted {count} jobs."
+def _count_unknown(fleet: Fleet, interrupted: int, numbers: Sequence[int]) -> int:
+    """Return how many jobs do not exist, of those with these numbers."""
+    if interrupted == len(set(numbers)):
+        return 0
     known = {job["job"] for job in fleet.jobs()}
-    unknown = sum(not (number in known or _exists(fleet, number)) for number in set(numbers))
+    return sum(not (number in known or _exists(fleet, number)) for number in set(numbers))
+
+
+def _interrupt_text(interrupted: int, unknown: int, count: int, first: int) -> str:
+    """Return how many jobs were interrupted, and why the others were not."""
+    if interrupted == count:
+        return f"Interrupted job {first}." if count == 1 else f"Interrupted {count} jobs."
     ended = count - interrupted - unknown
     parts = [f"{ended} had already ended"] if ended else []
     if unknown:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cloudmanager.protocol.spans import format_moment
 from cloudmanager.results.rows import caller_text, reservation_text
 
 _MAX_CALLERS = 3  # callers that a text names
@@ -23,6 +24,8 @@ class Wait(NamedTuple):
         program: the board's own program, if that keeps the board busy; else "".
         reserved_by: who has reserved the board; "" if that is not why the job waits.
         reserved_until: until when, in seconds since 1970.
+        wakes_at: when the board wakes, or should have woken, in seconds since 1970; 0: it does not
+            sleep.
     """
 
     jobs_ahead: int = 0
@@ -31,10 +34,13 @@ class Wait(NamedTuple):
     program: str = ""
     reserved_by: str = ""
     reserved_until: float = 0.0
+    wakes_at: float = 0.0
 
     @property
     def text(self) -> str:
         """The reason in a few words: "behind 2 jobs of anna"; "" if the board must connect."""
+        if self.wakes_at:
+            return f"until it wakes at {format_moment(self.wakes_at)}"
         if not self.jobs_ahead:
             return ""
         if self.reserved_by:
@@ -49,6 +55,10 @@ class Wait(NamedTuple):
         Args:
             now: the time, by ``time.perf_counter``.
         """
+        if self.wakes_at:
+            # As it was when the job was submitted: the board may have woken since then.
+            state = "is asleep until" if self.wakes_at > time.time() else "was expected at"
+            return f"it {state} {format_moment(self.wakes_at)}"
         if not self.jobs_ahead:
             return _NOT_CONNECTED
         if self.reserved_by:
@@ -88,4 +98,5 @@ def read_wait(jobs_ahead: int, known: Mapping[str, Any] | None = None) -> Wait:
         str(known.get("program", "")),
         str(known.get("reserved_by", "")),
         float(known.get("reserved_until", 0.0)),
+        float(known.get("wakes_at", 0.0)),
     )

@@ -251,6 +251,12 @@ class BoardError(CloudmanagerError):
         "timeout": "Give the cell more time with `timeout=` or `--timeout`.",
     }
     _FULL_HEAP = "The board's heap is full: `--fresh` frees the variables of earlier cells."
+    #: Of errors of files for which many firmwares have no names (py/moderrno.c).
+    _ERRNO_HINTS = {
+        "28": "28 is ENOSPC: the board's flash is full.",
+        "30": "30 is EROFS: the file system is read-only, as a mounted folder is.",
+        "39": "39 is ENOTEMPTY: the folder is not empty.",
+    }
 
     def __init__(
         self, board: str, ename: str, evalue: str, traceback: str = "", status: str = "error"
@@ -260,7 +266,8 @@ class BoardError(CloudmanagerError):
         self.board = self.subject = board
         self.ename, self.evalue, self.status = ename, evalue, status
         self.traceback = traceback
-        self.hint = self._FULL_HEAP if ename == "MemoryError" else self._HINTS.get(status, "")
+        hints = {"MemoryError": self._FULL_HEAP, "OSError": self._ERRNO_HINTS.get(evalue, "")}
+        self.hint = hints.get(ename) or self._HINTS.get(status, "")
 
 
 class FleetError(CloudmanagerError):

@@ -9,6 +9,7 @@ A board is not trusted: ``Fact.read`` bounds what it reports, and a display sani
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,9 @@ from .spans import format_duration, format_milliseconds, format_moment
 
 MAX_FACT_CHARS: Final = 128  # of a fact that is text
 _MAX_NUMBER: Final = 2**40
+_GENERATION_DIGITS: Final = 12  # of an id of a generation that is shown; boards report 16
+#: What MicroPython's unix port reports as its machine (py/modsys.c): "linux [GCC 14.2.1] version".
+_UNIX_MACHINE: Final = re.compile(r"(\w+) \[.*\] version")
 #: machine.reset_cause() -> words. On RP2 a watchdog reset looks like machine.reset(),
 #: and on ESP32 a brown-out not from power on; a crash there is a hard reset.
 RESET_CAUSES: Final = {
@@ -62,6 +66,12 @@ def _plain_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _machine_text(machine: Any) -> str:
+    text = _plain_text(machine)
+    unix = _UNIX_MACHINE.fullmatch(text)
+    return f"MicroPython's unix port on {unix[1]}" if unix else text
+
+
 def _size_text(size: Any) -> str:
     return f"{size / 1024:.1f} KB" if isinstance(size, int) else ""
 
@@ -89,7 +99,9 @@ def _clock_text(at: Any) -> str:
 
 
 def _milliseconds_text(count: Any) -> str:
-    return f"{count / 1000:.1f} s" if isinstance(count, int) else ""
+    if not isinstance(count, int):
+        return ""
+    return f"{count / 1000:.1f} s" if count >= 1000 else f"{count} ms"
 
 
 def _microseconds_text(count: Any) -> str:
@@ -120,10 +132,10 @@ def _generation_text(state: Any) -> str:
     words = first.split()
     text = ""
     if len(words) > 1:
-        text = words[1] + _GENERATION_STATES.get(words[0], "")
+        text = words[1][:_GENERATION_DIGITS] + _GENERATION_STATES.get(words[0], "")
     back = note.split(None, 2)
     if len(back) > 1 and back[0] == "reverted":
-        text = f"{text}, back from {back[1]}".lstrip(", ")
+        text = f"{text}, back from {back[1][:_GENERATION_DIGITS]}".lstrip(", ")
     return text
 
 
@@ -160,7 +172,7 @@ FACTS: Final = (
     Fact("platform", "platform", in_targets=True, in_lists="all"),
     Fact("version", "MicroPython", in_targets=True, in_lists="all"),
     Fact("mpy", "bytecode", _read_number, _bytecode_version, in_targets=True),
-    Fact("machine", "machine", in_targets=True),
+    Fact("machine", "machine", text=_machine_text, in_targets=True),
     Fact("client", "client", in_targets=True),
     Fact("heap", "free heap", _read_number, _same, _size_text, in_lists="all", volatile=True),
     Fact("rssi", "RSSI", _read_rssi, _same, _rssi_text, in_lists="dashboard", volatile=True),

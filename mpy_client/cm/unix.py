@@ -209,6 +209,10 @@ def print_whole(*args, **kw):
             kw["file"] = io.StringIO()
             print(*args, **kw)
             file.write(kw["file"].getvalue())
+            # MicroPython's lock is not fair: a thread that only prints would keep it, and the
+            # client could not read the pipe.
+            if mailbox[_OUTPUT_FULL] and get_ident() != main:
+                time.sleep_ms(1)
             return
         except MemoryError:
             kw["file"] = file

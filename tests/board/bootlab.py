@@ -76,6 +76,12 @@ class Lab:
         self.chip.press_reset()
         return self
 
+    def stop(self) -> None:
+        """End the chip and the server."""
+        if self.chip:
+            self.chip.stop()
+        self.peer.stop()
+
     def link(self, **more):
         return self.peer.link("id-1", **more)
 

@@ -103,8 +103,8 @@ def client(tmp_path_factory):
 def boot_lab(tmp_path, client):
     """A chip that is still switched off, with the client on its flash."""
     lab = BootLab(tmp_path, client)
-    yield lab
-    if lab.chip:
-        lab.chip.stop()
-    lab.peer.stop()
+    try:
+        yield lab
+    finally:
+        lab.stop()
     assert not lab.chip or b"Fatal exception" not in lab.chip.said, "a freed timer fired"

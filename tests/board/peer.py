@@ -262,9 +262,10 @@ class Peer:
         #: Called with what a board that woke has sent behind PROOF, up to SLEEP, before WELCOME;
         #: returns whether it is welcome. None: WELCOME is sent at once.
         self.before_welcome = None
+        self.rejections = 0  # how many of the next attempts to connect are refused
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.tcp_port = 0
         self.open()
@@ -305,6 +306,10 @@ class Peer:
         self.loop.close()
 
     async def meet(self, socket):
+        if self.rejections:
+            self.rejections -= 1
+            await socket.close(1001)
+            return
         try:
             link = await self.prove(socket)
         except ConnectionClosed as error:

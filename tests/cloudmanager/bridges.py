@@ -37,18 +37,15 @@ def bridged(fleet: Fleet, ports: list[str], *names: str) -> Iterator[list[tuple[
 
 @pytest.fixture(scope="session")
 def chips(tmp_path_factory):
-    made = []
+    with contextlib.ExitStack() as stack:
 
-    def make() -> Chip:
-        chip = Chip(tmp_path_factory.mktemp("chip"))
-        made.append(chip)
-        chip.flash[0] = 0xE9
-        chip.press_reset()
-        return chip
+        def make() -> Chip:
+            chip = stack.enter_context(Chip(tmp_path_factory.mktemp("chip")))
+            chip.flash[0] = 0xE9
+            chip.press_reset()
+            return chip
 
-    yield make
-    for chip in made:
-        chip.stop()
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import termios
 import threading
 import tty
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .rom import FLASH_BYTES, Loader
 
@@ -28,7 +28,7 @@ STANDIN = Path(__file__).parent.parent / "board" / "standin_host.py"
 
 
 class Chip:
-    """One chip; ``port`` is its cable's end in this machine.
+    """One chip; ``port`` is its cable's end in this machine: ``with Chip(folder) as chip``.
 
     Args:
         folder: where it keeps its files' flash.
@@ -52,8 +52,15 @@ class Chip:
         self._orders: list[str] = []
         self._done = threading.Event()
         self._heard = threading.Condition()
-        self._thread = threading.Thread(target=self._work)
+        # A daemon: where a test fails before it can stop the chip, pytest ends all the same.
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def _pty(self) -> tuple[int, int]:
         outer, inner = os.openpty()

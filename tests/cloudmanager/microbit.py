@@ -45,7 +45,7 @@ class Microbit:
             tty.setraw(end)
         self.port = os.ttyname(self._cable_end)
         self._running = True
-        self._thread = threading.Thread(target=self._relay)
+        self._thread = threading.Thread(target=self._relay, daemon=True)
         self._thread.start()
 
     def _relay(self) -> None:

@@ -185,3 +185,5 @@ def test_mounted_folder_lasts_until_its_end(shell: Shell, work: Path):  # noqa: 
     assert "hello" in str(shell.error)
     shell.run("%board_mount demo-1")
     assert "TARGET FOLDER" in str(shell.error)
+    shell.run("%board_mount demo-1 --end")
+    assert str(shell.error) == "No folder is mounted on demo-1."

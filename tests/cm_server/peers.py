@@ -39,7 +39,7 @@ from .waiting import finish
 T = TypeVar("T")
 
 DEFAULT_LIMITS = Limits()
-WAIT = 5.0  # seconds until anything here fails
+WAIT = 30.0  # seconds until anything here fails, even on a busy machine
 FACTS = {
     "platform": "unix",
     "version": "1.28.0",

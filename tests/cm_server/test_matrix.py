@@ -368,7 +368,7 @@ async def test_audit_rows_describe_each_verb(lab: Lab):
         (
             "nonsense",
             "lab-1",
-            "The server refused: there is no request called 'nonsense'.",
+            "there is no request called 'nonsense'",
             None,
             None,
             None,

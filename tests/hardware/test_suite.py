@@ -16,11 +16,10 @@ from .checks import Checks, Row, markdown_table, run_checks
 
 @pytest.fixture
 def chip(tmp_path: Path):
-    chip = Chip(tmp_path)
-    chip.flash[0] = 0xE9
-    chip.press_reset()
-    yield chip
-    chip.stop()
+    with Chip(tmp_path) as chip:
+        chip.flash[0] = 0xE9
+        chip.press_reset()
+        yield chip
 
 
 def test_suite_passes_on_a_unix_board(chip, tmp_path: Path, monkeypatch):

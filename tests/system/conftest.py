@@ -16,7 +16,7 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import RunningServer, running_boards, running_server
 
 BOARDS = 20
-WAIT = 15.0  # timeout of each step, in seconds
+WAIT = 60.0  # timeout of each step, in seconds, even on a busy machine
 
 
 class Lab(NamedTuple):

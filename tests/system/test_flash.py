@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager.client.fleet import Fleet
 
-WAIT = 10.0  # seconds
+WAIT = 60.0  # seconds, even on a busy machine
 #: A round appends a line that must be kept, then writes and removes files until interrupted.
 ROUND = """
 with open("/marks", "a") as file:

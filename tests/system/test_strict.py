@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudmanager.protocol import wire
 from cloudmanager.testing.plugin import RunningServer
 
-WAIT = 10.0  # seconds that anything here may take
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 pytestmark = pytest.mark.usefixtures("boards")
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cloudmanager.protocol.text import sanitize_text
 from cm_server.limits import Limits
 from cm_server.rate_limits import RateLimiter, address_group
 from cm_server.store.rows import AuditRow
@@ -124,7 +125,11 @@ class AuditLog:
         """Write that a caller's request was refused, unless it had too many refusals."""
         omitted = self._refusal_rate.allow(audit_entry.who)
         if omitted is not None:
-            audit_entry.detail = _with_omitted_count(error.detail, omitted)
+            # The words before the reason of a ServerError are for its caller.
+            reason = error.detail
+            if isinstance(error, ServerError):
+                reason = sanitize_text(error.reason)
+            audit_entry.detail = _with_omitted_count(reason, omitted)
             self._write(audit_entry.to_row("refused"))
 
     def log_unauthenticated(self, address: str, verb: str, target: str, reason: str) -> str | None:

@@ -399,9 +399,13 @@ class Job:
             How many jobs its board runs first; 0 if the job waits for its board to connect. Then
             what is known about them: ``callers``, ``elapsed`` (seconds) of the one that runs, and
             ``program``, if the board's own program keeps it busy. If another caller has reserved
-            the board: ``reserved_by`` and ``reserved_until``, and at least 1 job.
+            the board: ``reserved_by`` and ``reserved_until``, and at least 1 job. If the board
+            sleeps, or should have woken: ``wakes_at``.
         """
         count, known = self._describe_queue()
+        wakes_at = self.board.wakes_at
+        if wakes_at is not None:
+            known["wakes_at"] = wakes_at
         reservation = self.board.reservation_against(self)
         if reservation is None or (not count and not self.board.online):
             return count, known
@@ -795,6 +799,11 @@ class Board:
         """When it is late, in seconds since 1970; None if it did not say that it sleeps."""
         return self._sleep_fact("overdue_at")
 
+    @property
+    def wakes_at(self) -> float | None:
+        """When it wakes, or should have woken, in seconds since 1970; None if it does not sleep."""
+        return self._sleep_fact("wakes_at") if self.state in ("asleep", "overdue") else None
+
     def _sleep_fact(self, name: str) -> float | None:
         at = self.reported_facts.get(name)
         return float(at) if isinstance(at, (int, float)) else None
@@ -809,9 +818,8 @@ class Board:
         """Return a sentence about when the board was last connected, for error messages."""
         if self.last_seen is None:
             return "it has never connected"
-        wakes_at = self._sleep_fact("wakes_at")
-        if self.state == "asleep" and wakes_at is not None:
-            return f"it is asleep until {format_clock(wakes_at)}; `--when-online` waits for it"
+        if self.state == "asleep" and self.wakes_at is not None:
+            return f"it is asleep until {format_clock(self.wakes_at)}; `--when-online` waits for it"
         return f"it was last seen {_format_age(time.time() - self.last_seen)} ago"
 
     def connect(

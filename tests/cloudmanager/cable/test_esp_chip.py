@@ -21,10 +21,9 @@ def image(tmp_path_factory):
 
 @pytest.fixture(params=["esp8266", "esp32"])
 def chip(request, tmp_path):
-    chip = Chip(tmp_path, request.param)
-    chip.hold_boot()
-    yield chip
-    chip.stop()
+    with Chip(tmp_path, request.param) as chip:
+        chip.hold_boot()
+        yield chip
 
 
 @pytest.fixture(autouse=True)

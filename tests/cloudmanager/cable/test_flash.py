@@ -6,6 +6,7 @@ The whole story on both chips; then a failure at each step: what it says, and ho
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import time
@@ -40,18 +41,17 @@ def esp32_image(tmp_path_factory):
 
 @pytest.fixture
 def make_chip(tmp_path, fleet: Fleet):
-    made: list[Chip] = []
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
 
-    def make(kind="esp8266", **options):
-        folder = tmp_path / f"chip-{len(made)}"
-        folder.mkdir()
-        made.append(Chip(folder, kind, **options))
-        made[-1].hold_boot()
-        return made[-1]
+        def make(kind="esp8266", **options):
+            folder = tmp_path / f"chip-{next(numbers)}"
+            folder.mkdir()
+            chip = stack.enter_context(Chip(folder, kind, **options))
+            chip.hold_boot()
+            return chip
 
-    yield make
-    for chip in made:
-        chip.stop()
+        yield make
 
 
 @pytest.fixture(autouse=True)

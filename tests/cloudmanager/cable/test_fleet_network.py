@@ -31,9 +31,8 @@ def _home(server: RunningServer):
 
 @pytest.fixture
 def chip(tmp_path: Path):
-    chip = Chip(tmp_path, air={"old net": OLD, "new net": NEW})
-    yield chip
-    chip.stop()
+    with Chip(tmp_path, air={"old net": OLD, "new net": NEW}) as chip:
+        yield chip
 
 
 @pytest.fixture

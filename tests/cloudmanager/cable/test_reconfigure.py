@@ -23,9 +23,8 @@ def _home(server: RunningServer):
 
 @pytest.fixture
 def chip(tmp_path):
-    chip = Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'})
-    yield chip
-    chip.stop()
+    with Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'}) as chip:
+        yield chip
 
 
 @pytest.fixture

@@ -17,11 +17,10 @@ STARTS = b"with open('/starts', 'a') as f:\n    n = f.write('x')\nprint('begun')
 @pytest.fixture(scope="module")
 def chip(tmp_path_factory):
     """A chip that runs MicroPython; tests leave it at its REPL."""
-    chip = Chip(tmp_path_factory.mktemp("chip"))
-    chip.flash[0] = 0xE9
-    chip.press_reset()
-    yield chip
-    chip.stop()
+    with Chip(tmp_path_factory.mktemp("chip")) as chip:
+        chip.flash[0] = 0xE9
+        chip.press_reset()
+        yield chip
 
 
 @pytest.fixture
@@ -98,15 +97,12 @@ def test_board_at_its_prompt_is_not_restarted(chip, repl):
 
 
 def test_missing_repl_is_an_error(tmp_path):
-    chip = Chip(tmp_path)
-    try:
-        with (
-            BoardRepl(chip.port) as repl,
-            pytest.raises(CableError, match="No REPL answers within 1 s"),
-        ):
-            repl.await_prompt(1)
-    finally:
-        chip.stop()
+    with (
+        Chip(tmp_path) as chip,
+        BoardRepl(chip.port) as repl,
+        pytest.raises(CableError, match="No REPL answers within 1 s"),
+    ):
+        repl.await_prompt(1)
 
 
 def test_missing_port_is_an_error():

@@ -28,10 +28,9 @@ def _home(server: RunningServer):
 
 @pytest.fixture
 def chip(tmp_path):
-    chip = Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'})
-    chip.hold_boot()
-    yield chip
-    chip.stop()
+    with Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'}) as chip:
+        chip.hold_boot()
+        yield chip
 
 
 @pytest.fixture

@@ -23,13 +23,12 @@ def _home(server: RunningServer):
 @pytest.fixture
 def chip(tmp_path, mbm, fleet: Fleet):
     """A board on a chip, hung-1."""
-    chip = Chip(tmp_path)
-    chip.flash[0] = 0xE9
-    chip.press_reset()
-    done = mbm("flash", "--port", chip.port, "--no-flash", "--name", "hung-1")
-    assert done.status == 0, done.err
-    yield chip
-    chip.stop()
+    with Chip(tmp_path) as chip:
+        chip.flash[0] = 0xE9
+        chip.press_reset()
+        done = mbm("flash", "--port", chip.port, "--no-flash", "--name", "hung-1")
+        assert done.status == 0, done.err
+        yield chip
 
 
 def test_board_gets_and_keeps_the_new_client(chip, mbm, fleet: Fleet):

@@ -33,15 +33,12 @@ def chip(tmp_path: Path, mbm, fleet: Fleet) -> Iterator[Chip]:
     flash = standin_ota.Memory()
     flash.write(2 * standin_ota.SECTOR, app_image(OLD))
     slots.write_bytes(flash.data + b"\0")
-    chip = Chip(tmp_path, "esp32", ota=str(slots), port="esp32-1.28")
-    try:
+    with Chip(tmp_path, "esp32", ota=str(slots), port="esp32-1.28") as chip:
         chip.flash[0x1000] = 0xE9
         chip.press_reset()
         done = mbm("flash", "--port", chip.port, "--no-flash", "--name", "slot-1")
         assert done.status == 0, done.err
         yield chip
-    finally:
-        chip.stop()
 
 
 def until(condition: Callable[[], object], what: str) -> None:

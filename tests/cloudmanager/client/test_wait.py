@@ -1,5 +1,8 @@
 """What a queued job waits for, in words."""
 
+import re
+import time
+
 import pytest
 
 from cloudmanager.client.wait import Wait, read_wait
@@ -41,6 +44,16 @@ NOW = 100.0
 )
 def test_wait_is_described(wait, text, sentence):
     assert (wait.text, wait.sentence(NOW)) == (text, sentence)
+
+
+def test_sleep_of_the_board_is_described():
+    asleep = read_wait(0, {"callers": [], "wakes_at": time.time() + 600})
+    assert re.fullmatch(r"it is asleep until .*\d\d:\d\d", asleep.sentence(NOW))
+    assert asleep.text.replace("until it wakes at ", "it is asleep until ") == asleep.sentence(NOW)
+    behind = read_wait(1, {"callers": ["anna"], "wakes_at": time.time() + 600})
+    assert behind.sentence(NOW) == asleep.sentence(NOW)
+    late = read_wait(0, {"wakes_at": time.time() - 600})
+    assert re.fullmatch(r"it was expected at .*\d\d:\d\d", late.sentence(NOW))
 
 
 def test_entry_of_an_older_server_has_the_number_only():

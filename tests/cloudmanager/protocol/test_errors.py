@@ -243,3 +243,8 @@ def test_fleet_error_groups_equal_errors():
 def test_fleet_error_shows_four_and_counts_the_rest(count, rest):
     error = FleetError({f"b-{n}": failed(f"b-{n}", f"E: {n}") for n in range(count)})
     assert str(error).endswith(f"b-3:\n  E: 3\n{rest}{FleetError.hint}")
+
+
+def test_number_of_an_error_of_the_flash_is_explained():
+    assert "read-only" in BoardError("lab-1", "OSError", "30").hint
+    assert BoardError("lab-1", "OSError", "-2").hint == ""

@@ -129,6 +129,27 @@ def test_list_has_a_column_for_each_listed_fact():
     assert all((fact.heading in head) == (fact.in_lists == "all") for fact in FACTS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("generation", "proven 0123456789abcdef", "0123456789ab"),
+        (
+            "generation",
+            "trying 0123456789abcdef\nreverted fedcba9876543210 it failed",
+            "0123456789ab (on trial), back from fedcba987654",
+        ),
+        ("machine", "linux [GCC 14.2.1] version", "MicroPython's unix port on linux"),
+        ("machine", "Raspberry Pi Pico W with RP2040", "Raspberry Pi Pico W with RP2040"),
+        ("awake_ms", 1500, "1.5 s"),
+        ("awake_ms", 28, "28 ms"),
+        ("awake_p90_ms", 0, "0 ms"),
+    ],
+)
+def test_fact_is_shown_as_text(name, value, text):
+    (fact,) = (fact for fact in FACTS if fact.name == name)
+    assert fact.text(value) == text
+
+
 def test_uptime_is_a_duration_in_words():
     (uptime,) = (fact for fact in FACTS if fact.name == "uptime")
     assert uptime.text(12) == "12 s"

@@ -77,6 +77,8 @@ def test_refusal_contains_its_reason(book):
     book.audit.log_refusal(AuditEntry("ann", "here", "forget", "lab-1"), NotAllowed("admin"))
     (row,) = book.rows
     assert (row.outcome, row.detail) == ("refused", "Not allowed: this needs the right 'admin'.")
+    book.audit.log_refusal(AuditEntry("ann", "here", "replace"), ServerError("lab-1 is connected"))
+    assert book.rows[-1].detail == "lab-1 is connected", "without the words for its caller"
 
 
 def test_refusals_are_bounded_and_counted(book):

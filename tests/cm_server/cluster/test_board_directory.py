@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from cloudmanager.protocol import wire
 from cm_server.cluster import board_directory, membership
 from cm_server.cluster.peer_messages import ALL, PeerMessages
@@ -70,8 +72,14 @@ async def test_board_is_refused_while_the_store_is_unavailable(pair: Two):
     db.commit()
 
 
-async def test_revoked_board_is_refused_by_a_server_that_missed_the_message(pair: Two):
+async def test_revoked_board_is_refused_by_a_server_that_missed_the_message(
+    pair: Two, monkeypatch: pytest.MonkeyPatch
+):
+    async def reload_nothing() -> None:
+        """Take the place of the reload that follows a start, and each message that was missed."""
+
     (identity,) = await pair.enrol("lab-1")
+    monkeypatch.setattr(others_of(pair.b).board_directory, "reload_all", reload_nothing)
     others_of(pair.a).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
     pair.a.store.delete_boards([identity.id])
     board: FakeBoard = await FakeBoard.dial(pair.b, "/board")

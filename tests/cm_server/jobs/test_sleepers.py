@@ -111,6 +111,9 @@ async def test_job_with_wait_starts_when_the_board_wakes(service: Service, lab: 
         async with await FakeBoard.join(service, lab) as board:
             await ask(board)
         (job,) = await caller.submit("lab-1", wait=30)
+        jobs_ahead, known = service.server.dispatch.jobs[job].describe_wait()
+        assert jobs_ahead == 0
+        assert time.time() < known["wakes_at"] < time.time() + 600
         async with await FakeBoard.join(service, lab, boot="b2") as board:
             assert (await board.next()).job == job
             await board.end(job)

@@ -21,7 +21,7 @@ from cm_server.store.rows import AuditRow, BoardRow, CellAudit, JobRow, TokenRow
 from cm_server.store.store import Store
 
 KEY = bytes(range(32))
-WAIT = 10.0  # seconds
+WAIT = 60.0  # seconds, even on a busy machine
 ANN = TokenRow("abc", "ann", "viewer")
 NOW = float(int(time.time()))
 NOTE = AuditRow(NOW, "ann", "here", "label", "lab-*", "room=lab", 3, None, None, "done")
