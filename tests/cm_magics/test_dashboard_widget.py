@@ -347,7 +347,9 @@ def test_installed_packages_are_listed_on_the_boards_page(page: Page, dashboard,
 
     def section(title: str, board: str = "demo-1") -> Any:
         page.send(dashboard, do="section", board=board, title=title)
-        return page.until("section")["section"]
+        return page.until("section", lambda message: message["section"]["title"] == title)[
+            "section"
+        ]
 
     ((package, _),) = section("Packages")["pairs"]
     assert "blinker" in package
@@ -475,7 +477,7 @@ def test_boards_page_has_facts_jobs_and_samples_and_is_updated(page: Page, dashb
     page.send(dashboard, do="job", number=jobs["jobs"][0]["number"])
     assert "kept" in page.until("job")["text"]
     fleet["demo-2"].run("cm.emit(temp=4)")
-    assert page.until("samples")["samples"][-1][2] == {"temp": 4}
+    page.until("samples", lambda message: message["samples"][-1][2] == {"temp": 4})
     page.send(dashboard, do="page", board=None)
     page.messages.clear()
     fleet["demo-2"].run("cm.emit(temp=5)")

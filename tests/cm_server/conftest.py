@@ -11,7 +11,7 @@ from cm_server.cluster import membership, remote_jobs
 from cm_server.limits import Limits
 from tests.engines import Nats, Postgres
 
-from .pairs import Two, two_servers
+from .pairs import DEAD_AFTER, Two, two_servers
 from .peers import Service, running_service
 
 
@@ -37,20 +37,28 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def pair(soon: None, tmp_path: Path) -> AsyncIterator[Two]:
+def dead_after() -> float:
+    """After how many seconds without a heartbeat a server is removed; tests may parametrize it."""
+    return DEAD_AFTER
+
+
+@pytest.fixture
+async def pair(soon: None, tmp_path: Path, dead_after: float) -> AsyncIterator[Two]:
     """Two servers with a shared SQLite store and a bus in this process."""
-    async with two_servers(tmp_path, tmp_path / "shared.db") as pair:
+    async with two_servers(tmp_path, tmp_path / "shared.db", dead_after=dead_after) as pair:
         yield pair
 
 
 @pytest.fixture(params=["sqlite, one process", "postgresql, nats"])
-async def two(request: pytest.FixtureRequest, soon: None, tmp_path: Path) -> AsyncIterator[Two]:
+async def two(
+    request: pytest.FixtureRequest, soon: None, tmp_path: Path, dead_after: float
+) -> AsyncIterator[Two]:
     """Two servers, with each kind of store and bus."""
     if request.param.startswith("sqlite"):
-        async with two_servers(tmp_path, tmp_path / "shared.db") as two:
+        async with two_servers(tmp_path, tmp_path / "shared.db", dead_after=dead_after) as two:
             yield two
     else:
         postgres: Postgres = request.getfixturevalue("postgres")
         nats: Nats = request.getfixturevalue("nats")
-        async with two_servers(tmp_path, postgres.new(), nats.url) as two:
+        async with two_servers(tmp_path, postgres.new(), nats.url, dead_after=dead_after) as two:
             yield two

@@ -15,7 +15,7 @@ from cm_server.store.shared_store import SharedStore
 
 from .peers import FakeBoard, Identity, Service, running_service
 
-DEAD_AFTER = 1.0  # seconds
+DEAD_AFTER = 20.0  # seconds: a busy machine keeps a server from its heartbeat for longer than 1 s
 
 
 class Two:
@@ -98,6 +98,7 @@ async def two_servers(
         running_service(folder / "b", pubsub=hub.new_client() if hub else None, **settings) as b,
     ):
         for service in (a, b):
+            await others_of(service)._send_heartbeat()  # the first one did not know the second
             await service.until(functools.partial(_is_connected, others_of(service)))
         yield Two(a, b, hub)
 
@@ -113,5 +114,6 @@ async def three_servers(folder: Path, store: str, nats_url: str) -> AsyncIterato
             running = running_service(folder / name, **settings)
             services.append(await stack.enter_async_context(running))
         for service in services:
+            await others_of(service)._send_heartbeat()
             await service.until(functools.partial(_is_connected, others_of(service), 3))
         yield services

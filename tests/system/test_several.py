@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 
+from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.engines import Nats, Postgres
 from tests.faults.proxy import Loop
 from tests.faults.several import Balancer
 
+from .conftest import until
 from .several import several
 
 WAIT = 60.0  # seconds, even on a busy machine
@@ -74,10 +75,11 @@ def test_cells_files_and_installs_over_servers_of_which_one_is_suspended(
 
 
 def wait_log(path: Path, words: str) -> None:
-    while words not in path.read_text():
-        time.sleep(0.05)
+    until(lambda: words in path.read_text(), f"{path} does not say {words!r}")
 
 
-def wait_busy(fleet: object, *names: str) -> None:
-    while any(row["state"] != "busy" for row in fleet.boards() if row["name"] in names):  # type: ignore[attr-defined]
-        pass
+def wait_busy(fleet: Fleet, *names: str) -> None:
+    def are_busy() -> bool:
+        return all(row["state"] == "busy" for row in fleet.boards() if row["name"] in names)
+
+    until(are_busy, f"{names} are not busy")

@@ -32,6 +32,17 @@ log = logging.getLogger("cm_server")
 CONNECT_SECONDS = 3  # timeout of a connection to PostgreSQL
 ANSWER_SECONDS = 10.0  # timeout of a statement
 IDLE_SECONDS = 3  # then PostgreSQL rolls back a transaction of a stalled server: others wait for it
+#: The name of the stores' sessions, by which servers find those that are stalled.
+SESSION_NAME = "cm_server store"
+#: Ends sessions that have waited in the middle of a pipeline: PostgreSQL has no timeout for these.
+#: It calls them active until the message that ends the pipeline.
+_END_STALLED = f"""
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = '{SESSION_NAME}' AND pid <> pg_backend_pid()
+AND datname = current_database() AND usename = current_user
+AND state = 'active' AND wait_event = 'ClientRead'
+AND state_change < clock_timestamp() - make_interval(secs => %s)
+"""
 RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable PostgreSQL
 PAGE_BYTES = 4096  # of SQLite, by default
 LOCK_SECONDS = 5.0  # that SQLite waits for another program's lock, outside of a queue
@@ -132,6 +143,9 @@ class Sqlite:
     def _pragma(self, text: str) -> None:
         self.connection.exec_driver_sql(f"PRAGMA {text}")
         self.connection.commit()
+
+    def end_stalled_sessions(self) -> None:
+        """Do nothing: SQLite has no sessions that others could end."""
 
     def enter_queue(self) -> None:
         """Raise NotExecuted instead of waiting for locks, and leave checkpoints to others."""
@@ -423,6 +437,7 @@ class Postgres:
             connection: Any = _bounded_connection_class().connect(
                 self._url,
                 connect_timeout=CONNECT_SECONDS,
+                application_name=SESSION_NAME,
                 options=f"-c statement_timeout={ANSWER_SECONDS:g}s "
                 f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
             )
@@ -440,6 +455,13 @@ class Postgres:
     def enter_queue(self) -> None:
         """Raise NotExecuted where a transaction may be tried again."""
         self._in_queue = True
+
+    def end_stalled_sessions(self) -> None:
+        """End sessions of servers that stand still in the middle of a transaction (``pipeline``).
+
+        Between two statements that are not in a pipeline, PostgreSQL does it itself.
+        """
+        self.connection.exec_driver_sql(_END_STALLED, (IDLE_SECONDS,))
 
     def start_transaction(self) -> None:
         """Note that nothing of the next transaction is committed yet."""

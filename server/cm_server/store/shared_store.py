@@ -491,6 +491,7 @@ class SharedStore(NotifyingStore):
         """
         self.flush()
         with self._rollback_on_error():
+            self.database.end_stalled_sessions()  # their locks are free at the next heartbeat
             renew = sa.update(_servers).where(_servers.c.id == self.server_id)
             renew = renew.values(seen=self._database_time())
             seen = self._connection.execute(renew.returning(_servers.c.seen)).scalar()

@@ -10,6 +10,8 @@ import hashlib
 import json
 from typing import Any
 
+import pytest
+
 from cloudmanager.protocol import wire
 from cm_server.store.shared_store import NEVER_SENT_ERROR
 from tests.cm_server.pairs import Two, others_of, run, store_of
@@ -197,6 +199,7 @@ async def test_jobs_end_through_the_store_while_the_bus_is_down(two: Two):
         )
 
 
+@pytest.mark.parametrize("dead_after", [2.0])
 async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
     _, board = await two.board_at_b()
     (other,) = await two.enrol("lab-2")

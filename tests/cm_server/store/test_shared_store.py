@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store import tables
+from cm_server.store import databases, tables
 from cm_server.store.databases import RowsStatement
 from cm_server.store.rows import (
     AuditRow,
@@ -415,25 +415,47 @@ def test_no_server_is_removed_after_the_store_was_unavailable(server: Make):
 def test_step_of_the_databases_clock_removes_no_server(server: Make, step: float, caplog):
     a, b, now = server("A"), server("B"), SharedStore._database_time
     both = {"A": "http://A", "B": "http://B"}
-    assert (a.send_heartbeat(0.5), b.send_heartbeat(0.5)) == (both, both)
+    assert (a.send_heartbeat(60), b.send_heartbeat(60)) == (both, both)
     a._database_time = lambda: now(a) + step  # type: ignore[method-assign]
     b._database_time = lambda: now(b) + step  # type: ignore[method-assign]
-    assert b.send_heartbeat(0.5) == both
+    assert b.send_heartbeat(60) == both
     assert "the database's clock was set by " in caplog.text
-    assert a.send_heartbeat(0.5) == both
-    b._clock_set_at -= 0.6
-    assert b.send_heartbeat(0.5) == both
-    time.sleep(0.6)  # A is really dead
-    assert b.send_heartbeat(0.5) == {"B": "http://B"}
+    assert a.send_heartbeat(60) == both
+    b._clock_set_at -= 61
+    assert b.send_heartbeat(60) == both
+    # A is really dead.
+    b._connection.execute(tables.servers.update().where(tables.servers.c.id == "A").values(seen=0))
+    b._connection.commit()
+    assert b.send_heartbeat(60) == {"B": "http://B"}
 
 
 def test_server_that_died_before_the_clock_was_set_back_is_removed(server: Make):
     a, b, now = server("A"), server("B"), SharedStore._database_time
-    assert a.send_heartbeat(0.5) == b.send_heartbeat(0.5)
+    assert a.send_heartbeat(60) == b.send_heartbeat(60)
     b._database_time = lambda: now(b) - 3600  # type: ignore[method-assign]
-    assert "A" in b.send_heartbeat(0.5)
-    b._clock_set_at -= 0.6
-    assert b.send_heartbeat(0.5) == {"B": "http://B"}
+    assert "A" in b.send_heartbeat(60)
+    b._clock_set_at -= 61
+    assert b.send_heartbeat(60) == {"B": "http://B"}
+
+
+def test_server_that_stands_still_in_a_pipeline_keeps_no_lock(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+):
+    """PostgreSQL has no timeout for that: such a server was never removed."""
+    monkeypatch.setattr(databases, "IDLE_SECONDS", 0.5)
+    where = postgres.new()
+    with contextlib.ExitStack() as stack:
+        a, b = (SharedStore(where, name) for name in "AB")
+        for view in (a, b):
+            stack.callback(view.close)
+            view.register_server(f"http://{view.server_id}")
+        stack.enter_context(contextlib.suppress(psycopg.OperationalError))
+        stack.enter_context(b.database.pipeline())
+        b._require_membership()  # it locks B's row; no message follows that ends the pipeline
+        deadline = time.monotonic() + 60
+        while "B" in a.send_heartbeat(0.1):
+            assert time.monotonic() < deadline, "its row stays locked"
+            time.sleep(0.05)
 
 
 def test_results_are_written_before_other_jobs_start(server: Make):
