@@ -56,7 +56,8 @@ def board_history(options: argparse.Namespace) -> int:
         history = fleet[options.target].history(since)
     if options.export is not None:
         Path(options.export).write_text(history.to_notebook(), encoding="utf-8")
-        text = f"Wrote {len(history):,} jobs to {options.export}."
+        jobs = "1 job" if len(history) == 1 else f"{len(history):,} jobs"
+        text = f"Wrote {jobs} to {options.export}."
         return print_outcome(options, {"jobs": len(history), "file": options.export}, text)
     print_outcome(options, [entry._asdict() for entry in history], history_table(history))
     return OK

@@ -89,7 +89,8 @@ def board_samples(options: argparse.Namespace) -> int:
         print(f"{options.target}: the server has kept no values of this time.", file=sys.stderr)
     elif path := options.parquet or (options.csv if options.csv != "-" else None):
         text = json.dumps({"values": count, "file": path}) if options.json else ""
-        print(text or f"Wrote {count:,} values to {path}.")
+        values = "1 value" if count == 1 else f"{count:,} values"
+        print(text or f"Wrote {values} to {path}.")
     return OK
 
 

@@ -79,6 +79,8 @@ def test_files(kept: Samples, mbm: Any, tmp_path: Path):
     done = mbm("board-samples", "demo-1", "kept", "open", "--since", "1h", "--csv", str(path))
     assert (done.status, done.out) == (0, f"Wrote 8 values to {path}.\n")
     assert path.read_text().count("demo-1,kept") == 4
+    done = mbm("board-samples", "demo-1", "kept", "--since=1h", "--every=8w", "--csv", str(path))
+    assert done.out == f"Wrote 1 value to {path}.\n"
     path = tmp_path / "it's.parquet"
     done = mbm("board-samples", "demo-1", "--since", "1h", "--parquet", str(path), "--json")
     assert json.loads(done.out)["file"] == str(path)
