@@ -70,27 +70,27 @@ KEEPING: Final[list[Defence]] = [
     ),
     defence(
         "clock: a day has one round of deletions, in spite of restarts",
-        SERVER + "store/store.py",
+        SERVER + "store/pruning_store.py",
         "_is_round_due = lambda state, now: True",
         HOUSE + "restarts_do_not_cause_more_rounds_a_day",
     ),
     defence(
         "clock: deletions are recorded in the audit log",
-        SERVER + "store/store.py",
-        "Store._audit_deletions = lambda self, rows: None",
+        SERVER + "store/pruning_store.py",
+        "PruningStore._audit_deletions = lambda self, rows: None",
         HOUSE + "old_audit_rows_are_deleted_oldest_first",
         HOUSE + "interrupted_round_is_audited_by_the_next_server",
     ),
     defence(
         "clock: jobs are deleted in the order of their numbers",
-        SERVER + "store/store.py",
-        "Store._select_old = lambda self, rows, before: "
+        SERVER + "store/pruning_store.py",
+        "PruningStore._select_old = lambda self, rows, before: "
         "[row for row in rows if row.created < before]",
         HOUSE + "job_of_a_slow_clock_is_kept_as_long_as_its_neighbours",
     ),
     defence(
         "clock: a row of 1970 counts as old as the next row",
-        SERVER + "store/store.py",
+        SERVER + "store/pruning_store.py",
         "_plausible_times = list",
         HOUSE + "audit_rows_of_1970_are_kept_as_long_as_the_next_ones",
     ),

@@ -146,7 +146,7 @@ SERVERS: Final = [
     ),
     defence(
         "store: the labels that another server set are kept",
-        SERVER + "store/store.py",
+        SERVER + "store/board_store.py",
         "_merge_labels = lambda labels, changes: dict(changes)",
         "cm_server/cluster/test_shared_rows.py::"
         "test_labels_that_two_servers_change_at_a_time_are_merged",

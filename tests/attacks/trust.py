@@ -9,7 +9,7 @@ from .defence import BOARD, LIBRARY, SERVER, Override, defence
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "tampered_message_closes_the_link_and_has_no_effect"
 #: The store refuses a token without uses left, too: of several servers, one gets the last use.
-USES: Final = Override(SERVER + "store/store.py", "_HAS_USES_LEFT = sa.true()")
+USES: Final = Override(SERVER + "store/board_store.py", "_HAS_USES_LEFT = sa.true()")
 SITE: Final = "system/test_trust.py::test_"
 
 REPLACED: Final = "cm_server/api/test_replacement_verbs.py::test_"

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
     from cm_server.jobs.registry import Registry
     from cm_server.logs import PeerLog
-    from cm_server.store.store import ReplacedWith, Store
+    from cm_server.store.board_store import ReplacedWith
+    from cm_server.store.store import Store
     from cm_server.store.store_queue import Operation, StoreQueue
 
 T = TypeVar("T")

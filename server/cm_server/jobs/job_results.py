@@ -16,7 +16,8 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
 from cm_server.store.rows import JobRow
-from cm_server.store.store import EndedJob, Store
+from cm_server.store.store import Store
+from cm_server.store.store_base import EndedJob
 from cm_server.store.store_queue import Operation, StoreQueue
 
 from .counters import Counters

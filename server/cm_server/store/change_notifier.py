@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .board_store import ReplacedWith
 from .rollout_rows import BoardReplacement, RolloutPlace
 from .rows import AuditRow, BoardRow, TokenRow
-from .store import ReplacedWith, Store
+from .store import Store
 
 
 class NotifyingStore(Store):

@@ -28,19 +28,12 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.times import EARLIEST
 
 from . import tables
+from .board_store import BOARD_COLUMNS
 from .change_notifier import NotifyingStore
 from .databases import NotExecuted, PreparedStatement
 from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobClaim, JobRow
-from .store import (
-    BOARD_COLUMNS,
-    END_VALUES,
-    JOB_COLUMNS,
-    JOB_VALUES,
-    NOT_A_MEMBER,
-    EndedJob,
-    end_jobs,
-    insert_rows,
-)
+from .store import JOB_COLUMNS
+from .store_base import END_VALUES, JOB_VALUES, NOT_A_MEMBER, EndedJob, end_jobs, insert_rows
 from .waiting_rows import TakenJob
 
 log = logging.getLogger("cm_server")

@@ -99,7 +99,7 @@ audit = sa.Table(
     sa.Column("outcome", sa.Text, nullable=False),
 )
 #: Rows of the audit log cannot be changed. They can be deleted when they are 30 days old, the
-#: oldest first: see ``Store.prune_audit``. Name of an SQLite trigger -> when it refuses.
+#: oldest first: see ``PruningStore.prune_audit``. Name of an SQLite trigger -> when it refuses.
 _AUDIT_RULES = {
     "update": "BEFORE UPDATE ON audit",
     "delete": "BEFORE DELETE ON audit "

@@ -24,7 +24,7 @@ from cm_server.store.rows import (
     new_board_row,
 )
 from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
-from cm_server.store.store import EndedJob
+from cm_server.store.store_base import EndedJob
 from tests.engines import Postgres
 
 KEY = bytes(range(32))
