@@ -20,7 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 48, 34  # margins of a panel, in pixels
 _COLUMNS = 3
 _COLOURS = {False: "#1f77b4", True: "#d62728"}  # plain, TLS
 _NAMES = {False: "plain", True: "TLS"}
-_STYLE = "font-family:sans-serif;font-size:11px"
+STYLE = "font-family:sans-serif;font-size:11px"
 
 
 class Panel(NamedTuple):
@@ -55,7 +55,7 @@ def make_svg(figures: Sequence[dict[str, Any]]) -> str:
     width, height = _COLUMNS * _WIDTH, rows * _HEIGHT + 24
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" style="{_STYLE}">',
+        f'width="{width}" height="{height}" style="{STYLE}">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for number, panel in enumerate(PANELS):
@@ -72,7 +72,7 @@ def make_svg(figures: Sequence[dict[str, Any]]) -> str:
 def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
     sizes = sorted({figure["boards"] for figure in figures})
     most = max(figure[panel.key] * panel.scale for figure in figures)
-    top = _round_up(max(most, panel.budget or 0) * 1.05)
+    top = round_up(max(most, panel.budget or 0) * 1.05)
     low, high = math.log10(sizes[0]), math.log10(sizes[-1])
 
     def place(boards: int, value: float) -> str:
@@ -83,7 +83,7 @@ def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]
 
     yield f'<text x="{_LEFT}" y="{_TOP - 18}" font-weight="bold">{panel.title}</text>'
     for value in (0, top / 2, top):
-        yield _line_svg(place(sizes[0], value), place(sizes[-1], value), "#ddd")
+        yield line_svg(place(sizes[0], value), place(sizes[-1], value), "#ddd")
         x, y = place(sizes[0], value).split(",")
         yield f'<text x="{float(x) - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:g}</text>'
     for boards in sizes:
@@ -91,7 +91,7 @@ def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]
         yield f'<text x="{x}" y="{float(y) + 16:.1f}" text-anchor="middle">{boards:,}</text>'
     if panel.budget is not None:
         ends = place(sizes[0], panel.budget), place(sizes[-1], panel.budget)
-        yield _line_svg(*ends, "#2a2", dashes="4 3")
+        yield line_svg(*ends, "#2a2", dashes="4 3")
     for tls, colour in _COLOURS.items():
         mine = sorted((f["boards"], f[panel.key] * panel.scale) for f in figures if f["tls"] is tls)
         points = [place(boards, value) for boards, value in mine]
@@ -106,12 +106,13 @@ def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]
             yield f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>'
 
 
-def _line_svg(start: str, end: str, colour: str, dashes: str = "") -> str:
+def line_svg(start: str, end: str, colour: str, dashes: str = "") -> str:
+    """Return a line between two points, each written as ``x,y``."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<polyline points="{start} {end}" stroke="{colour}"{dashed}/>'
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """Round up to 1, 2, 5 or 10 times a power of ten."""
     size = 10.0 ** math.floor(math.log10(value or 1))
     return next(step * size for step in (1, 2, 5, 10) if step * size >= value)

@@ -3,14 +3,19 @@
 All boards and the server are on this machine, so its clock is the truth (``time.time_ns()`` on a
 virtual board). The boards' counters are replaced by ones that are wrong by up to 50 ppm, and the
 boards are looked at a minute after their last exchange with the server.
+
+``python -m benchmarks.rows.clock`` writes what was measured as JSON, for ``clock_plot.py``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from benchmarks import own_server
@@ -57,24 +62,55 @@ for _ in range(10):
 """
 
 
-def rows() -> list[Row]:
-    """Measure, and print a plot of all errors."""
+@dataclass(frozen=True)
+class Figures:
+    """What was measured.
+
+    Attributes:
+        drifts: by how much the counter of each board is wrong, in millionths.
+        errors: by how many seconds the clock of each is ahead, a minute after it has asked.
+        bounds: by how many seconds it may be wrong, as it says.
+        starts: for each cell that started at one instant, by how many seconds each board was late.
+    """
+
+    drifts: list[int]
+    errors: list[float]
+    bounds: list[float]
+    starts: list[list[float]]
+
+
+def measure() -> Figures:
+    """Measure; it takes three minutes."""
     with own_server.running_boards(_BOARDS) as boards:
         names = boards.names()
-        drifts = {name: {"ppm": (n * 7) % 101 - 50} for n, name in enumerate(names)}
-        boards.run(_DRIFTING_COUNTERS, inputs_by_board=drifts).raise_for_error()
+        drifts = [(n * 7) % 101 - 50 for n in range(len(names))]
+        inputs = {name: {"ppm": drift} for name, drift in zip(names, drifts, strict=True)}
+        boards.run(_DRIFTING_COUNTERS, inputs_by_board=inputs).raise_for_error()
         boards.run(_MEASURE).raise_for_error()
         time.sleep(_PAUSE_SECONDS)
         boards.run(_MEASURE).raise_for_error()
         time.sleep(_PAUSE_SECONDS)
-        found = boards.run(_ERROR).to_dict().values()
-    errors = [abs(error) / 1e6 for error, _ in found]
+        found = boards.run(_ERROR).to_dict()
     aging = _AGING * _PAUSE_SECONDS
-    beyond = [max((abs(error) - bound) / 1e6 - aging, 0.0) for error, bound in found]
     with own_server.running_boards(_AT_ONCE) as boards:
-        spreads, late = _start_at_once(boards)
+        starts = _start_at_once(boards)
+    return Figures(
+        drifts,
+        [found[name][0] / 1e6 for name in names],
+        [round(found[name][1] / 1e6 + aging, 6) for name in names],
+        starts,
+    )
+
+
+def rows() -> list[Row]:
+    """Measure, and print a plot of all errors."""
+    figures = measure()
+    errors = [abs(error) for error in figures.errors]
+    pairs = zip(errors, figures.bounds, strict=True)
+    beyond = [max(error - bound, 0.0) for error, bound in pairs]
+    spreads = [max(starts) - min(starts) for starts in figures.starts]
     _print_histogram("error of a board's clock", errors)
-    _print_histogram("start after its time", late)
+    _print_histogram("start after its time", [late for starts in figures.starts for late in starts])
     return [
         Row(f"clock of {_BOARDS} boards, median error", [statistics.median(errors)], [], 2e-3),
         Row(f"clock of {_BOARDS} boards, 90th percentile", [_percentile(errors, 90)], [], 2e-3),
@@ -85,16 +121,14 @@ def rows() -> list[Row]:
     ]
 
 
-def _start_at_once(boards: Boards) -> tuple[list[float], list[float]]:
-    """Start cells at one instant; return for each the span of the starts, and all lateness."""
-    spreads, late = [], []
+def _start_at_once(boards: Boards) -> list[list[float]]:
+    """Start cells at one instant; return for each by how many seconds each board was late."""
+    found = []
     for _ in range(_ROUNDS):
         at = time.time() + 2
-        results = boards.run("import time\ntime.time_ns()", at=at)
-        starts = [ns / 1e9 for ns in results.to_dict().values()]
-        spreads.append(max(starts) - min(starts))
-        late += [start - at for start in starts]
-    return spreads, late
+        results = boards.run("import time\ntime.time_ns()", at=at, late="run")
+        found.append([round(ns / 1e9 - at, 6) for ns in results.to_dict().values()])
+    return found
 
 
 def _percentile(values: Iterable[float], percent: int) -> float:
@@ -114,3 +148,8 @@ def _print_histogram(title: str, values: list[float]) -> None:
         if count:
             print(f"  {low:8g} to {high:g} ms  {count:4d} {bar}", file=sys.stderr)
         low = high
+
+
+if __name__ == "__main__":
+    json.dump(dataclasses.asdict(measure()), sys.stdout)
+    sys.stdout.write("\n")

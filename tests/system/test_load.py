@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import load, plot
+from benchmarks import clock_plot, load, plot
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -24,6 +24,8 @@ def test_simulated_boards_are_measured_and_come_back(tls: bool, monkeypatch: pyt
     assert 0 < figures.back < 10
 
 
-def test_the_picture_is_of_the_figures_that_are_written_down():
+def test_pictures_are_of_the_figures_that_are_written_down():
     lines = (load.FIGURES_PATH).read_text().splitlines()
     assert plot.SVG_PATH.read_text() == plot.make_svg([json.loads(line) for line in lines])
+    clocks = json.loads(clock_plot.FIGURES_PATH.read_text())
+    assert clock_plot.SVG_PATH.read_text() == clock_plot.make_svg(clocks)
