@@ -32,8 +32,8 @@ from websockets.sync.connection import Connection
 from benchmarks.micropython_processes import micropython_processes
 from benchmarks.timing import time_calls
 
-_BOARD_SCRIPT = Path(__file__).parent / "boards" / "bare.py"
-_TIMEOUT_SECONDS = 30.0  # for all boards to connect, and for each answer
+BOARD_SCRIPT = Path(__file__).parent / "boards" / "bare.py"
+TIMEOUT_SECONDS = 30.0  # for all boards to connect, and for each answer
 
 
 def measure(boards: int = 1, n: int = 500) -> list[float]:
@@ -55,8 +55,8 @@ def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
         RuntimeError: a board did not connect, or did not answer 1.
     """
     with (
-        _running_server(boards) as (tcp_port, await_boards),
-        micropython_processes(boards, _BOARD_SCRIPT, str(tcp_port)),
+        running_server(__name__, boards) as (tcp_port, await_boards),
+        micropython_processes(boards, BOARD_SCRIPT, str(tcp_port)),
         connect(f"ws://127.0.0.1:{tcp_port}/caller", compression=None) as link,
     ):
         await_boards()
@@ -75,8 +75,8 @@ def running_callers(boards: int, callers: int) -> Iterator[list[Callable[[int], 
         RuntimeError: a board did not connect.
     """
     with (
-        _running_server(boards) as (tcp_port, await_boards),
-        micropython_processes(boards, _BOARD_SCRIPT, str(tcp_port)),
+        running_server(__name__, boards) as (tcp_port, await_boards),
+        micropython_processes(boards, BOARD_SCRIPT, str(tcp_port)),
         contextlib.ExitStack() as stack,
     ):
         url = f"ws://127.0.0.1:{tcp_port}/one"
@@ -88,7 +88,7 @@ def running_callers(boards: int, callers: int) -> Iterator[list[Callable[[int], 
 def _run_on_one(link: Connection, board: int) -> object:
     """Run a cell on one board; return its output."""
     link.send(board.to_bytes(2, "big") + b"print(1)")
-    return link.recv(_TIMEOUT_SECONDS, decode=False)
+    return link.recv(TIMEOUT_SECONDS, decode=False)
 
 
 class _Caller:
@@ -103,7 +103,7 @@ class _Caller:
         self._link.send(code)
         answers: dict[bytes, bytes] = {}
         while len(answers) < self._boards:
-            message = self._link.recv(_TIMEOUT_SECONDS, decode=False)
+            message = self._link.recv(TIMEOUT_SECONDS, decode=False)
             answers[message[:2]] = message[2:]
         return answers
 
@@ -170,9 +170,14 @@ class _OneBoardHandler(_LinkHandler):
 
 
 @contextlib.contextmanager
-def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Start the server; yield its TCP port and a function that waits for the boards."""
-    command = [sys.executable, "-m", __name__, str(boards)]
+def running_server(module: str, boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Start a server; yield its TCP port and a function that waits for the boards.
+
+    Args:
+        module: the module that is the server.
+        boards: the number of boards for which it waits.
+    """
+    command = [sys.executable, "-m", module, str(boards)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -181,7 +186,7 @@ def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
         lines = process.stdout
 
         def await_boards() -> None:
-            if not select.select([lines], [], [], _TIMEOUT_SECONDS)[0] or not lines.readline():
+            if not select.select([lines], [], [], TIMEOUT_SECONDS)[0] or not lines.readline():
                 raise RuntimeError(f"not all {boards} bare boards connected")
 
         try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks import own_server
-from benchmarks.peers import bare_forwarder
+from benchmarks.peers import bare_forwarder, floor
 from benchmarks.report import Row
 from cloudmanager import Fleet
 
@@ -22,18 +22,21 @@ _Call = Callable[[int], object]
 
 
 def rows() -> list[Row]:
-    """Let the callers run cells at once, ours and the forwarder's in turns."""
+    """Let the callers run cells at once: ours, the forwarder's and the floor's in turns."""
     with (
         own_server.running_boards(_BOARDS),
         contextlib.ExitStack() as stack,
         bare_forwarder.running_callers(_BOARDS, _CALLERS) as forwarded,
+        floor.running_callers(_BOARDS, _CALLERS) as least,
     ):
         fleets = [stack.enter_context(Fleet()) for _ in range(_CALLERS)]
         mine = [_cell_of(fleet) for fleet in fleets]
-        ours, peers, waits = _take_turns(mine, forwarded)
+        rates, waits = _take_turns(mine, forwarded, least)
+    ours, forwarder, needed = rates
     label = f"{_CALLERS} callers on {_BOARDS} boards"
     return [
-        Row(f"{label}: a cell, beside a bare forwarder", ours, peers, 2.5),
+        Row(f"{label}: a cell, beside a bare forwarder", ours, forwarder, 2.5),
+        Row(f"{label}: a cell, beside the floor of a server that commits", ours, needed, 6),
         Row(f"{label}: who waits longest, beside the median", [max(waits)], waits, 3),
     ]
 
@@ -44,20 +47,21 @@ def _cell_of(fleet: Fleet) -> _Call:
 
 
 def _take_turns(
-    mine: Sequence[_Call], others: Sequence[_Call]
-) -> tuple[list[float], list[float], list[float]]:
-    """Return seconds per cell in each turn, of both, and of each of our callers."""
-    ours, peers = list[float](), list[float]()
+    mine: Sequence[_Call], *others: Sequence[_Call]
+) -> tuple[list[list[float]], list[float]]:
+    """Return seconds per cell in each turn, of each contender; and the median of each caller."""
+    contenders = (mine, *others)
+    rates: list[list[float]] = [[] for _ in contenders]
     waits: list[list[float]] = [[] for _ in mine]
     with ThreadPoolExecutor(_CALLERS) as pool:
         for _ in range(_TURNS):
-            for calls, rates in ((mine, ours), (others, peers)):
+            for calls, turns in zip(contenders, rates, strict=True):
                 times = list(pool.map(_run_for_a_turn, calls, range(_CALLERS)))
-                rates.append(_TURN_SECONDS / sum(map(len, times)))
+                turns.append(_TURN_SECONDS / sum(map(len, times)))
                 if calls is mine:
                     for kept, new in zip(waits, times, strict=True):
                         kept += new
-    return ours, peers, [statistics.median(kept) for kept in waits]
+    return rates, [statistics.median(kept) for kept in waits]
 
 
 def _run_for_a_turn(call: _Call, number: int) -> list[float]:
