@@ -28,7 +28,7 @@ from cloudmanager.protocol.errors import (
 )
 
 from .forks import RESULT_IN_PARENT, forked_error
-from .future import Future
+from .future import Future, Source
 from .jobs import Job, JobGroup
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
@@ -63,9 +63,11 @@ class Exchange:
         opened: set when the server has accepted the handshake.
         closed: whether the link is lost.
         on_watch_deleted: called when nobody reads a subscription any more.
+        source: the link, if threads that wait for a result may read it themselves; else None.
     """
 
     def __init__(self, address: ServerAddress, host: str, send: Callable[..., object]) -> None:
+        self.source: Source | None = None
         self.opened: Future[None] = Future()
         self.closed = False
         self._address = address
@@ -117,6 +119,10 @@ class Exchange:
             group.on_refused(self._unreachable_error("the link broke"))
             return
         group.withdraw = functools.partial(self._withdraw, ref)
+        if group.is_silent:
+            group.accepted.source = group.finished.source = self.source
+        else:
+            self._read_on()
         try:
             self._send(
                 frames.encode_frame(message, mask=True), group.set_frame
@@ -124,6 +130,11 @@ class Exchange:
         except BaseException:  # such as Ctrl-C: the cell may be sent, but must not run
             group.interrupt()
             raise
+
+    def _read_on(self) -> None:
+        """Let the link's thread read: somebody is to hear from the server who does not wait."""
+        if self.source is not None:
+            self.source.read_on()
 
     def _withdraw(self, ref: int) -> None:
         """Stop a cell from reaching the server, unless it has been sent completely."""
@@ -155,6 +166,7 @@ class Exchange:
         if lost:
             reply.set_exception(self._unreachable_error("the link broke"))
         else:
+            self._read_on()
             self._send(frames.encode_frame(message, mask=True))
         return reply
 
@@ -189,6 +201,7 @@ class Exchange:
         if lost:
             on_message(self._unreachable_error("the link broke"))
         else:
+            self._read_on()
             self._send(frames.encode_frame(message, mask=True))
         return ref
 
@@ -217,6 +230,7 @@ class Exchange:
         """
         number = next(self._refs)
         self._mounts[number] = on_read
+        self._read_on()
         return number
 
     def forget_mounts(self, numbers: Iterable[int]) -> None:

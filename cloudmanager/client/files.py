@@ -308,6 +308,11 @@ class FileJobGroup(JobGroup):
         self._on_moved = on_moved
         self._bytes_moved: dict[str, int] = {}
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody hears of its jobs before they have ended; here, files are received."""
+        return False
+
     def submit_head(self) -> dict[str, Any]:
         """Return the entries of the group in the JSON of a SUBMIT."""
         return {**super().submit_head(), "acts": self.ops}

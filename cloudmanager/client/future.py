@@ -6,13 +6,28 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cloudmanager.protocol.errors import CloudmanagerError
 
 from .interruptible import acquire_lock
 
 T = TypeVar("T")
+
+
+class Source(Protocol):
+    """What sets futures when it reads from the server."""
+
+    def read_until(self, future: Future[Any], seconds: float) -> None:
+        """Read in this thread until a future is set, or until that takes longer than a moment.
+
+        Args:
+            future: one of this source.
+            seconds: how long to read at most; -1: no limit.
+        """
+
+    def read_on(self) -> None:
+        """Read in the source's own thread from now on: somebody waits who does not read."""
 
 
 class Future(Generic[T]):
@@ -23,9 +38,11 @@ class Future(Generic[T]):
 
     Attributes:
         done: whether the value or error is set.
+        source: the link whose message sets it, if the thread that waits may read that itself.
     """
 
     def __init__(self) -> None:
+        self.source: Source | None = None
         self.done = False  # not derived from the lock: a waiting thread holds it for a moment
         self._unset_lock = threading.Lock()
         self._unset_lock.acquire()
@@ -50,6 +67,8 @@ class Future(Generic[T]):
         self._callbacks.append(callback)
         if self.done:
             self._run_callbacks()
+        elif (source := self.source) is not None:
+            source.read_on()
 
     def remove_done_callback(self, callback: Callable[[], object]) -> None:
         """Do not call ``callback`` any more; it may have been called already."""
@@ -64,12 +83,14 @@ class Future(Generic[T]):
     def set_result(self, value: T) -> None:
         """Set the value and wake all waiting threads."""
         self._value, self.done = value, True
+        self.source = None  # not kept as long as the value
         self._release()
         self._run_callbacks()
 
     def set_exception(self, error: CloudmanagerError) -> None:
         """Set the error that ``result`` raises, and wake all waiting threads."""
         self._error, self.done = error, True
+        self.source = None
         self._release()
         self._run_callbacks()
 
@@ -82,6 +103,11 @@ class Future(Generic[T]):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; return whether the future is set."""
         seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+        if (source := self.source) is not None:
+            started = time.monotonic()
+            source.read_until(self, seconds)
+            if timeout is not None:
+                seconds = max(seconds - (time.monotonic() - started), 0)
         if not self.done:
             self._wait_for_lock(seconds)
         return self.done

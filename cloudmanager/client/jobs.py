@@ -353,6 +353,11 @@ class JobGroup:
         if isinstance(error, KeyboardInterrupt):
             self.wait(INTERRUPT_GRACE_SECONDS)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody hears of its jobs before all of them have ended."""
+        return self._on_event is _ignore_event
+
     def set_frame(self, frame: OutgoingFrame) -> None:
         """Keep the frame with the cell, so that it can be withdrawn."""
         self.frame = frame

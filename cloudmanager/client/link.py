@@ -2,11 +2,17 @@
 
 Frames are sent through ``Outgoing``; received bytes are passed to ``Exchange``, which implements
 the protocol.
+
+A thread that waits for the result of a cell reads it itself, where nobody else waits for the
+server: two switches between threads take as long as the rest of what a caller does for a short
+cell. So the link's own thread pauses after such a result, and reads again as soon as somebody waits
+who cannot read, or nobody has read for ``PAUSE_SECONDS``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import sys
@@ -22,11 +28,14 @@ from cloudmanager.protocol.errors import ServerUnreachable
 from . import forks
 from .connecting import open_connection
 from .exchange import Exchange
-from .outgoing import Outgoing
+from .interruptible import PostponedInterrupt
+from .outgoing import DO_NOT_WAIT, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from .future import Future
     from .tls import TlsSocket
 
 CONNECT_SECONDS: Final = 10.0  # to connect and complete the handshake
@@ -37,6 +46,12 @@ TCP_KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 
 HEARTBEAT_SECONDS: Final = 15.0
 #: Raised by recv after SO_RCVTIMEO.
 RECEIVE_TIMEOUT_ERROR: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
+#: How long the link's thread leaves reading to threads that wait, after the last one has read.
+PAUSE_SECONDS: Final = 0.02
+#: How long a thread reads that waits: most cells are short. Ctrl-C is postponed meanwhile.
+READ_SECONDS: Final = 0.02
+#: Appends what a call returns, with one bytecode: a signal handler cannot run between the two.
+_record: Final = list[bool].extend
 READ_BYTES: Final = 64 * 1024  # larger buffers would be allocated with mmap for each read
 
 
@@ -51,6 +66,7 @@ class ServerLink:
     Attributes:
         exchange: the protocol.
         forked: whether the link belongs to the parent of this process.
+        is_pausing: whether the link's thread leaves reading to threads that wait for a result.
 
     Raises:
         ServerUnreachable: no answer, or not from a Cloudmanager server.
@@ -69,8 +85,20 @@ class ServerLink:
         self._outgoing = Outgoing(self._socket)
         self.exchange = Exchange(address, host, self._outgoing.send)
         self.exchange.on_watch_deleted = self._close_if_unused
-        self.forked = False
+        self.forked = self.is_pausing = False
         self._closes_when_unused = False
+        self._turn = threading.Lock()  # held by the thread that reads
+        self._reads_on = threading.Lock()  # released to end a pause of the link's thread
+        self._reads_on.acquire()
+        self._is_wanted = False  # whether a thread would have read that had to wait
+        self._reads_of_others = 0
+        self._other_reader = 0  # the number of the other thread that reads
+        self._is_handling = False  # whether it has bytes that are not handled
+        self._failure = ""  # why it could not read
+        if DO_NOT_WAIT and hasattr(select, "poll"):  # not on Windows
+            self._poll = select.poll()
+            self._poll.register(self._socket.fileno(), select.POLLIN)
+            self.exchange.source = self
         self._reader = threading.Thread(target=self._read_loop, name="cloudmanager", daemon=True)
         forks.notify_in_child(self)
         try:
@@ -92,7 +120,9 @@ class ServerLink:
     def close(self) -> None:
         """Close the link and wait for its thread; running jobs continue on the boards."""
         self._outgoing.close()
-        if threading.current_thread() is not self._reader:
+        self.read_on()
+        reading = (self._reader.ident, self._other_reader)
+        if threading.get_ident() not in reading:
             self._reader.join(CONNECT_SECONDS)
 
     def close_when_unused(self) -> None:
@@ -117,6 +147,8 @@ class ServerLink:
     def after_fork_in_child(self) -> None:
         """Leave the link to the parent process: it has the same socket."""
         self.forked = True
+        self._turn = threading.Lock()  # another thread may have held it during the fork
+        self.exchange.source = None
         self._outgoing.after_fork_in_child()
         self.exchange.after_fork_in_child()
         self._socket.close()  # this process's descriptor; the connection stays open
@@ -126,19 +158,112 @@ class ServerLink:
         in_handshake = True
         deadline = time.monotonic() + CONNECT_SECONDS
         try:
-            while (data := self._receive()) and self.exchange.handle_data(data):
+            while self._read():
                 if in_handshake:  # not in __init__: a recv keeps the timeout it began with
                     in_handshake = not self.exchange.opened.done
                     remaining = max(deadline - time.monotonic(), 0.001)
                     self._socket.settimeout(remaining if in_handshake else None)
                 if self._is_unused():
                     break
+                if self._may_pause():
+                    self._pause()
         except OSError as error:
             reason = _failure_reason(error)
         finally:
             self._outgoing.stop()  # first: an incomplete frame can then never become complete
-            self.exchange.on_link_lost(self._outgoing.why or reason)
+            self.exchange.on_link_lost(self._outgoing.why or self._failure or reason)
             self._socket.close()
+
+    def _read(self) -> bool:
+        """Read once, and handle that; return whether the link goes on."""
+        with self._turn:
+            if self._is_handling:  # by a thread that was interrupted, or met the end of the link
+                return False
+            data = self._receive()
+            return bool(data) and self.exchange.handle_data(data)
+
+    # Threads that read while they wait
+
+    def _may_pause(self) -> bool:
+        """Whether a thread that could have read has its result, and nobody waits for the server.
+
+        Not asked while this thread has the turn: one that could not read then waits already.
+        """
+        if not self._is_wanted or self.exchange.in_use:
+            return False
+        self._is_wanted = False
+        return True
+
+    def _pause(self) -> None:
+        """Leave reading to threads that wait, until none has read for a while, or ``read_on``."""
+        before, self.is_pausing = -1, True
+        while self._reads_of_others != before or self._turn.locked():
+            before = self._reads_of_others
+            if self._reads_on.acquire(timeout=PAUSE_SECONDS):
+                break
+        self.is_pausing = False
+
+    def read_on(self) -> None:
+        """Let the link's thread read from now on: somebody waits who does not read."""
+        with contextlib.suppress(RuntimeError):  # it is released already
+            self._reads_on.release()
+
+    def read_until(self, future: Future[Any], seconds: float) -> None:
+        """Read in this thread until a future is set, at most for ``READ_SECONDS``.
+
+        If another thread reads already, nothing is done: that one sets the future.
+
+        Args:
+            future: set by a message of the server.
+            seconds: how long to read at most; -1: no limit of its own.
+        """
+        if self._turn.locked() or self.forked:
+            self._is_wanted = True
+            return
+        limit = READ_SECONDS if seconds < 0 else min(seconds, READ_SECONDS)
+        has_turn: list[bool] = []
+        try:
+            with PostponedInterrupt():
+                try:
+                    _record(has_turn, map(self._turn.acquire, (False,)))
+                    if has_turn[0]:
+                        self._read_here(future, time.monotonic() + limit)
+                finally:  # another signal's handler may have raised an exception: no call before
+                    if has_turn and has_turn[0]:
+                        self._other_reader = 0
+                        self._turn.release()
+        finally:  # after the turn: a thread that could not read meanwhile waits for the link's
+            if has_turn and has_turn[0] and (self._is_handling or self.exchange.in_use):
+                self.read_on()
+            if self._closes_when_unused:
+                self._close_if_unused()
+
+    def _read_here(self, future: Future[Any], deadline: float) -> None:
+        """Read until a future is set, or a deadline by ``time.monotonic()``.
+
+        At the end of the link, ``_is_handling`` stays set.
+        """
+        self._other_reader = threading.get_ident()
+        self._reads_of_others += 1
+        is_plain = isinstance(self._socket, socket.socket)
+        must_wait = is_plain  # TLS may have the next record already
+        while not future.done:
+            if must_wait and not self._poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                return
+            must_wait = True
+            self._is_handling = True
+            try:
+                data = self._socket.recv(READ_BYTES, DO_NOT_WAIT)
+            except BlockingIOError:  # a part of a record
+                self._is_handling = False
+                continue
+            except OSError as error:
+                self._failure = _failure_reason(error)
+                return
+            if not data or not self.exchange.handle_data(data):
+                return
+            self._is_handling = False
+            must_wait = is_plain
 
     def _receive(self) -> bytes:
         """Return received bytes, b"" at the end; check a silent server with a ping.

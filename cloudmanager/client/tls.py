@@ -90,8 +90,16 @@ class TlsSocket:
         with self._write_lock:
             self._sock.sendall(self.encrypt(data))
 
-    def recv(self, _: int) -> bytes:
-        """Return received bytes, b"" at the end; from one thread."""
+    def recv(self, _: int, flags: int = 0) -> bytes:
+        """Return received bytes, b"" at the end; from one thread at a time.
+
+        Args:
+            _: ignored: a record is returned, as long as it is.
+            flags: for the socket.
+
+        Raises:
+            BlockingIOError: no complete record has arrived, and the flags say not to wait.
+        """
         while True:
             with self._tls_lock:
                 try:
@@ -101,7 +109,7 @@ class TlsSocket:
                     pass
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     return b""
-            data = self._sock.recv(READ_BYTES)
+            data = self._sock.recv(READ_BYTES, flags)
             with self._tls_lock:
                 self._feed(data)
 
