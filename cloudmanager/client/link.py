@@ -177,12 +177,16 @@ class ServerLink:
     def _read(self) -> bool:
         """Read once, and handle that; return whether the link goes on."""
         with self._turn:
-            if self._is_handling:  # by a thread that was interrupted, or met the end of the link
+            if self._has_unread_bytes():
                 return False
             data = self._receive()
             return bool(data) and self.exchange.handle_data(data)
 
     # Threads that read while they wait
+
+    def _has_unread_bytes(self) -> bool:
+        """Whether a thread was interrupted while it handled a message, or met the link's end."""
+        return self._is_handling
 
     def _may_pause(self) -> bool:
         """Whether a thread that could have read has its result, and nobody waits for the server.
@@ -233,7 +237,7 @@ class ServerLink:
                         self._other_reader = 0
                         self._turn.release()
         finally:  # after the turn: a thread that could not read meanwhile waits for the link's
-            if has_turn and has_turn[0] and (self._is_handling or self.exchange.in_use):
+            if has_turn and has_turn[0] and (self._has_unread_bytes() or self.exchange.in_use):
                 self.read_on()
             if self._closes_when_unused:
                 self._close_if_unused()

@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
 from .errors import NoSuchBoard, TargetError
 from .facts import FACT_NAMES
@@ -266,9 +266,8 @@ class Target:
         return why, self.text, 0, hint
 
 
-@lru_cache(maxsize=64)  # the same target is often used again; 64 of the longest are 4 MB
 def parse_target(text: str) -> Target:
-    """Parse a target.
+    """Parse a target; the same one is often used again.
 
     Args:
         text: as a person wrote it; see the grammar above.
@@ -276,6 +275,12 @@ def parse_target(text: str) -> Target:
     Raises:
         TargetError: it is malformed; the message points at the place.
     """
+    if len(text) <= _SHORT_CHARS and "[" not in text:
+        return _parse_short(text)
+    return _parse_long(text)
+
+
+def _parse(text: str) -> Target:
     _check_text(text)
     steps: list[tuple[str, NamedBoards | MatchingBoards]] = []
     names = patterns = 0
@@ -289,6 +294,11 @@ def parse_target(text: str) -> Target:
             raise TargetError("Too many patterns.", text, start, "Write names, or ranges.")
         steps.append((operator, term))
     return Target(text, tuple(steps))
+
+
+_SHORT_CHARS: Final = 64  # of a target that is a name, or a few
+_parse_short = lru_cache(maxsize=1024)(_parse)  # programs use board after board; 1 KB each
+_parse_long = lru_cache(maxsize=64)(_parse)  # 64 of the longest are 4 MB
 
 
 def _check_text(text: str) -> None:

@@ -24,6 +24,12 @@ BOUNDS: Final = [
         "cm_server/net/test_caller_socket.py::test_cell_sent_twice_runs_once",
     ),
     defence(
+        "of the cells of a link, few are remembered",
+        SERVER + "net/caller_socket.py",
+        "REMEMBERED_HEADS = 10**9",
+        "cm_server/net/test_caller_socket.py::test_few_of_a_links_cells_are_remembered",
+    ),
+    defence(
         "one token cannot let more work wait than its share, nor all of them more than there is",
         SERVER + "jobs/waiting_jobs.py",
         "WaitingJobs._refusal_reason = lambda self, token, jobs, size, use: ''",

@@ -6,6 +6,7 @@ from typing import Final
 
 from .defence import LIBRARY, Defence, Override, defence
 
+READING: Final = "cloudmanager/client/test_reading.py::test_"
 OUTGOING: Final = "cloudmanager/client/test_outgoing.py::"
 
 STREAMS: Final[list[Defence]] = [
@@ -65,6 +66,18 @@ STREAMS: Final[list[Defence]] = [
         "Future._wait_for_lock = lambda self, seconds: ("
         "self._unset_lock.acquire(timeout=seconds) and self._release())",
         "cloudmanager/client/test_future.py::test_interrupted_wait_does_not_block_other_threads",
+    ),
+    defence(
+        "Ctrl-C is not raised while a message is half handled",
+        LIBRARY + "client/interruptible.py",
+        "PostponedInterrupt.__enter__ = lambda self: None",
+        READING + "ctrl_c_while_a_message_is_handled_is_raised_after_it",
+    ),
+    defence(
+        "no message is handled after one that was handled halfway",
+        LIBRARY + "client/link.py",
+        "ServerLink._has_unread_bytes = lambda self: False",
+        READING + "other_signal_while_a_message_is_handled_ends_the_link",
     ),
     defence(
         "a bridge sends nothing after half a frame",

@@ -357,7 +357,7 @@ ATTACKS: Final = [
         "cm_server/test_hostile_values.py: error_of_a_cell_that_cannot_be_stored_stops_no_other_write "
         "reported_values_that_cannot_be_stored_stop_no_other_write "
         "impossible_place_in_a_log_is_refused",
-        "cm_server/net/test_caller_socket.py: "
+        "cm_server/net/test_caller_socket.py: few_of_a_links_cells_are_remembered "
         "request_whose_caller_leaves_before_its_turn_is_not_begun",
     ),
     attack(

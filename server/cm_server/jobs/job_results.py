@@ -101,9 +101,10 @@ class JobResults:
         job.board.notify_changed()
         if job.has_waited:
             self.keep_output(job)
-        job.board.last_result = self._store_queue.store.end_job(job.id, status, _last_line(error))
-        if not self.jobs and self._store_queue.store.database.answers_at_once:
-            self._store_queue.flush()  # no job is open: the commit delays nothing
+        queue = self._store_queue
+        job.board.last_result = queue.store.end_job(job.id, status, _last_line(error))
+        if not self.jobs and not queue.is_gathering and queue.store.database.answers_at_once:
+            queue.flush()  # no job is open: the commit delays nothing
         else:  # the commit of the next cell writes it too, unless that takes longer
             self.flush_later()
 

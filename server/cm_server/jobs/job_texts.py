@@ -11,6 +11,7 @@ import json
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cm_server.limits import MIB, Limits
@@ -32,7 +33,8 @@ _MAX_NAME_CHARS: Final = 300  # of a notebook, a cell's id, a name
 _REMEMBERED_TEXTS: Final = 1000  # that do not count again for their token
 
 
-class JobOrigin(NamedTuple):
+@dataclass(slots=True)
+class JobOrigin:
     """What the jobs of one cell run, and where it comes from.
 
     Attributes:
@@ -40,12 +42,14 @@ class JobOrigin(NamedTuple):
         head: the JSON head of the SUBMIT, not checked but for its size.
         code: the rest of the SUBMIT, of a cell.
         detail: of another job, what it does with which files or packages.
+        found: its text and its description, once they are needed: a cell is often repeated.
     """
 
     kind: str
     head: Mapping[str, Any]
     code: bytes = b""
     detail: str = ""
+    found: tuple[str | None, str] | None = None
 
 
 class _Pending(NamedTuple):
@@ -128,14 +132,16 @@ class JobTexts:
             pass
 
     def _row(self, pending: _Pending) -> JobTextRow:
-        text = find_text(pending.origin)
+        origin = pending.origin
+        if origin.found is None:
+            origin.found = find_text(origin), describe_origin(origin)
+        text, about = origin.found
         is_kept = (
             self.keep
             and text is not None
             and not self._is_too_long(text)
             and self._has_share(pending.token, text)
         )
-        about = describe_origin(pending.origin)
         return JobTextRow(pending.first, pending.last, pending.token, about, text, is_kept)
 
     def _is_too_long(self, text: str) -> bool:

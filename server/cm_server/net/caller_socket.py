@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
-from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, OptionLimits, RunOptions
+from cloudmanager.protocol.run_options import OptionLimits, RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, replies, verbs
@@ -23,6 +23,7 @@ from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.installs.mounts import MountSpec
 from cm_server.jobs.dispatch import Submission
+from cm_server.jobs.job_texts import JobOrigin
 from cm_server.jobs.model import Cell, Requester, TimerHandle
 from cm_server.jobs.waiting_jobs import WaitingSubmission
 from cm_server.quotas import Quota
@@ -57,7 +58,10 @@ REQUEST_MESSAGES = 5
 _URGENT = ("interrupt", "stop")
 #: How many of a link's newest cells are remembered, so that a repeated one is refused.
 REMEMBERED_REFS = 64
-REMEMBERED_HEAD_BYTES = 1024  # of the options of a link's last cell
+#: How many different options of a link's cells are remembered: some programs use board after board.
+REMEMBERED_HEADS = 16
+REMEMBERED_HEAD_BYTES = 512  # of the options of a cell that are remembered
+REMEMBERED_CODE_BYTES = 512  # of its code
 #: Messages that are always answered, by a REPLY if the server fails.
 _REPLIED_OPS = frozenset((wire.SUBMIT, wire.REQUEST, wire.CONTENT, wire.WATCH))
 
@@ -97,14 +101,30 @@ class _SubmitHead(NamedTuple):
     """The options of a cell, which a caller most often repeats; checked, and never changed.
 
     Attributes:
-        text: their JSON.
-        head: the same, read.
+        head: the JSON that was read.
         options: those of them that say how the cell is run.
+        target: the boards, as the caller wrote them: once parsed, they may be many.
     """
 
-    text: bytes
     head: dict[str, Any]
     options: RunOptions
+    target: str
+
+
+class _CheckedCell(NamedTuple):
+    """What a cell with remembered options is, apart from its boards; never changed.
+
+    Attributes:
+        code: as the caller sent it.
+        cell: what runs.
+        audit: for the audit log.
+        origin: for the history.
+    """
+
+    code: bytes
+    cell: Cell
+    audit: CellAudit
+    origin: JobOrigin
 
 
 class _SubmittedCell(NamedTuple):
@@ -251,7 +271,9 @@ class CallerConnection:
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
         self._accepted_at = 0.0  # when the last one was put into the outbox, by the loop's clock
-        self._last_head = _SubmitHead(b"", {}, DEFAULT_OPTIONS)
+        self._heads: dict[bytes, _SubmitHead] = {}  # by their text, the oldest first
+        self._cells: dict[bytes, _CheckedCell] = {}  # the last ones with these options
+        self._requester = Requester(token.name, self, token.hash)
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
         self._token_timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -554,20 +576,17 @@ class CallerConnection:
         self._recent_refs.append(message.job)
         check_size(wire.submit_head_bytes(message), self._services.limits)
         text, code = wire.split_submit(message)
-        is_known = text == self._last_head.text
-        head = self._last_head.head if is_known else wire.read_json(text)
-        target = str(head.get("target", ""))
+        known = self._heads.get(text)
+        head = wire.read_json(text) if known is None else known.head
         try:
-            options = self._read_options(head, self._last_head.options if is_known else None)
-            is_short = len(text) <= REMEMBERED_HEAD_BYTES
-            # The time of "+5s" is another one in each message.
-            if not is_known and is_short and options.at is None and job_requests.is_cell(head):
-                self._last_head = _SubmitHead(text, head, options)
-            if options.when_online:
-                return self._submit_waiting(message.job, head, target, code, options)
-            submission, left_out = self._read_submission(head, target, code, options)
+            verbs.check_role(self.token, "submit")
+            if known is None:
+                known = self._read_head(text, head)
+            if known.options.when_online:
+                return self._submit_waiting(message.job, known, code)
+            submission, left_out = self._read_submission(text, known, code)
         except CloudmanagerError as error:
-            self._log_refused_cell(target, error)
+            self._log_refused_cell(str(head.get("target", "")), error)
             raise
         operation = self._services.dispatch.submit(submission)
         return _SubmittedCell(message.job, submission, left_out, operation)
@@ -640,28 +659,34 @@ class CallerConnection:
     def _was_submitted_before(self, ref: int) -> bool:
         return ref in self._recent_refs
 
-    def _read_options(self, head: dict[str, Any], known: RunOptions | None) -> RunOptions:
-        """Return how a cell is run, if the token may run cells.
+    def _read_head(self, text: bytes, head: dict[str, Any]) -> _SubmitHead:
+        """Check the options of a cell; remember them if the next one may have the same.
 
         Args:
-            head: the JSON of the SUBMIT.
-            known: what was read before of the same text; None if it is another one.
+            text: the JSON of the SUBMIT.
+            head: the same, read.
         """
-        verbs.check_role(self.token, "submit")
-        if known is not None:
-            return known
         limits = self._services.limits
         check_fields(head, limits)
         option_limits = OptionLimits(
             limits.cell_seconds, limits.waiting_seconds, limits.ahead_seconds, time.time()
         )
-        return RunOptions.from_wire(head, option_limits)
+        options = RunOptions.from_wire(head, option_limits)
+        checked = _SubmitHead(head, options, str(head.get("target", "")))
+        # The time of "+5s" is another one in each message.
+        is_short = len(text) <= REMEMBERED_HEAD_BYTES
+        if is_short and options.at is None and job_requests.is_cell(head):
+            if len(self._heads) >= REMEMBERED_HEADS:
+                oldest = next(iter(self._heads))
+                del self._heads[oldest]
+                self._cells.pop(oldest, None)
+            self._heads[text] = checked
+        return checked
 
-    def _submit_waiting(
-        self, ref: int, head: dict[str, Any], target: str, code: bytes, options: RunOptions
-    ) -> _SubmittedCell:
+    def _submit_waiting(self, ref: int, known: _SubmitHead, code: bytes) -> _SubmittedCell:
         """Commit work that waits for the boards of its target, connected or not."""
         services, limits = self._services, self._services.limits
+        head, options, target = known
         reachable = access.reachable_boards(self.token, services.registry.by_name)
         names = parse_target(target).listed_names(reachable)
         boards = [reachable[name] for name in names]
@@ -671,9 +696,8 @@ class CallerConnection:
         audit = self._cell_audit(target, request)
         waiting = WaitingSubmission(boards, self.token, work, audit)
         operation = services.dispatch.waiting.submit(waiting)
-        requester = Requester(self.token.name, self, self.token.hash)
         origin = job_requests.read_origin(request, head, code)
-        submission = Submission(boards, Cell(b"", options), requester, audit, origin)
+        submission = Submission(boards, Cell(b"", options), self._requester, audit, origin)
         return _SubmittedCell(ref, submission, (), operation, expires)
 
     def _accept_waiting(self, cell: _SubmittedCell, expires: float) -> None:
@@ -707,21 +731,46 @@ class CallerConnection:
         )
 
     def _read_submission(
-        self, head: dict[str, Any], target: str, code: bytes, options: RunOptions
+        self, text: bytes, known: _SubmitHead, code: bytes
     ) -> tuple[Submission, tuple[str, ...]]:
         """Return a cell for those boards of its target that the token reaches.
+
+        Args:
+            text: the JSON of the SUBMIT.
+            known: the same, read and checked.
+            code: the rest of the SUBMIT.
 
         Returns:
             The cell, and the names of boards of the target that were left out.
         """
         reachable = access.reachable_boards(self.token, self._services.registry.by_name)
-        resolution = parse_target(target).resolve(reachable)
+        resolution = parse_target(known.target).resolve(reachable)
         boards = [reachable[name] for name in resolution.names]
         left_out = resolution.left_out
-        if options.idle:
+        if known.options.idle:
             free = [board for board in boards if board.is_free_for(self.token.name)]
             left_out += tuple(board.name for board in boards if board not in free)
             boards = free
+        checked = self._cells.get(text)
+        if checked is None or checked.code != code:
+            checked = self._check_cell(known, code, boards)
+            is_short = len(code) <= REMEMBERED_CODE_BYTES
+            if text in self._heads and is_short and checked.cell.kind == "cell":
+                self._cells[text] = checked
+        if why := self._services.dispatch.open_jobs.refusal_reason(
+            self.token, len(boards), len(checked.cell.code)
+        ):
+            raise ServerError(f"{why}; try again when some of them have ended")
+        _, cell, audit, origin = checked
+        return Submission(boards, cell, self._requester, audit, origin), left_out
+
+    def _check_cell(self, known: _SubmitHead, code: bytes, boards: Sequence[Board]) -> _CheckedCell:
+        """Return what a SUBMIT runs on its boards.
+
+        Raises:
+            ServerError: it is invalid, or refers to what is not on the server.
+        """
+        head, options, target = known
         installs = self._services.installs
         inputs = job_requests.inputs_of(installs, self)
         request = job_requests.read_job_request(installs, inputs, head, code, len(boards))
@@ -729,15 +778,9 @@ class CallerConnection:
             raise ServerError("only a cell can start at a time")
         if isinstance(request.files, MountSpec):
             request.files.check_boards(boards)
-        if why := self._services.dispatch.open_jobs.refusal_reason(
-            self.token, len(boards), len(request.code)
-        ):
-            raise ServerError(f"{why}; try again when some of them have ended")
         cell = job_requests.make_cell(request, head, options, self._services.limits.title_chars)
-        requester = Requester(self.token.name, self, self.token.hash)
-        audit = self._cell_audit(target, request)
         origin = job_requests.read_origin(request, head, code)
-        return Submission(boards, cell, requester, audit, origin), left_out
+        return _CheckedCell(code, cell, self._cell_audit(target, request), origin)
 
     # To the caller
 

@@ -42,6 +42,7 @@ RETRY_SECONDS = 0.01  # between two attempts to use an SQLite file that another 
 SLOW_SECONDS = 1.0  # after which /healthz reports that the store does not answer
 CLOSE_SECONDS = 10.0  # that a server that stops waits for its last writes
 SHARED_BYTES = 64 * 1024  # of operations that share a transaction; they wait for each other's rows
+GATHERED_BYTES = 4096  # of one that waits for others; what follows a larger one takes long
 
 
 class Operation(Generic[T]):
@@ -185,6 +186,9 @@ class StoreQueue(Generic[S]):
         self._running: list[Operation[Any]] = []
         self._running_future: Future[None] | None = None
         self._flush: Operation[None] | None = None
+        self._gathered: list[Operation[Any]] = []  # until the end of the loop's turn
+        self._gathered_size = 0
+        self._shared_at = 0.0  # when the last one ended that may share a transaction
         self._thread: ThreadPoolExecutor | None = None
         self._checkpoint_thread: ThreadPoolExecutor | None = None
         self._checkpoint: Future[int] | None = None
@@ -228,8 +232,8 @@ class StoreQueue(Generic[S]):
     ) -> Operation[T]:
         """Use the store as ``run`` does, in one transaction with others that wait for the same.
 
-        While the database carries out an operation, more arrive. What each transaction costs is
-        more than its rows.
+        While the database carries out an operation, more arrive; or, if many arrive one after the
+        other, in one turn of the event loop. What each transaction costs is more than its rows.
 
         Args:
             use: see there; a function of a module or class, since those that share a transaction
@@ -249,9 +253,47 @@ class StoreQueue(Generic[S]):
         if why:
             operation.refuse(ServerError(why))
             operation.finish()
-        else:
+        elif not self._gather(operation):
             self._execute(operation, durable=False)
+            self._shared_at = time.monotonic()
         return operation
+
+    def _gather(self, operation: Operation[Any]) -> bool:
+        """Keep an operation for the end of the loop's turn, if others are likely to join it."""
+        if operation.size > GATHERED_BYTES or not self._is_idle():
+            return False
+        if self._gathered:
+            if not _may_share(self._gathered[0], operation):
+                return False
+        elif time.monotonic() - self._shared_at >= self._limits.store_gather_seconds:
+            return False
+        else:
+            try:
+                asyncio.get_running_loop().call_soon(self._execute_gathered)
+            except RuntimeError:  # the server does not serve yet, or no more
+                return False
+        self._gathered.append(operation)
+        self._gathered_size += operation.size
+        if self._gathered_size > SHARED_BYTES:
+            self._execute_gathered()
+        return True
+
+    def _execute_gathered(self) -> None:
+        """Carry out the gathered operations, in one transaction."""
+        operations, self._gathered, self._gathered_size = self._gathered, [], 0
+        if not operations:
+            return
+        try:
+            self._execute_together(operations)
+        except NotExecuted:
+            for operation in operations:
+                self._enqueue(operation)
+            self._start_next()
+            return
+        for operation in operations:
+            operation.finish()
+        self._shared_at = time.monotonic()
+        self._schedule_checkpoint()
 
     def run_later(self, use: Callable[[S], object], *, durable: bool = False) -> Operation[Any]:
         """Use the store for something that nobody waits for; it is dropped if too much waits.
@@ -268,12 +310,18 @@ class StoreQueue(Generic[S]):
 
     def _execute(self, operation: Operation[Any], *, durable: bool) -> None:
         """Carry out an operation now if possible, else let it wait for its turn."""
+        if self._gathered:
+            self._execute_gathered()
         if durable or not self._is_idle() or not self._execute_now(operation):
-            operation.created = time.monotonic()
-            self._waiting.append(operation)
-            self._waiting_size += operation.size
-            self._limited_count += operation.is_limited
+            self._enqueue(operation)
             self._start_next()
+
+    def _enqueue(self, operation: Operation[Any]) -> None:
+        """Let an operation wait for its turn."""
+        operation.created = time.monotonic()
+        self._waiting.append(operation)
+        self._waiting_size += operation.size
+        self._limited_count += operation.is_limited
 
     def flush(self) -> None:
         """Write pending results and facts; those that cannot be written stay pending."""
@@ -350,10 +398,7 @@ class StoreQueue(Generic[S]):
         """Carry out operations; while the database is locked, try again (any thread)."""
         for retries in itertools.count():
             try:
-                if len(operations) == 1:
-                    operations[0].execute(self.store)
-                else:
-                    _execute_shared(self.store, operations)
+                self._execute_together(operations)
             except NotExecuted as error:
                 if self._gives_up(operations[0], retries):
                     for operation in operations:
@@ -363,6 +408,13 @@ class StoreQueue(Generic[S]):
                 time.sleep(RETRY_SECONDS)
             else:
                 return
+
+    def _execute_together(self, operations: Sequence[Operation[Any]]) -> None:
+        """Carry out one operation, or several in one transaction (any thread)."""
+        if len(operations) == 1:
+            operations[0].execute(self.store)
+        else:
+            _execute_shared(self.store, operations)
 
     def _gives_up(self, operation: Operation[Any], retries: int) -> bool:
         """Return whether an operation that was not executed is not tried again (any thread)."""
@@ -415,6 +467,11 @@ class StoreQueue(Generic[S]):
     # State
 
     @property
+    def is_gathering(self) -> bool:
+        """Whether a transaction follows at the end of the event loop's turn."""
+        return bool(self._gathered)
+
+    @property
     def waiting_seconds(self) -> float:
         """The seconds that the oldest operation has waited; 0 if none waits."""
         oldest = next(itertools.chain(self._running, self._waiting), None)
@@ -438,6 +495,7 @@ class StoreQueue(Generic[S]):
     def drain(self, seconds: float = CLOSE_SECONDS) -> bool:
         """Carry out everything that waits, in this thread; return whether it was done in time."""
         deadline = self._give_up_at = time.monotonic() + seconds
+        self._execute_gathered()
         try:
             while self._running or self._waiting:
                 if not self._drain_one(deadline):
@@ -471,6 +529,7 @@ class StoreQueue(Generic[S]):
             seconds: to wait for a database that does not answer; then what was not written is
                 lost, and logged.
         """
+        self._execute_gathered()
         for operation in [operation for operation in self._waiting if operation.refusable]:
             self._waiting.remove(operation)
             self._limited_count -= operation.is_limited

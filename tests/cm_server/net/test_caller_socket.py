@@ -453,6 +453,23 @@ async def test_options_that_are_repeated_are_read_once(service, lab, monkeypatch
         assert len(read) == 5  # not of what is no cell
 
 
+async def test_few_of_a_links_cells_are_remembered(service: Service, lab: Identity):
+    """And none that is long."""
+    async with (
+        await FakeBoard.join(service, lab),
+        await FakeCaller.join(service, service.token) as caller,
+    ):
+        for number in range(20):
+            await caller.submit("lab-1", title=f"cell {number}")
+        await caller.submit("lab-1", title="x" * 1000)
+        await caller.submit("lab-1", b"#" * 1000, title="a long one")
+        (connection,) = service.callers
+        assert len(connection._heads) == 16
+        assert sum(map(len, connection._heads)) < 16 * 512
+        assert connection._cells.keys() < connection._heads.keys()
+        assert len(connection._cells) == 15
+
+
 async def test_job_for_a_named_offline_board_ends_as_offline(service: Service, lab: Identity):
     async with await FakeCaller.join(service) as caller:
         (job,) = await caller.submit("lab-1")

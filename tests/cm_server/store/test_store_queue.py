@@ -21,7 +21,7 @@ from cm_server.store import databases
 from cm_server.store.rows import AuditRow, NewCell, new_board_row
 from cm_server.store.shared_store import SharedStore
 from cm_server.store.store import Store
-from cm_server.store.store_queue import SHARED_BYTES, Operation, StoreQueue
+from cm_server.store.store_queue import GATHERED_BYTES, SHARED_BYTES, Operation, StoreQueue
 from tests.cm_server.peers import within
 from tests.engines import Postgres
 
@@ -116,7 +116,8 @@ class Sharing:
         return [ValueError(item) if item % 2 else 10 * item for item in items]
 
 
-async def test_operations_that_wait_for_the_same_share_a_transaction(site: Site):
+async def test_operations_that_wait_for_the_same_share_a_transaction(tmp_path: Path):
+    site = Site(tmp_path / "server.db", Limits(store_gather_seconds=0.0))
     sharing, other = Sharing(), Sharing()
     use, use_other = sharing.use, other.use
     assert await site.queue.run_shared(use, 2, size=1) == 20
@@ -140,6 +141,73 @@ async def test_operations_that_wait_for_the_same_share_a_transaction(site: Site)
     assert sharing.groups == [[2], [3], [4], [5, 6], [8], [10, 12], [14, 16]]
     assert other.groups == [[7]]
     assert await within(reading) == 6, "those before it are done, and none of those behind it"
+    site.close()
+
+
+@pytest.fixture
+async def busy(tmp_path: Path) -> AsyncIterator[Site]:
+    """A site at which cells come one after the other, however slow the machine is."""
+    site = Site(tmp_path / "server.db", Limits(store_gather_seconds=60.0))
+    site.queue.run_shared(Sharing().use, 0, size=1)  # the first one does not wait
+    yield site
+    site.close()
+
+
+async def test_operation_that_comes_alone_is_carried_out_at_once(site: Site):
+    assert site.queue.run_shared(Sharing().use, 2, size=1).done
+
+
+async def test_operations_of_one_turn_share_a_transaction(busy: Site):
+    use = (sharing := Sharing()).use
+    finished: list[Operation[int]] = []
+    operations = [busy.queue.run_shared(use, item, size=1) for item in (2, 3, 4)]
+    for operation in operations:
+        operation.when_done(finished.append)
+    assert busy.queue.is_gathering
+    assert sharing.groups == []
+    await asyncio.sleep(0)
+    assert sharing.groups == [[2, 3, 4]]
+    assert finished == operations
+    assert operations[0].result() == 20
+    with pytest.raises(ValueError, match="3"):
+        operations[1].result()
+    assert not busy.queue.is_gathering
+
+
+async def test_other_operation_comes_after_those_of_the_turn(busy: Site):
+    use = (sharing := Sharing()).use
+    rows = len(busy.store.audit_rows(99))
+    gathered = busy.queue.run_shared(use, 2, size=1)
+    assert len(await busy.queue.run(lambda store: store.audit_rows(99))) == rows + 1
+    assert gathered.done
+    await asyncio.sleep(0)
+    assert sharing.groups == [[2]], "it is carried out once"
+
+
+async def test_other_kind_and_large_operations_are_not_gathered(busy: Site):
+    use, use_other = (sharing := Sharing()).use, (other := Sharing()).use
+    first = busy.queue.run_shared(use, 2, size=1)
+    assert busy.queue.run_shared(use_other, 4, size=1).done
+    assert first.done, "the order stays"
+    assert busy.queue.run_shared(use, 6, size=GATHERED_BYTES + 1).done
+    assert (sharing.groups, other.groups) == ([[2], [6]], [[4]])
+
+
+async def test_operations_of_one_turn_wait_while_the_file_is_locked(busy: Site):
+    use = (sharing := Sharing()).use
+    with busy.locked():
+        operations = [busy.queue.run_shared(use, item, size=1) for item in (2, 4)]
+        await asyncio.sleep(0.05)
+        assert sharing.groups == []
+    assert [await within(operation) for operation in operations] == [20, 40]
+    assert sharing.groups == [[2, 4]]
+
+
+async def test_end_of_the_queue_carries_out_what_was_gathered(busy: Site):
+    sharing = Sharing()
+    operation = busy.queue.run_shared(sharing.use, 2, size=1)
+    assert busy.queue.drain()
+    assert operation.result() == 20
 
 
 async def test_cells_that_wait_share_a_transaction_and_one_that_is_refused_stays_alone(site: Site):
