@@ -262,9 +262,9 @@ class Limits:
     # refused; results and what is sent to boards are not.
     store_operations: int = 1000
     store_bytes: int = 64 * MIB  # of the cells that wait
-    # A cell waits for the end of the event loop's turn, to share a transaction, if the one before
-    # ended less than this ago: then more of them are likely to come in this turn.
-    store_gather_seconds: float = 0.0002
+    # A cell waits for the end of the event loop's turn, to share a transaction, if one of another
+    # caller ended less than this ago: then more of them are likely to come in this turn.
+    store_gather_seconds: float = 0.002
     #: For an SQLite file that another program has locked; PostgreSQL has its own timeouts.
     store_lock_seconds: float = 60.0
     #: Rows changed between two checkpoints of SQLite's write-ahead log: about 4 MiB of it.

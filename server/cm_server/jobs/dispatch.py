@@ -147,7 +147,10 @@ class Dispatch:
         board_ids = [board.id for board in submission.boards]
         cell = NewCell(board_ids, submission.requester.caller, submission.audit, epochs)
         size = len(submission.cell.code) + ROW_BYTES * len(board_ids)
-        return self._store_queue.run_shared(Store.insert_cells, cell, size=size, refusable=True)
+        peer = submission.requester.observer
+        return self._store_queue.run_shared(
+            Store.insert_cells, cell, size=size, refusable=True, peer=peer
+        )
 
     def is_committing(self, board: Board) -> bool:
         """Return whether a cell for a board is being committed."""

@@ -189,6 +189,7 @@ class StoreQueue(Generic[S]):
         self._gathered: list[Operation[Any]] = []  # until the end of the loop's turn
         self._gathered_size = 0
         self._shared_at = 0.0  # when the last one ended that may share a transaction
+        self._last_peer: object = None  # who wanted that one
         self._thread: ThreadPoolExecutor | None = None
         self._checkpoint_thread: ThreadPoolExecutor | None = None
         self._checkpoint: Future[int] | None = None
@@ -228,7 +229,13 @@ class StoreQueue(Generic[S]):
         return operation
 
     def run_shared(
-        self, use: SharedUse[S, Item, T], item: Item, *, size: int, refusable: bool = False
+        self,
+        use: SharedUse[S, Item, T],
+        item: Item,
+        *,
+        size: int,
+        refusable: bool = False,
+        peer: object = None,
     ) -> Operation[T]:
         """Use the store as ``run`` does, in one transaction with others that wait for the same.
 
@@ -241,6 +248,7 @@ class StoreQueue(Generic[S]):
             item: what this operation is about.
             size: see there.
             refusable: see there.
+            peer: who wants it; None: it does not wait for those of others.
         """
         operation: Operation[T] = Operation(
             lambda store: _raise_error(use(store, [item])[0]),
@@ -253,19 +261,27 @@ class StoreQueue(Generic[S]):
         if why:
             operation.refuse(ServerError(why))
             operation.finish()
-        elif not self._gather(operation):
+        elif not self._gather(operation, peer):
             self._execute(operation, durable=False)
             self._shared_at = time.monotonic()
+        self._last_peer = peer
         return operation
 
-    def _gather(self, operation: Operation[Any]) -> bool:
-        """Keep an operation for the end of the loop's turn, if others are likely to join it."""
+    def _gather(self, operation: Operation[Any], peer: object) -> bool:
+        """Keep an operation for the end of the loop's turn, if others are likely to join it.
+
+        Those of one peer alone come one after the other: nothing is gained if they wait.
+        """
         if operation.size > GATHERED_BYTES or not self._is_idle():
             return False
         if self._gathered:
             if not _may_share(self._gathered[0], operation):
                 return False
-        elif time.monotonic() - self._shared_at >= self._limits.store_gather_seconds:
+        elif (
+            peer is None
+            or peer is self._last_peer
+            or time.monotonic() - self._shared_at >= self._limits.store_gather_seconds
+        ):
             return False
         else:
             try:

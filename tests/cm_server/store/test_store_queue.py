@@ -146,21 +146,26 @@ async def test_operations_that_wait_for_the_same_share_a_transaction(tmp_path: P
 
 @pytest.fixture
 async def busy(tmp_path: Path) -> AsyncIterator[Site]:
-    """A site at which cells come one after the other, however slow the machine is."""
+    """A site at which cells of two peers come, however slow the machine is."""
     site = Site(tmp_path / "server.db", Limits(store_gather_seconds=60.0))
-    site.queue.run_shared(Sharing().use, 0, size=1)  # the first one does not wait
+    site.queue.run_shared(Sharing().use, 0, size=1, peer="one")  # the first one does not wait
     yield site
     site.close()
 
 
 async def test_operation_that_comes_alone_is_carried_out_at_once(site: Site):
-    assert site.queue.run_shared(Sharing().use, 2, size=1).done
+    assert site.queue.run_shared(Sharing().use, 2, size=1, peer="two").done
+
+
+async def test_operations_of_one_peer_do_not_wait(busy: Site):
+    assert busy.queue.run_shared(Sharing().use, 2, size=1, peer="one").done
+    assert busy.queue.run_shared(Sharing().use, 4, size=1).done
 
 
 async def test_operations_of_one_turn_share_a_transaction(busy: Site):
     use = (sharing := Sharing()).use
     finished: list[Operation[int]] = []
-    operations = [busy.queue.run_shared(use, item, size=1) for item in (2, 3, 4)]
+    operations = [busy.queue.run_shared(use, item, size=1, peer="two") for item in (2, 3, 4)]
     for operation in operations:
         operation.when_done(finished.append)
     assert busy.queue.is_gathering
@@ -177,7 +182,7 @@ async def test_operations_of_one_turn_share_a_transaction(busy: Site):
 async def test_other_operation_comes_after_those_of_the_turn(busy: Site):
     use = (sharing := Sharing()).use
     rows = len(busy.store.audit_rows(99))
-    gathered = busy.queue.run_shared(use, 2, size=1)
+    gathered = busy.queue.run_shared(use, 2, size=1, peer="two")
     assert len(await busy.queue.run(lambda store: store.audit_rows(99))) == rows + 1
     assert gathered.done
     await asyncio.sleep(0)
@@ -186,17 +191,17 @@ async def test_other_operation_comes_after_those_of_the_turn(busy: Site):
 
 async def test_other_kind_and_large_operations_are_not_gathered(busy: Site):
     use, use_other = (sharing := Sharing()).use, (other := Sharing()).use
-    first = busy.queue.run_shared(use, 2, size=1)
-    assert busy.queue.run_shared(use_other, 4, size=1).done
+    first = busy.queue.run_shared(use, 2, size=1, peer="two")
+    assert busy.queue.run_shared(use_other, 4, size=1, peer="two").done
     assert first.done, "the order stays"
-    assert busy.queue.run_shared(use, 6, size=GATHERED_BYTES + 1).done
+    assert busy.queue.run_shared(use, 6, size=GATHERED_BYTES + 1, peer="one").done
     assert (sharing.groups, other.groups) == ([[2], [6]], [[4]])
 
 
 async def test_operations_of_one_turn_wait_while_the_file_is_locked(busy: Site):
     use = (sharing := Sharing()).use
     with busy.locked():
-        operations = [busy.queue.run_shared(use, item, size=1) for item in (2, 4)]
+        operations = [busy.queue.run_shared(use, item, size=1, peer="two") for item in (2, 4)]
         await asyncio.sleep(0.05)
         assert sharing.groups == []
     assert [await within(operation) for operation in operations] == [20, 40]
@@ -205,7 +210,7 @@ async def test_operations_of_one_turn_wait_while_the_file_is_locked(busy: Site):
 
 async def test_end_of_the_queue_carries_out_what_was_gathered(busy: Site):
     sharing = Sharing()
-    operation = busy.queue.run_shared(sharing.use, 2, size=1)
+    operation = busy.queue.run_shared(sharing.use, 2, size=1, peer="two")
     assert busy.queue.drain()
     assert operation.result() == 20
 
