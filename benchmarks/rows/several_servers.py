@@ -1,6 +1,7 @@
 """Cells with three servers, PostgreSQL and NATS, beside the same cells with one server and SQLite.
 
-PostgreSQL commits durably (``fsync`` and ``synchronous_commit`` are on).
+PostgreSQL commits durably (``fsync`` and ``synchronous_commit`` are on). Cells on one board are
+also compared with the bare cluster: no server can be faster that commits them before it sends them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.peers import bare_cluster
 from benchmarks.report import Row
 from benchmarks.timing import time_in_turns
 from cloudmanager.board_client import BoardIdentity
@@ -112,6 +114,7 @@ def rows() -> list[Row]:
         _running_servers(
             Path(name) / "several", "--store", postgres.new(), "--bus", nats.url, count=_SERVERS
         ) as (here, *_),
+        bare_cluster.running_cluster(postgres.new(), nats.tcp_port) as (bare_near, bare_far),
     ):
         alone, near, far, alone_all, all_of_three = (
             one.fleet["board-0-1"],
@@ -120,8 +123,9 @@ def rows() -> list[Row]:
             one.fleet["all"],
             here.fleet["all"],
         )
-        single, local, remote = time_in_turns(
-            [lambda: alone.run(_CODE), lambda: near.run(_CODE), lambda: far.run(_CODE)], _CELLS
+        cells = [lambda: alone.run(_CODE), lambda: near.run(_CODE), lambda: far.run(_CODE)]
+        single, local, remote, bare_local, bare_remote = time_in_turns(
+            [*cells, bare_near, bare_far], _CELLS
         )
         single_all, distributed = time_in_turns(
             [lambda: alone_all.run(_CODE), lambda: all_of_three.run(_CODE)], _CELLS_ON_ALL
@@ -130,6 +134,15 @@ def rows() -> list[Row]:
     return [
         Row("three servers: a board of the caller's, beside one server", local, single, budget=4),
         Row("three servers: a board of another one, beside one server", remote, single, budget=8),
+        Row(
+            "three servers: a board of the caller's, beside the bare cluster", local, bare_local, 2
+        ),
+        Row(
+            "three servers: a board of another one, beside the bare cluster",
+            remote,
+            bare_remote,
+            2.2,
+        ),
         Row(
             f"three servers: {_BOARDS} boards, beside one server",
             distributed,
