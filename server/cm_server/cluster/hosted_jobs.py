@@ -115,6 +115,8 @@ class RemoteObserver:
             stream.running.discard(job)
             # The last result of many takes the others along.
             self._send(stream, message, more_follow=bool(stream.running))
+            if not self.streams:  # nothing else can come in this moment
+                self._peer_messages.flush()
         else:
             self._send(stream, message)
 
@@ -141,7 +143,7 @@ class _Claim(NamedTuple):
     Attributes:
         sender: the id of the caller's server.
         head: of the message.
-        code: of the cell.
+        cell: what runs.
         names: of the boards, as the caller knows them, by job number.
         connected: the boards that are connected here, by job number.
         expected: the seconds in which boards are back that were asked to connect again, or 0.
@@ -150,7 +152,7 @@ class _Claim(NamedTuple):
 
     sender: str
     head: dict[str, Any]
-    code: bytes
+    cell: Cell
     names: dict[int, str]
     connected: dict[int, Board]
     expected: dict[int, float]
@@ -221,7 +223,8 @@ class HostedJobs:
             JobClaim(sender, idle, busy),
             size=ROW_BYTES * len(connected),
         )
-        claim = _Claim(sender, head, code, names, connected, expected, operation)
+        # The cell is read while the store answers.
+        claim = _Claim(sender, head, _read_cell(code, head), names, connected, expected, operation)
         self._claims[operation] = claim
         operation.when_done(lambda _: self._on_claimed(claim))
 
@@ -244,22 +247,22 @@ class HostedJobs:
             why = f"{error.reason}; it did not run"
             self._peer_messages.send(sender, "refused", {"jobs": list(names), "why": why})
             return
-        cell = _read_cell(claim.code, head)
         observer = self._observer(sender)
         observer.heard_at = time.monotonic()
         requester = Requester(head["caller"], observer, head["token"])
         jobs = [
             self._make_job(
-                number, connected[number], cell, requester._replace(board_name=names[number])
+                number, connected[number], claim.cell, requester._replace(board_name=names[number])
             )
             for number in claimed
         ]
         accepted = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
-        self._peer_messages.send(sender, "taken", {"jobs": accepted})
-        self._report_not_claimed(claim, names.keys() - claimed)
         self._dispatch.jobs.update((job.id, job) for job in jobs)
         observer.expect_results(claimed)
         self._dispatch.scheduler.launch(jobs)
+        # The results of short cells come within the same moment, and take it along.
+        self._peer_messages.send(sender, "taken", {"jobs": accepted}, more_follow=True)
+        self._report_not_claimed(claim, names.keys() - claimed)
         for job in jobs:
             observer.stream(job.id).interrupts = interrupts[job.id]
             if interrupts[job.id] and job.state != "ended":

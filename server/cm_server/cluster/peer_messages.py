@@ -97,12 +97,28 @@ class PeerMessages:
 
     # Sending
 
-    def send(self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
-        """Send a message to a server or to ``ALL``, at the end of this iteration of the loop."""
+    def send(
+        self,
+        recipient: str,
+        op: str,
+        head: dict[str, Any],
+        payload: bytes = b"",
+        *,
+        more_follow: bool = False,
+    ) -> None:
+        """Send a message to a server or to ``ALL``, at the end of this iteration of the loop.
+
+        Args:
+            recipient: the server.
+            op: of the message.
+            head: goes along as JSON.
+            payload: goes along as it is.
+            more_follow: whether to wait for other messages, see ``send_piece``.
+        """
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
         self._outbox_of(recipient).append(record)
-        self._flush_soon()
+        self._flush_soon(more_follow=more_follow)
 
     def send_piece(
         self, recipient: str, op: str, piece: bytes, *, more_follow: bool = False
@@ -119,10 +135,7 @@ class PeerMessages:
             more_follow: whether to wait for more pieces, for up to ``BATCH_SECONDS``: what each
                 message costs two servers and the bus is more than what a result costs.
         """
-        if more_follow:
-            self._flush_later()
-        else:
-            self._flush_soon()
+        self._flush_soon(more_follow=more_follow)
         batch = self._open_batches.get(recipient)
         if batch is None or batch[0] != op:
             self._outbox_of(recipient)
@@ -150,16 +163,15 @@ class PeerMessages:
                 self.send(each, "beat", {})
         self._unconfirmed.clear()
 
-    def _flush_soon(self) -> None:
-        """Flush at the end of this iteration of the event loop."""
-        if not self._flush_scheduled:
+    def _flush_soon(self, *, more_follow: bool) -> None:
+        """Flush at the end of this iteration of the event loop, or after ``BATCH_SECONDS``."""
+        if self._flush_scheduled:
+            return
+        loop = asyncio.get_running_loop()
+        if not more_follow:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
-
-    def _flush_later(self) -> None:
-        """Flush after ``BATCH_SECONDS``, unless something else does before."""
-        if self._flush_timer is None and not self._flush_scheduled:
-            loop = asyncio.get_running_loop()
+            loop.call_soon(self.flush)
+        elif self._flush_timer is None:
             self._flush_timer = loop.call_later(BATCH_SECONDS, self.flush)
 
     def flush(self) -> None:

@@ -68,6 +68,31 @@ class RemoteStream:
         self.failure = ""
 
 
+class _LaunchRequest:
+    """A request to another server to run the jobs of one cell.
+
+    Attributes:
+        server: its id.
+        head: of the message.
+        cell: what runs.
+        jobs: those that were requested.
+        made: how often it was sent.
+        due: when it is sent again, or given up, by the monotonic clock.
+    """
+
+    __slots__ = ("cell", "due", "head", "jobs", "made", "server")
+
+    def __init__(self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]) -> None:
+        self.server, self.head, self.cell, self.jobs = server, head, cell, jobs
+        self.made = 0
+        self.due = 0.0
+
+    def on_sent(self) -> None:
+        """Note that it was sent, and has to be confirmed."""
+        self.made += 1
+        self.due = time.monotonic() + ACK_SECONDS / REPEATS
+
+
 class RemoteJobs:
     """Follows the jobs that other servers run for callers of this one.
 
@@ -82,6 +107,8 @@ class RemoteJobs:
         self._tasks, self._call_later = context.tasks, context.call_later
         self._epochs = context.epochs
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
+        self._requests: list[_LaunchRequest] = []  # those with jobs that are not confirmed
+        self._is_watching = False  # whether a timer runs for them
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
         self._streams: dict[int, RemoteStream] = {}  # by the job's id
@@ -121,39 +148,64 @@ class RemoteJobs:
 
     def _queue_launch(self, job: Job, server: str) -> None:
         job.owner = server
-        if not self._batch:
-            self._call_later(0, self.send_launches)
         self._batch.setdefault((server, job.cell, job.caller, job.token_hash), []).append(job)
 
-    def send_launches(self) -> None:
-        """Send each server one message per cell, with all jobs of the cell on its boards."""
+    def send_launches(self, *, now: bool = False) -> None:
+        """Send each server one message per cell, with all jobs of the cell on its boards.
+
+        Args:
+            now: whether they must not wait for those of other callers in this moment.
+        """
         batch, self._batch = self._batch, {}
         if not batch:
-            return  # they were sent before the end of the iteration
+            return
         for (server, cell, caller, token), jobs in batch.items():
             head = {"caller": caller, "token": token, **_cell_fields(cell)}
-            self._request_jobs(server, head, cell, jobs)
-            for number in range(1, REPEATS):
-                repeat = functools.partial(self._repeat_request, server, head, cell, jobs)
-                self._call_later(ACK_SECONDS * number / REPEATS, repeat)
-            self._call_later(ACK_SECONDS, functools.partial(self._on_ack_timeout, jobs))
-        self._peer_messages.flush()
+            request = _LaunchRequest(server, head, cell, jobs)
+            self._send_request(request, jobs)
+            self._requests.append(request)
+        self._watch_requests()
+        if now or len(self._tries) == sum(map(len, batch.values())):  # nobody else asks
+            self._peer_messages.flush()
 
-    def _request_jobs(
-        self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]
-    ) -> None:
+    def _send_request(self, request: _LaunchRequest, jobs: Sequence[Job]) -> None:
+        """Request jobs, once more or for the first time: a server claims a job only once."""
         requested = [
             [job.id, job.board.id, job.name] for job in jobs if job.id in self._dispatch.jobs
         ]
-        self._peer_messages.send(server, "run", {"jobs": requested, **head}, cell.code)
+        request.on_sent()
+        if requested:  # else other servers were asked meanwhile
+            head = {"jobs": requested, **request.head}
+            self._peer_messages.send(request.server, "run", head, request.cell.code)
 
-    def _repeat_request(
-        self, server: str, head: dict[str, Any], cell: Cell, jobs: Sequence[Job]
-    ) -> None:
-        """Request jobs again that are not confirmed: a server claims a job only once."""
-        waiting = [job for job in jobs if self._is_unconfirmed(job) and job.owner == server]
-        if waiting:
-            self._request_jobs(server, head, cell, waiting)
+    def _watch_requests(self) -> None:
+        """Look at requests when the first of them is due.
+
+        One timer serves all: nearly every request is confirmed within milliseconds, and a timer
+        for each would wake the server long after.
+        """
+        if self._requests and not self._is_watching:
+            self._is_watching = True
+            due = min(request.due for request in self._requests)
+            self._call_later(max(due - time.monotonic(), 0.0), self._check_requests)
+
+    def _check_requests(self) -> None:
+        """Forget confirmed requests; repeat those that are due, or give them up."""
+        self._is_watching = False
+        now, requests = time.monotonic(), self._requests
+        self._requests = []
+        for request in requests:
+            waiting = [job for job in request.jobs if self._is_unconfirmed(job)]
+            if not waiting:
+                continue
+            if request.due > now:
+                self._requests.append(request)
+            elif request.made < REPEATS:
+                self._send_request(request, [job for job in waiting if job.owner == request.server])
+                self._requests.append(request)
+            else:
+                self._tasks.start(self._ask_again_or_withdraw(waiting))
+        self._watch_requests()
 
     def interrupt_job(self, job: Job) -> None:
         """Ask the owner of a job to interrupt it."""
@@ -465,11 +517,6 @@ class RemoteJobs:
             if job.owner == server and job.id not in self._tries:
                 self.follow_in_store(job)
 
-    def _on_ack_timeout(self, jobs: Sequence[Job]) -> None:
-        """Request unconfirmed jobs again where that makes sense; withdraw the others."""
-        if any(self._is_unconfirmed(job) for job in jobs):
-            self._tasks.start(self._ask_again_or_withdraw(jobs))
-
     def _is_unconfirmed(self, job: Job) -> bool:
         return job.id in self._tries and self._is_open(job)
 
@@ -477,6 +524,7 @@ class RemoteJobs:
         holders = await self._read_holders()
         waiting = [job for job in jobs if self._is_unconfirmed(job) and job.owner]
         waiting = [job for job in waiting if not self._ask_again(job, holders)]
+        self.send_launches()
         if waiting:
             await self._withdraw_jobs(waiting)
 

@@ -22,10 +22,10 @@ class Remote(Protocol):
         """
 
     def launch(self, job: Job) -> None:
-        """Let the server that has the job's board run it; soon, with others of its cell."""
+        """Let the server that has the job's board run it: ``send_launches`` asks it."""
 
-    def send_launches(self) -> None:
-        """Ask the servers now that have the boards of launched jobs."""
+    def send_launches(self, *, now: bool = False) -> None:
+        """Ask the servers that have the boards of launched jobs; soon, or now."""
 
     def interrupt_job(self, job: Job) -> None:
         """Ask the owner of a job to interrupt it."""
@@ -54,7 +54,7 @@ class NoRemote:
         """Return False: no other server can have it."""
         return False
 
-    def send_launches(self) -> None:
+    def send_launches(self, *, now: bool = False) -> None:
         """Do nothing: no job was launched at another server."""
 
     def launch(self, job: Job) -> None:

@@ -70,7 +70,7 @@ class Scheduler:
         for job in sorted(jobs, key=lambda job: job.board.link is not None):
             board = job.board
             if are_elsewhere and board.link is not None:
-                self.remote.send_launches()
+                self.remote.send_launches(now=True)
             are_elsewhere = board.link is None
             try:
                 if self._registry.by_id.get(board.id) is not board:
@@ -88,6 +88,8 @@ class Scheduler:
                 cleanup.log_failure("starting a job", error)
                 if job.state != "ended":
                     self._job_results.end_job(job, "error", cleanup.FAILED)
+        if are_elsewhere:
+            self.remote.send_launches()
 
     def launch_first(self, job: Job) -> None:
         """Start a job of the server itself before those that wait for the same board."""

@@ -46,7 +46,12 @@ def test_results_of_a_cell_wait_for_each_other_and_nothing_else_waits():
     def send_piece(_server: str, _op: str, piece: bytes, *, more_follow: bool) -> None:
         waits.extend((message[0], more_follow) for message, _ in read_counted(piece))
 
-    peer_messages = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send_piece=send_piece)
+    flushed: list[int] = []  # after how many messages
+    peer_messages = SimpleNamespace(
+        pubsub=SimpleNamespace(pending_bytes=0),
+        send_piece=send_piece,
+        flush=lambda: flushed.append(len(waits)),
+    )
     observer = RemoteObserver(peer_messages, "b", Limits.unsent_bytes)  # type: ignore[arg-type]
     observer.expect_results([1, 2, 3])
     observer.expect_results([4])
@@ -60,6 +65,7 @@ def test_results_of_a_cell_wait_for_each_other_and_nothing_else_waits():
         (wire.RESULT, True),
         (wire.RESULT, False),
     ]
+    assert flushed == [5], "no other job runs for that server"
     assert not observer.streams
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from cloudmanager.protocol import wire
@@ -169,3 +172,43 @@ async def test_other_servers_are_asked_before_own_boards_get_the_cell(pair: Two)
             for job in jobs:
                 assert (await caller.ending(job))[0] == "ok"
     assert own_jobs == [None]
+
+
+async def test_confirmed_jobs_share_one_timer(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    remote, timers = others_of(pair.a).remote_jobs, []
+    call_later = remote._call_later
+
+    def count_timers(seconds: float, act: Callable[[], None]) -> Any:
+        timers.append(seconds)
+        return call_later(seconds, act)
+
+    monkeypatch.setattr(remote, "_call_later", count_timers)
+    monkeypatch.setattr(remote_jobs, "ACK_SECONDS", 60.0)
+    async with board, await FakeCaller.join(pair.a) as caller:
+        for _ in range(5):
+            (job,) = await caller.submit("lab-1")
+            await run(board)
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+    assert timers == [pytest.approx(20.0, abs=1.0)]
+
+
+async def test_confirmation_waits_for_the_result_of_a_short_cell(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    messages, waits = others_of(pair.b).peer_messages, []
+    send = messages.send
+
+    def note_and_send(server: str, op: str, *args: Any, **options: Any) -> None:
+        if op == "taken":
+            waits.append(options)
+        send(server, op, *args, **options)
+
+    monkeypatch.setattr(messages, "send", note_and_send)
+    async with board, await FakeCaller.join(pair.a) as caller:
+        (job,) = await caller.submit("lab-1")
+        await run(board)
+        await pair.a.until(lambda: pair.a.server.dispatch.jobs[job].started)  # without a result
+        await board.end(job)
+        assert (await caller.ending(job))[0] == "ok"
+    assert waits == [{"more_follow": True}]
