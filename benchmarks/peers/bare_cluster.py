@@ -68,7 +68,7 @@ VALUES ($1, 'bench', '127.0.0.1', 'submit', $5, 'print(1)', 1, $4, $4, 'done'))"
 #: A job of another server, which this one owns from then on, if it has the board.
 _CLAIM = """part_2 AS (
 UPDATE jobs SET server = $3, epoch = boards.epoch FROM boards
-WHERE jobs.server = $4 AND jobs.epoch IS NULL AND jobs.ended IS NULL AND jobs.id = ANY ($5)
+WHERE jobs.server = $4 AND jobs.epoch IS NULL AND jobs.ended IS NULL AND jobs.id = $5
 AND boards.id = jobs.board AND boards.holder = $3
 RETURNING jobs.id, jobs.epoch)"""
 _STATEMENTS = {
@@ -250,7 +250,7 @@ class _BareServer:
             self._ended, self._is_hosted = number, True
             self.board.write_message(rest, binary=True)
 
-        values = (*self._pending(), self.name, self._other, b"{%s}" % number)
+        values = (*self._pending(), self.name, self._other, number)
         self._database.execute(b"claim", values, on_committed)
 
     def _pending(self) -> tuple[bytes, bytes]:
