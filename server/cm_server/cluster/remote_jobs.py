@@ -109,6 +109,7 @@ class RemoteJobs:
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._requests: list[_LaunchRequest] = []  # those with jobs that are not confirmed
         self._is_watching = False  # whether a timer runs for them
+        self._is_sending = False  # whether the batch is sent in the next iteration of the loop
         self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
         self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
         self._streams: dict[int, RemoteStream] = {}  # by the job's id
@@ -154,19 +155,28 @@ class RemoteJobs:
         """Send each server one message per cell, with all jobs of the cell on its boards.
 
         Args:
-            now: whether they must not wait for those of other callers in this moment.
+            now: do not wait for what other callers launch in this moment, either. If none of them
+                has a request that is not confirmed, nothing waits.
         """
-        batch, self._batch = self._batch, {}
-        if not batch:
+        launched = sum(map(len, self._batch.values()))
+        if not launched:
             return
+        if now or len(self._tries) == launched:
+            self._send_batch()
+        elif not self._is_sending:
+            self._is_sending = True
+            self._call_later(0, self._send_batch)
+
+    def _send_batch(self) -> None:
+        self._is_sending = False
+        batch, self._batch = self._batch, {}
         for (server, cell, caller, token), jobs in batch.items():
             head = {"caller": caller, "token": token, **_cell_fields(cell)}
             request = _LaunchRequest(server, head, cell, jobs)
             self._send_request(request, jobs)
             self._requests.append(request)
         self._watch_requests()
-        if now or len(self._tries) == sum(map(len, batch.values())):  # nobody else asks
-            self._peer_messages.flush()
+        self._peer_messages.flush()
 
     def _send_request(self, request: _LaunchRequest, jobs: Sequence[Job]) -> None:
         """Request jobs, once more or for the first time: a server claims a job only once."""
