@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cloudmanager.board_client import BoardIdentity
@@ -23,6 +24,12 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 from .engines import Nats, Postgres, running_nats, running_postgres
 
 SHARED = pytest.StashKey[bool]()  # there is a server that tests share
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 __all__ = ["RunningServer", "running_boards", "running_server", "wait_online"]
 

@@ -93,7 +93,7 @@ class SharedStore(NotifyingStore):
         sent = {"server": sa.bindparam("me"), "epoch": _boards.c.epoch}
         claim = sa.update(_jobs).where(*_unsent_jobs_of(sa.bindparam("owner")))
         claim = claim.returning(_jobs.c.id, _jobs.c.epoch)
-        # PostgreSQL plans a statement with an array anew each time: 70 µs, which one job can do
+        # PostgreSQL plans a statement with an array again each time: 70 µs, which one job can do
         # without.
         one = claim.where(_jobs.c.id == sa.bindparam("id"))
         many = claim.where(self.database.is_one_of(_jobs.c.id, "ids"))

@@ -88,7 +88,7 @@ def test_output_is_joined_across_messages(pieces, stdout):
 
 
 @given(st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"])), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_output_does_not_depend_on_message_boundaries(text, data):
     raw = text.replace("\n", "\r\n").encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))

@@ -146,7 +146,7 @@ def test_reader_that_stops_early_continues_with_the_next_frame():
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.booleans(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_frames_are_read_however_they_are_split(payloads, mask, data):
     stream = b"".join(frames.encode_frame(payload, mask=mask) for payload in payloads)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
@@ -157,7 +157,7 @@ def test_frames_are_read_however_they_are_split(payloads, mask, data):
 
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_mask_is_removed(payload, key):
     mixed = bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
     head = frames.frame_header(BINARY, len(payload), mask=True)[:-4]
@@ -165,7 +165,7 @@ def test_any_mask_is_removed(payload, key):
 
 
 @given(st.binary(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_bytes_give_frames_or_a_frame_error(data):
     with contextlib.suppress(FrameError):
         found = read(data, masked=True)

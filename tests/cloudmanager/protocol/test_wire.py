@@ -303,7 +303,7 @@ def test_golden_events(vector):
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_unpack_reverses_pack(op, flags, job, payload):
     assert unpack(pack(op, payload, job=job, flags=flags)) == (op, flags, job, payload)
 
@@ -315,7 +315,7 @@ def test_message_shorter_than_its_header_is_refused(data):
 
 
 @given(BODIES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_read_json_reverses_pack_json(body):
     assert wire.read_json(unpack(pack_json(wire.REQUEST, body)).payload) == body
 
@@ -355,7 +355,7 @@ def joined(parts):
 
 
 @given(st.binary(max_size=500), st.integers(64, 200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cell_is_split_to_the_buffer_size(code, buffer_size):
     parts = exec_messages(code, buffer_size=buffer_size)
     assert all(len(part) <= buffer_size for part in parts)
@@ -413,7 +413,7 @@ def test_malformed_result_is_refused(flags, payload):
 
 
 @given(BODIES, st.binary(max_size=100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_read_submit_reverses_pack_submit(head, code):
     assert wire.read_submit(unpack(wire.pack_submit(1, head, code))) == (head, code)
 
@@ -434,7 +434,7 @@ def test_malformed_submit_is_refused(payload):
 
 
 @given(st.lists(st.binary(min_size=6, max_size=40), max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_read_events_reverses_pack_events(messages):
     payload = unpack(wire.pack_events(messages)).payload
     assert [
