@@ -11,6 +11,20 @@ from .installed_packages import METADATA
 
 metadata = METADATA
 
+
+def _on_postgresql(index: sa.Index, **options: Any) -> None:
+    """Set what an index has in PostgreSQL only, when its table is created there.
+
+    An argument such as ``postgresql_where`` would import that dialect, a twentieth of a start.
+    """
+
+    def set_options(_table: sa.Table, connection: sa.Connection, **_: Any) -> None:
+        if connection.dialect.name == "postgresql":
+            index.dialect_options["postgresql"].update(options)
+
+    sa.event.listen(index.table, "before_create", set_options)
+
+
 _BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's INTEGER has 64 bits
 
 boards = sa.Table(
@@ -59,7 +73,8 @@ tokens = sa.Table(
 )
 _VALID = sa.text("revoked IS NULL")
 # Names of valid tokens are unique. Revoked ones keep their rows, so that a refusal can name them.
-sa.Index("tokens_name", tokens.c.name, unique=True, sqlite_where=_VALID, postgresql_where=_VALID)
+_name_index = sa.Index("tokens_name", tokens.c.name, unique=True, sqlite_where=_VALID)
+_on_postgresql(_name_index, where=_VALID)
 
 jobs = sa.Table(
     "jobs",
@@ -81,7 +96,7 @@ jobs = sa.Table(
     sa.Column("token", sa.Text),
 )
 _OPEN = sa.text("ended IS NULL")
-sa.Index("jobs_open", jobs.c.board, sqlite_where=_OPEN, postgresql_where=_OPEN)
+_on_postgresql(sa.Index("jobs_open", jobs.c.board, sqlite_where=_OPEN), where=_OPEN)
 
 audit = sa.Table(
     "audit",
@@ -219,7 +234,7 @@ samples = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
 )
 sa.Index("samples_board", samples.c.board, samples.c.name, samples.c.time)
-sa.Index("samples_time", samples.c.time, postgresql_using="brin")
+_on_postgresql(sa.Index("samples_time", samples.c.time), using="brin")
 sample_minutes = sa.Table(
     "sample_minutes",
     metadata,
@@ -233,5 +248,5 @@ sample_minutes = sa.Table(
     sa.Column("last", sa.Float, nullable=False),
     sa.Column("last_time", sa.Float, nullable=False),
 )
-sa.Index("sample_minutes_time", sample_minutes.c.time, postgresql_using="brin")
+_on_postgresql(sa.Index("sample_minutes_time", sample_minutes.c.time), using="brin")
 version = schema.add_version_table(metadata)
