@@ -9,6 +9,7 @@ import sys
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.text_tables import secret_table
 from cloudmanager.protocol.targets import ALL, target_text
+from cloudmanager.protocol.text_encodings import decode_text
 
 from .commands import AddVerb, print_outcome
 
@@ -57,7 +58,7 @@ def _read_value(name: str) -> str:
             raise ValueError("The two values differ; nothing was stored.")
         return value
     try:
-        text = sys.stdin.buffer.read().decode()
+        text = decode_text(sys.stdin.buffer.read())
     except UnicodeDecodeError:  # its message would show the value
         raise ValueError("Standard input is not UTF-8 text.") from None
     return text.removesuffix("\n").removesuffix("\r")

@@ -51,6 +51,16 @@ def test_value_is_read_from_standard_input(mqtt, mbm, monkeypatch, fleet):
     assert mbm("secret-remove", "wifi").status == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_mark_is_no_part_of_the_value(mqtt, mbm, monkeypatch, fleet, encoding: str):
+    """Windows' editors and shells write such files."""
+    stdin = io.TextIOWrapper(io.BytesIO(f"{PASSWORD}\r\n".encode(encoding)))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert mbm("secret-set", "wifi").status == 0
+    assert mbm("board", "demo-1", "set", "wifi", '{"secret": "wifi"}').status == 0
+    assert json.loads(fleet["demo-1"].read(":settings.json").value) == {"wifi": PASSWORD}
+
+
 def test_value_is_asked_for_in_a_terminal_and_not_shown(server, mqtt, fleet):
     master, slave = pty.openpty()
     command = [MBM, "secret-set", "typed"]
