@@ -8,6 +8,7 @@ whose place `generated_pages.py` writes what the code declares.
 from __future__ import annotations
 
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,15 @@ html_show_sourcelink = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
+_NAMED_TUPLE_FIELD = type(namedtuple("_Example", "field").field)
+
+
+def leave_out(_app: Sphinx, _what: str, _name: str, member: object, *_: object) -> bool | None:
+    """Leave out the fields of named tuples: the docstrings of their classes describe them."""
+    return True if isinstance(member, _NAMED_TUPLE_FIELD) else None
+
 
 def setup(app: Sphinx) -> None:
-    """Register what fills in the generated parts."""
+    """Register what fills in the generated parts, and what leaves out members of classes."""
     app.connect("source-read", fill_in)
+    app.connect("autodoc-skip-member", leave_out)
