@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Error
 
 import cm_magics
 from cloudmanager import AsyncFleet, Boards, Fleet, server_options
@@ -103,6 +105,17 @@ def test_no_line_is_a_comment_of_myst(page: Path):
     """Outside of blocks, Sphinx leaves out a line that begins with %, which GitHub shows."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     assert re.findall(r"^ {0,3}%.*", text, flags=re.M) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_blocks_of_code_are_of_their_language(page: Path):
+    """Sphinx warns of what Pygments cannot read, and `make docs` fails at a warning."""
+    blocks = re.findall(
+        r"^ *```(\w+)\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
+    for language, text in blocks:
+        tokens = get_lexer_by_name(language).get_tokens(text)
+        assert [value for kind, value in tokens if kind is Error] == [], text
 
 
 def test_every_page_is_reachable_from_the_index():

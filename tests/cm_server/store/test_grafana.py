@@ -19,7 +19,7 @@ TEMP_OF_GREENHOUSE = TEMP._replace(board="greenhouse-1")
 
 
 def test_queries_of_the_documentation(postgres: Postgres):
-    grants, query = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    grants, query = re.findall(r"```(?:sql|text)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     macro = re.search(r"\$__unixEpochFilter\((.*)\)", query)
     assert macro is not None
     seconds = NOON // MICROSECONDS
