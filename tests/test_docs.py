@@ -6,6 +6,7 @@ import argparse
 import ast
 import configparser
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -130,6 +131,7 @@ def test_every_page_is_reachable_from_the_index():
     assert set(PAGES) - seen == set()
 
 
+@functools.cache
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb of ``mbm``."""
     (found,) = [
@@ -216,10 +218,11 @@ def test_verbs_that_sentences_name_exist(page: Path):
     assert verb_names(page) - set(verbs()) - _ALARMS == set()
 
 
-def magic_names() -> set[str]:
+@functools.cache
+def magic_names() -> frozenset[str]:
     """Return the names of all magics."""
     kinds: tuple[Any, ...] = (cm_magics.BoardMagics, *cm_magics.TARGET_MAGICS)
-    return {name for kind in kinds for names in kind.magics.values() for name in names}
+    return frozenset(name for kind in kinds for names in kind.magics.values() for name in names)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=page_id)
