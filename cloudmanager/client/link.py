@@ -12,6 +12,7 @@ who cannot read, or nobody has read for ``PAUSE_SECONDS``.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
@@ -223,6 +224,8 @@ class ServerLink:
         """
         if self._turn.locked() or self.forked:
             self._is_wanted = True
+            if self._other_reader == threading.get_ident():
+                self._read_in_handler(future, seconds)
             return
         limit = READ_SECONDS if seconds < 0 else min(seconds, READ_SECONDS)
         has_turn: list[bool] = []
@@ -231,7 +234,7 @@ class ServerLink:
                 try:
                     _record(has_turn, map(self._turn.acquire, (False,)))
                     if has_turn[0]:
-                        self._read_here(future, time.monotonic() + limit)
+                        self._read_here(future, time.monotonic() + limit, self._poll)
                 finally:  # another signal's handler may have raised an exception: no call before
                     if has_turn and has_turn[0]:
                         self._other_reader = 0
@@ -242,7 +245,21 @@ class ServerLink:
             if self._closes_when_unused:
                 self._close_if_unused()
 
-    def _read_here(self, future: Future[Any], deadline: float) -> None:
+    def _read_in_handler(self, future: Future[Any], seconds: float) -> None:
+        """Read in the handler of a signal, which has interrupted this thread while it reads.
+
+        Raises:
+            RuntimeError: it has interrupted it within a message; what is raised in the handler ends
+                the link.
+        """
+        if self._is_handling:
+            raise RuntimeError("a signal's handler waits for the message that it interrupts")
+        poll = select.poll()  # the other one is in use
+        poll.register(self._socket.fileno(), select.POLLIN)
+        deadline = math.inf if seconds < 0 else time.monotonic() + seconds
+        self._read_here(future, deadline, poll)
+
+    def _read_here(self, future: Future[Any], deadline: float, poll: select.poll) -> None:
         """Read until a future is set, or a deadline by ``time.monotonic()``.
 
         At the end of the link, ``_is_handling`` stays set.
@@ -252,7 +269,8 @@ class ServerLink:
         is_plain = isinstance(self._socket, socket.socket)
         must_wait = is_plain  # TLS may have the next record already
         while not future.done:
-            if must_wait and not self._poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            left = None if deadline == math.inf else max(deadline - time.monotonic(), 0) * 1000
+            if must_wait and not poll.poll(left):
                 return
             must_wait = True
             self._is_handling = True

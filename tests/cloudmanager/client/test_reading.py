@@ -350,6 +350,51 @@ def test_other_signal_while_a_message_is_handled_ends_the_link(opened):
     assert opened.closed
 
 
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Return a function that sets what SIGUSR1 does."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_action(act: Callable[[], object]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: act())
+
+    yield set_action
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_handler_of_another_signal_runs_a_cell(opened, answering, on_signal, monkeypatch):
+    """Such as one that leaves a board in a safe state before the program ends."""
+    monkeypatch.setattr(link, "READ_SECONDS", WAIT)
+    answering.answer = False
+    first = submit(opened)
+    others: list[Recording] = []
+
+    def run_another() -> None:
+        answering.answer = True
+        others.append(run(opened))
+        answering.send_held()
+
+    on_signal(run_another)
+    main = threading.main_thread().ident
+    assert main is not None
+    wait_until(lambda: answering.held, "the first cell was not sent")
+    timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    timer.start()
+    assert first.results(WAIT)["lab"].status == "ok"
+    assert [group.threads for group in others] == [{main}]
+    timer.join(WAIT)
+
+
+def test_handler_that_interrupts_a_message_cannot_wait_for_another(opened, on_signal):
+    group = submit_and_receive(opened)
+    on_signal(lambda: run(opened))
+    group.on_message = lambda: signal.raise_signal(signal.SIGUSR1)
+    with pytest.raises(RuntimeError, match="waits for the message that it interrupts"):
+        group.results(WAIT)
+    opened._reader.join(WAIT)
+    assert opened.closed
+
+
 def test_exception_at_any_place_leaves_the_turn_to_others(answering, monkeypatch):
     """Each wait after it ends: by a result, or since the link has ended."""
     monkeypatch.setattr(link, "PAUSE_SECONDS", 1.0)  # the longest wait after a missed ``read_on``
