@@ -117,6 +117,16 @@ def test_values_are_returned_in_the_order_of_time(opening: Opening):
     assert [row[2] for row in read(store, since=NOON + second, until=NOON + 2 * second)] == [1, 1]
 
 
+def test_values_of_one_moment_are_in_the_order_of_the_boards_in_the_query(opening: Opening):
+    store = opening()
+    store.append(batch(TODAY, [(TEMP, NOON, 1.0), (OTHER, NOON, 2.0), (HUM, NOON, 3.0)]))
+    for boards in (["id1", "id2"], ["id2", "id1"]):
+        for every in (None, MINUTE):
+            found = [row[:2] for row in read(store, boards=boards, every=every)]
+            expected = [("id1", "hum"), ("id1", "temp"), ("id2", "temp")]
+            assert found == sorted(expected, key=lambda row: boards.index(row[0]))
+
+
 @pytest.mark.parametrize("seconds", [60, 90, 300])
 def test_values_are_thinned(opening: Opening, seconds: int):
     store = opening()
