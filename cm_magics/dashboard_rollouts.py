@@ -29,11 +29,12 @@ def rollout_views(rollouts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def _rollout_view(rollout: Mapping[str, Any]) -> dict[str, Any]:
     state = str(rollout["state"])
     is_open = state in OPEN_STATES
+    joined = ", boards that joined" if rollout.get("joined") else ""
     return {
         "number": rollout["rollout"],
         "group": sanitize_text(rollout["group"]),
         "name": rollout["group"],
-        "change": sanitize_text(rollout_change(rollout)),
+        "change": sanitize_text(rollout_change(rollout)) + joined,
         "state": state,
         "why": sanitize_text(rollout["why"])[:_MAX_TEXT],
         "is_open": is_open,

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final, Unpack
 
 from cloudmanager.client.fleet import Boards
-from cloudmanager.client.restarts import hard_reset_code
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.restarts import hard_reset_cell, hard_reset_code
 from cloudmanager.protocol.errors import CableError
-from cloudmanager.protocol.run_options import WaitKeywords
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, WaitKeywords
 from cloudmanager.results.results import Results
 
 from .serial_ports import BoardRepl
@@ -85,5 +86,7 @@ def configure_by_link(
         _CHECK_CODE + _CONFIGURE_CODE, inputs={"new": dict(changes)}, timeout=CELL_SECONDS
     )
     if done.ok:
-        boards.submit("import machine\nmachine.reset()")
+        group = JobGroup(hard_reset_cell(), DEFAULT_OPTIONS)
+        boards.exchange().submit(group, boards.target)
+        group.accepted.result()
     return done

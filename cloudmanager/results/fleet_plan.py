@@ -116,7 +116,9 @@ def _group_lines(group: Mapping[str, Any]) -> list[str]:
         return [f"{head}: its target matches no board"]
     if not changed:
         return [f"{head}, as they should be"]
-    lines = [f"{head}, {len(changed)} to change, {size_text(group['bytes'])} to send at most"]
+    refused = sum(len(change["boards"]) for change in group["changes"] if change["error"])
+    to_change = f"{len(changed)} to change{f' ({refused} cannot be)' if refused else ''}"
+    lines = [f"{head}, {to_change}, {size_text(group['bytes'])} to send at most"]
     for change in group["changes"]:
         lines += _change_lines(change)
     least = group["seconds_at_least"]
@@ -194,7 +196,7 @@ STATE_TEXTS: Final = {
     "upgrading": "being sent its new client",
     "returning": "being sent its earlier generation again",
     "waiting": "waiting",
-    "missed": "away until the deadline",
+    "missed": "missed",
     "proven": "proven",
 }
 

@@ -286,8 +286,19 @@ def _is_visible(context: RequestContext, row: RolloutRow) -> bool:
 
 
 async def list_rollouts(context: RequestContext) -> list[dict[str, Any]]:
-    """Return the newest rollout of each group, with the states of its boards."""
-    rows = await _visible_rollouts(context)
+    """Return the newest rollout of each group, with the states of its boards.
+
+    One for boards that have joined the group does not hide that the one before it has failed.
+    """
+    rows = []
+    for newest in await _visible_rollouts(context):
+        if newest.plan.get("joined"):
+            failed = await context.services.store_queue.run(
+                functools.partial(_failed_before, newest), refusable=True
+            )
+            if failed is not None and _is_visible(context, failed):
+                rows.append(failed)
+        rows.append(newest)
     described = []
     for row in rows:
         number = row.number
@@ -296,6 +307,10 @@ async def list_rollouts(context: RequestContext) -> list[dict[str, Any]]:
         )
         described.append(_describe_rollout(context, row, boards))
     return described
+
+
+def _failed_before(joined: RolloutRow, store: Store) -> RolloutRow | None:
+    return store.rollout_rows.failed_before(joined)
 
 
 def _boards_of(number: int, store: Store) -> list[RolloutBoardRow]:
@@ -493,6 +508,11 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
             f"one group is rolled back at a time: name it (`--group GROUP`); there are {names}"
         )
     (row,) = rows
+    if row.plan.get("joined"):  # what somebody wants undone is the one that failed before it
+        joined = row
+        row = await services.store_queue.run(
+            lambda store: _failed_before(joined, store) or joined, refusable=True
+        )
     _check_covers(context, row)
     wanted = context.body.get("generation")
     if wanted is None:

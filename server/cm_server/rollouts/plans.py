@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
-from cloudmanager.protocol.errors import PackageError, ServerError
+from cloudmanager.protocol.errors import NoSuchBoard, PackageError, ServerError
 from cloudmanager.protocol.targets import Target, fold_names, natural_key, parse_target
 from cloudmanager.protocol.waves import wave_sizes
 from cm_server.installs import board_install, board_settings
@@ -186,13 +186,17 @@ def find_boards(
 
     Raises:
         ServerError: two groups have the same board, or a name in ``pin`` or with its own settings
-            is not one of the group's.
-        TargetError, NoSuchBoard: a target is wrong.
+            is not one of the group's, or a target names a board that is not enrolled.
+        TargetError: a target is wrong.
     """
     owners: dict[str, str] = {}
     found = {}
     for group in groups:
-        names = parse_target(group.target).matching_names(reachable)
+        try:
+            names = parse_target(group.target).matching_names(reachable)
+        except NoSuchBoard as error:
+            missing = fold_names([error.board, *error.others])
+            raise ServerError(f"{group.name}.target: no board is called {missing}") from error
         both: dict[str, list[str]] = {}
         for name in names:
             if name in owners:

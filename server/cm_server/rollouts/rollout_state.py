@@ -101,11 +101,6 @@ class Rollout:
         return bool(self.row.plan.get("client")) and "client" in self.manifest
 
     @property
-    def first_state(self) -> str:
-        """The state of a board that begins."""
-        return "upgrading" if self.brings_client else "switching"
-
-    @property
     def may_clear(self) -> bool:
         """Whether boards that cannot hold both generations remove the earlier one first."""
         return self.row.plan.get("rollback") == "network"

@@ -34,6 +34,7 @@ from cm_server.store.store_queue import Operation
 
 from . import desired, firmware_ops, steps
 from .client_steps import ClientSteps
+from .client_switch import is_replaceable
 from .joining import JoiningBoards, access_reason
 from .network_steps import NetworkSteps
 from .return_steps import ReturnSteps
@@ -308,9 +309,15 @@ class Rollouts:
         for run in begun:
             run.begun = True
             run.attempts = 0
-        self._set_boards(rollout, [(run, rollout.first_state, "") for run in begun])
+        self._set_boards(rollout, [(run, self._first_state(rollout, run), "") for run in begun])
         if why:
             self._end(rollout, "paused", why)
+
+    def _first_state(self, rollout: Rollout, run: BoardRun) -> str:
+        """Return the state of a board that begins."""
+        board = self._services.registry.by_id.get(run.row.board)
+        gets_client = rollout.brings_client and board is not None and is_replaceable(board)
+        return "upgrading" if gets_client else "switching"
 
     def _is_switched_elsewhere(self, rollout: Rollout, board_id: str) -> bool:
         """Return whether another rollout is just switching a board."""

@@ -603,6 +603,22 @@ class RolloutRows:
         self._connection.commit()
         return [RolloutRow(*row) for row in rows]
 
+    def failed_before(self, joined: RolloutRow) -> RolloutRow | None:
+        """Return the rollout that somebody has asked for last in a group, if it failed.
+
+        Args:
+            joined: the newest rollout of the group, for boards that have joined it since.
+        """
+        query = sa.select(*_ROLLOUT_COLUMNS).where(
+            rollouts.c.group == joined.group, rollouts.c.number < joined.number
+        )
+        rows = self._connection.execute(query.order_by(rollouts.c.number.desc())).all()
+        self._connection.commit()
+        asked = next(
+            (row for row in map(RolloutRow._make, rows) if not row.plan.get("joined")), None
+        )
+        return asked if asked is not None and asked.state == "failed" else None
+
     def version(self) -> tuple[int, float]:
         """Return what differs once a rollout has been made, or the state of one has changed."""
         query = sa.select(sa.func.max(rollouts.c.number), sa.func.max(rollouts.c.changed))

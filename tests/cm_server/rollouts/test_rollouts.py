@@ -42,9 +42,9 @@ class Lab(NamedTuple):
         return await FakeBoard.join(self.service, self.boards[name], parts=PARTS, facts=usual)
 
     async def status(self) -> dict[str, Any]:
-        """Return the only rollout."""
-        (rollout,) = (await self.owner.ask("fleet-status"))["reply"]
-        return dict(rollout)
+        """Return the newest rollout of the only group."""
+        rollouts = (await self.owner.ask("fleet-status"))["reply"]
+        return dict(rollouts[-1])
 
     async def until_state(self, state: str) -> dict[str, Any]:
         """Wait until the only rollout is in a state."""
@@ -244,6 +244,7 @@ DIGEST = hashlib.sha256().hexdigest()
         ({"target": None}, "lab: the target is missing"),
         ({"target": "platform=esp32"}, "platform= is a fact"),
         ({"target": "lab-["}, "lab: "),
+        ({"target": "lab-[7-8]"}, "lab.target: no board is called lab-[7-8]"),
         ({"pin": ["lab-9"]}, "lab.pin: the group has no board 'lab-9'"),
         ({"boards": {"vault-1": "{}"}}, "lab.board: the group has no board 'vault-1'"),
         ({"app": {"/boot.py": [DIGEST, 0]}}, "belongs to the board's client"),
@@ -363,8 +364,12 @@ async def test_board_that_joins_a_group_gets_its_proven_generation(lab: Lab):
         assert [each["board"] for each in rollout["boards"]] == ["lab-3"]
         assert rollout["others"] == {"have": [], "lack": ["lab-1", "lab-2"]}
         assert rollout["generation"] != later
+    shown = (await lab.owner.ask("fleet-status"))["reply"]
+    assert [(each["rollout"], each["state"]) for each in shown] == [(2, "failed"), (3, "running")]
     reply = await lab.owner.ask("fleet-abort")
     assert reply["reply"][0]["rollout"] == 3
+    back = (await lab.owner.ask("fleet-rollback", dry_run=True))["reply"]
+    assert back["generation"] == generation, "that of before the rollout that failed"
     # It was offered the generation: it is not given it again.
     async with await FakeBoard.join(lab.service, identity, parts=PARTS, facts={"mpy": 5}) as board:
         with pytest.raises(TimeoutError):
