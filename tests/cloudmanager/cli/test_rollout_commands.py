@@ -136,6 +136,7 @@ def test_rollback_shows_what_changes_and_asks(lab: Lab, mbm: Any) -> None:
         ({}, "pause = 3x", "fleet.toml: this is not valid TOML: "),
     ],
 )
+@pytest.mark.usefixtures("server")
 def test_what_cannot_work_is_said_by_the_plan(
     tmp_path: Path, mbm: Any, files: dict[str, str], more: str, why: str
 ) -> None:
