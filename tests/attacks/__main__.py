@@ -146,7 +146,8 @@ class Copy:
         if status not in (0, 1):
             return Outcome(defence, False, f"pytest ended with {status}: {said[-300:]}", took)
         if missed:
-            return Outcome(defence, False, f"not noticed by {', '.join(missed)}", took)
+            errors = "".join(f"; {line}" for line in said.splitlines() if line.startswith("ERROR"))
+            return Outcome(defence, False, f"not noticed by {', '.join(missed)}{errors}", took)
         hung = ", hung" if HUNG in said else ""
         return Outcome(defence, True, f"noticed by {len(defence.tests)}{hung}", took)
 

@@ -162,14 +162,15 @@ SERVERS: Final = [
     defence(
         "fence: a result is written by the job's owner only",
         SERVER + "store/shared_store.py",
-        "_is_owner = lambda values: sa.or_(_jobs.c.server == values['me'], _jobs.c.id > 0)",
+        "_is_owner = lambda values: "
+        "sa.or_(_jobs.c.server == values['me'], _jobs.c.id.is_not(None))",
         SUSPENDED,
     ),
     defence(
         "fence: a result is written in the epoch of the sending only",
         SERVER + "store/shared_store.py",
         "_is_same_epoch = lambda values: "
-        "sa.or_(_jobs.c.id > 0, _jobs.c.epoch == values['in_epoch'])",
+        "sa.or_(_jobs.c.id.is_not(None), _jobs.c.epoch == values['in_epoch'])",
         STORE + "jobs_of_unconfirmed_updates_end[sqlite]",
     ),
     defence(

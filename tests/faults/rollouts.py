@@ -163,7 +163,7 @@ class RolloutSoak:
                 machine.address = ("127.0.0.1", proxy.tcp_port)
                 machine.add_board(BoardIdentity.from_enrolment(row, url))
                 self.proxies.append(proxy)
-            wait_online(fleet, self.names)
+            self._ask(fleet, lambda fleet: wait_online(fleet, self.names))
             yield machine
 
     def _all(self, fleet: Fleet, servers: Servers | None, machine: VirtualBoards) -> dict[str, Any]:

@@ -44,6 +44,7 @@ PAUSES: Final = (
     0.5,
     1.5,
 )  # how long a process is suspended, in units of DEAD_AFTER; the last is too long
+SETUP_ATTEMPTS: Final = 10  # to wait until all boards are connected, before the first fault
 SETTLED: Final = 20.0  # seconds after which no job is open
 STORE_PAUSES: Final = (1.5, 1.5, 1.5, 7.0)  # seconds; in the last, statements time out
 REJOINED: Final = "it rejoins"  # as membership.py logs it
@@ -172,8 +173,19 @@ class SeveralSoak(Soak):
                 machine.address = ("127.0.0.1", proxy.tcp_port)
                 machine.add_board(BoardIdentity.from_enrolment(row, self.cluster.servers[0].url))
                 self.board_proxies.append(proxy)
-            wait_online(fleet, self.names)
+            self._wait_online(fleet)
             yield machine
+
+    def _wait_online(self, fleet: Fleet) -> None:
+        """Wait for all boards.
+
+        While hundreds of them start on a busy machine, a server may be late with its heartbeats; it
+        rejoins then, and closes the links of its callers.
+        """
+        for _ in range(SETUP_ATTEMPTS):
+            with contextlib.suppress(ServerUnreachable):
+                return wait_online(fleet, self.names)
+        return wait_online(fleet, self.names)
 
     def _url(self, number: int, url: str) -> str:
         return f"http://127.0.0.1:{self.caller_proxies[number].tcp_port}"
