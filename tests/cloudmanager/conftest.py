@@ -21,7 +21,7 @@ from .bridges import bridged_board, bridged_microbit, bridged_unix, chips
 
 __all__ = ["bridged_board", "bridged_microbit", "bridged_unix", "chips"]
 
-WAIT = 25.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 MBM = str(Path(sys.executable).parent / "mbm")
 
 

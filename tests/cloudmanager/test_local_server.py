@@ -16,7 +16,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServiceError
 from cloudmanager.server_options import ServerOptions
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 
 
 @pytest.fixture

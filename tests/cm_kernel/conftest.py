@@ -16,7 +16,7 @@ from jupyter_client.manager import KernelManager
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_kernel.install import install
 
-WAIT = 20.0  # seconds that a cell may take
+WAIT = 60.0  # seconds that a cell may take on a busy machine
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import time
@@ -18,7 +19,7 @@ from nbconvert import HTMLExporter
 
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
-WAIT = 20.0  # seconds that a cell may take
+WAIT = 60.0  # seconds that a cell may take on a busy machine
 PATHS = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "server"))
 
 
@@ -107,11 +108,12 @@ def kernel(
     environment = {**os.environ, "IPYTHONDIR": folder, "PYTHONPATH": PATHS}
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(env=environment)
-    kernel = Kernel(manager)
-    assert kernel.run("%load_ext cm_magics")[0] == "ok"
-    yield kernel
-    kernel.client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(manager.shutdown_kernel, now=True)
+        kernel = Kernel(manager)
+        stack.callback(kernel.client.stop_channels)
+        assert kernel.run("%load_ext cm_magics")[0] == "ok"
+        yield kernel
 
 
 def head(words: str) -> str:

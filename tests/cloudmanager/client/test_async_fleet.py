@@ -14,7 +14,7 @@ from cloudmanager.protocol.errors import NoSuchBoard, ServerUnreachable
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 ALL = "demo-[1-3]"
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cloudmanager.protocol.errors import (
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import RunningServer, running_boards, running_server, wait_online
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 ALL = ["demo-1", "demo-2", "demo-3"]
 PACKAGE = config.__file__.removesuffix("config.py")
 

@@ -19,7 +19,7 @@ from cloudmanager.testing.plugin import RunningServer
 from cm_server.net import certificates
 from tests.faults.conftest import serving
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 #: A parent that forks while its cell runs and while other threads use its Fleet; the child uses
 #: what it inherited, then a Fleet of its own.
 PROGRAM = """

@@ -9,7 +9,7 @@ import pytest
 from cloudmanager.client.future import Future
 from cloudmanager.protocol.errors import ServerUnreachable
 
-WAIT = 20.0  # seconds that a thread may take on a busy machine
+WAIT = 60.0  # seconds that a thread may take on a busy machine
 UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it closed the connection")
 
 

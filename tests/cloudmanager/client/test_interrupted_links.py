@@ -24,7 +24,7 @@ from cloudmanager.client.async_fleet import AsyncFleet
 from cloudmanager.client.fleet import Fleet
 from tests.conftest import RunningServer
 
-WAIT = 20.0
+WAIT = 60.0
 CLIENT = Path(cloudmanager.client.__file__).parent
 MODULES = {str(CLIENT / name) for name in ("fleet.py", "link.py", "outgoing.py")}
 

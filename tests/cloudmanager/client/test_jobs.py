@@ -19,7 +19,7 @@ from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.wire import Message
 from cloudmanager.results.board_values import Repr
 
-WAIT = 20.0  # seconds that a thread may take on a busy machine
+WAIT = 60.0  # seconds that a thread may take on a busy machine
 TRACEBACK = """\
 Traceback (most recent call last):
   File "<cell>", line 1, in <module>

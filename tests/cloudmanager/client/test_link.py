@@ -15,7 +15,7 @@ from cloudmanager.config import ServerAddress
 from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import NotAllowed, ServerUnreachable, VersionMismatch
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 
 
 class FakeServer:

@@ -31,7 +31,7 @@ from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of
 
-WAIT = 20.0
+WAIT = 60.0
 APP = """
 import time
 print("start")

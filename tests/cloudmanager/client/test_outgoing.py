@@ -25,7 +25,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, ServerUnreachable
 from cm_server.net import certificates
 from tests.conftest import running_boards, running_server
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 BIG = 3_000_000  # bytes: more than the sockets' buffers hold (see Lab.shrink_send_buffer)
 LONG = f"x = 1\n#{'a' * BIG}"  # a cell that stands still on its way to a server that does not read
 

@@ -15,7 +15,7 @@ from cloudmanager.client import tls
 from cloudmanager.config import ServerAddress
 from cm_server.net import certificates
 
-WAIT = 20.0  # seconds
+WAIT = 60.0  # seconds
 
 
 @pytest.fixture

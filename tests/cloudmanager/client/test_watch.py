@@ -15,7 +15,7 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import NoSuchBoard, NotAllowed, PeerWireError, ServerUnreachable
 from tests.conftest import running_boards, running_server
 
-WAIT = 20.0  # seconds that anything here may take on a busy machine
+WAIT = 60.0  # seconds that anything here may take on a busy machine
 
 
 def changes(*boards, flags=0, **more):
