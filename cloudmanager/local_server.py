@@ -18,7 +18,7 @@ from . import config
 from .protocol.errors import ServiceError
 from .server_options import ServerOptions
 
-START_SECONDS = 15.0  # a start takes half a second; on a busy machine, a few seconds
+START_SECONDS = 60.0  # a start takes half a second; on a small or busy machine, many more
 STOP_SECONDS = 10.0
 DEFAULT_OPTIONS = ServerOptions()
 

@@ -79,13 +79,13 @@ def test_completion_executes_no_user_code(kernel: Kernel):
 
 
 def test_completion_binds_no_names(kernel: Kernel):
-    kernel.run("before = sorted(globals())")
-    kernel.complete("bef")
-    kernel.inspect("before")
+    kernel.run("bound_before = sorted(globals())")
+    kernel.complete("bound_bef")
+    kernel.inspect("bound_before")
     names = kernel.run(
-        "sorted(set(globals()) - set(before)), 'cm.look' in __import__('sys').modules"
+        "sorted(set(globals()) - set(bound_before)), 'cm.look' in __import__('sys').modules"
     )
-    assert names[1][-1].text.endswith("\n(['before'], False)")
+    assert names[1][-1].text.endswith("\n(['bound_before'], False)")
 
 
 def test_boards_of_the_cells_target_are_asked(kernel: Kernel):

@@ -732,10 +732,11 @@ def test_rollouts_are_shown_and_changed(dashboard: Dashboard, page: Page, fleet:
         fleet.apply(fleet.plan(path))
 
         def in_state(state: str) -> dict[str, Any]:
-            def matches(message: Any) -> bool:
-                return [each["state"] for each in message["rollouts"]] == [state]
+            def ours(message: Any) -> list[dict[str, Any]]:
+                rollouts = [each for each in message["rollouts"] if each["group"] == "pane"]
+                return [each for each in rollouts if each["state"] == state]
 
-            (rollout,) = page.until("rollouts", matches)["rollouts"]
+            (rollout,) = ours(page.until("rollouts", ours))
             return dict(rollout)
 
         shown = in_state("running")

@@ -225,11 +225,11 @@ def test_audit_shows_the_last_requests_newest_last(boards, token, mbm):
 
 @pytest.mark.parametrize(("answer", "left"), [(b"n\n", 2), (b"\n", 2), (b"y\n", 0)])
 def test_several_boards_are_removed_after_a_question(own_home, mbm, answer, left):
-    mbm("server-start", "--port", "0")
+    master, slave = pty.openpty()
     try:
+        assert mbm("server-start", "--port", "0").status == 0
         for name in ("lab-1", "lab-2"):
             assert mbm("board-enrol", name).status == 0
-        master, slave = pty.openpty()
         os.write(master, answer)
         command = [MBM, "board-revoke", "lab-[1-2]"]
         done = subprocess.run(command, stdin=slave, capture_output=True, text=True, timeout=WAIT)
