@@ -63,12 +63,14 @@ ALONE := tests/cloudmanager/cable/test_bridge.py tests/load
 # A test that fails is run once more, since a busy machine can be late; the summary lists it (RERUN), and each is a
 # defect of the test or of the code. What fails twice has failed.
 RERUN := --reruns 1 --rerun-show-tracebacks -rfER
+# The plugin for notebooks takes a second and a half of processor time to import, in each process.
+NO_NOTEBOOKS := -p no:nbval
 test: check
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest -q $(RERUN) -n 4 --dist loadfile --no-loadscope-reorder \
+	@$(BIN)/python -m pytest -q $(RERUN) $(NO_NOTEBOOKS) -n 4 --dist loadfile --no-loadscope-reorder \
 		$(BROWSER:%=--ignore %) $(ALONE:%=--ignore %) $(TOGETHER)
-	@$(BIN)/python -m pytest -q $(RERUN) -n 2 --dist loadfile $(BROWSER)
-	@$(BIN)/python -m pytest -q $(RERUN) $(ALONE)
+	@$(BIN)/python -m pytest -q $(RERUN) $(NO_NOTEBOOKS) -n 2 --dist loadfile $(BROWSER)
+	@$(BIN)/python -m pytest -q $(RERUN) $(NO_NOTEBOOKS) $(ALONE)
 	@printf '%s\n' notebooks/*.ipynb | xargs -P 3 -n 1 $(BIN)/python -m pytest -q --nbval-lax
 else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)

@@ -110,7 +110,7 @@ class Link:
             self.send(message(MORE, job.number, code[at : at + room]))
         return job
 
-    def run(self, code, timeout=10, **more):
+    def run(self, code, timeout=WAIT, **more):
         return self.submit(code, **more).wait(timeout)
 
     def interrupt(self, job):

@@ -185,7 +185,7 @@ def test_new_settings_that_do_not_work_are_discarded(lab, wrong, program):
     link = lab.boot(program, **HOME).link()
     link.program(0, "app.py ended")
     try_settings(lab, link, wrong)
-    again = lab.link(after=link, timeout=25)
+    again = lab.link(after=link)
     lab.chip.hear(b"The new settings do not work: the old ones are back.")
     assert again.run("__cm__((1))").value == b"1"
     assert lab.flash.read("/cm.new.trial") == ""
@@ -296,7 +296,7 @@ def test_board_whose_heap_is_too_full_for_tls_restarts(lab, tmp_path):
     lab.peer.tls = authority.context
     lab.peer.open()
     ca = base64.b64encode(authority.ca).decode()
-    link = lab.boot(ca=ca, chip_options={"full": True}).link(timeout=15)
+    link = lab.boot(ca=ca, chip_options={"full": True}).link()
     assert link.run("__cm__((6 * 7))").value == b"42"
 
 
@@ -318,12 +318,12 @@ def test_memory_of_the_last_tls_link_is_kept_for_the_next_one(lab, tmp_path):
     lab.peer.shut()
     lab.peer.tls = authority.context
     lab.peer.open()
-    link = lab.boot(ca=base64.b64encode(authority.ca).decode()).link(timeout=15)
+    link = lab.boot(ca=base64.b64encode(authority.ca).decode()).link()
     assert link.run(HELD).value == b"()"
     lab.peer.shut()
     lab.chip.hear(b"held [16800, 4500]")
     lab.peer.open()
-    again = lab.link(after=link, timeout=15)
+    again = lab.link(after=link)
     assert again.run("import cm.state\n__cm__((cm.state.spare))").value == b"()"
 
 
@@ -420,9 +420,9 @@ def test_blocking_program_prints_while_there_is_no_link(lab):
 def test_why_a_board_did_not_connect_is_in_the_log(lab):
     lab.peer.shut()
     lab.boot()
-    lab.chip.hear(b"No link to the server", timeout=20)
+    lab.chip.hear(b"No link to the server")
     lab.peer.open()
-    lab.link(timeout=20).logged(b"No link to the server: [Errno 111] ECONNREFUSED")
+    lab.link().logged(b"No link to the server: [Errno 111] ECONNREFUSED")
 
 
 def test_board_runs_cells_after_its_program_has_ended(lab):
@@ -436,9 +436,9 @@ def test_board_runs_cells_after_its_program_has_ended(lab):
 def test_program_starts_without_a_server(lab):
     lab.peer.shut()
     lab.boot("print('started')")
-    lab.chip.hear(b"started", timeout=20)
+    lab.chip.hear(b"started")
     lab.peer.open()
-    assert lab.link(timeout=20).run("import app\n__cm__((1))").status == OK
+    assert lab.link().run("import app\n__cm__((1))").status == OK
 
 
 def test_blocking_program_is_stopped_when_the_link_is_lost_for_long(lab):
@@ -571,7 +571,6 @@ def test_program_that_resets_the_board_leads_to_safe_mode(lab):
         lambda peer: any(
             "safe mode" in link.proof_fields["facts"]["program"] for link in peer.links.values()
         ),
-        timeout=25,
     )
     assert lab.link().proof_fields["facts"]["program"] == "safe mode: app.py reset the board"
     assert lab.starts() == ["x"] * 3

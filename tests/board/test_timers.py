@@ -339,7 +339,7 @@ def test_second_core_that_prints_never_uses_the_link(lab):
     """It prints while the client sends, too: then its output is lost, and the job says so."""
     link = boot_pico(lab)
     assert link.run(SENDS).status == OK
-    job = link.run(PRINTS, timeout=20)
+    job = link.run(PRINTS)
     assert job.status == OK, job
     assert value(link, "__cm__((sent_by))") == "{0}"
     lines = job.output.decode().split("\r\n")
