@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from cloudmanager.client.fleet import Fleet
 
@@ -40,10 +43,22 @@ trap.own = 5
 """
 
 
+@pytest.fixture
+def patient(kernel: Kernel) -> Iterator[None]:
+    """Boards may answer late, as those of a busy machine do."""
+    set_seconds = (
+        "%%host\nfrom cloudmanager.client import board_names\nboard_names.ANSWER_SECONDS = "
+    )
+    assert kernel.run(f"{set_seconds}30.0")[0] == "ok"
+    yield
+    assert kernel.run(f"{set_seconds}0.3")[0] == "ok"
+
+
 def kinds(reply: dict[str, Any]) -> dict[str, str]:
     return {each["text"]: each["type"] for each in reply["metadata"]["_jupyter_types_experimental"]}
 
 
+@pytest.mark.usefixtures("patient")
 def test_names_of_the_board_are_offered_with_their_kinds(kernel: Kernel):
     kernel.run("import os\ndef tab_function(): pass\ntab_value = 1\nclass TabClass: pass")
     assert kinds(kernel.complete("x = tab_")) == {
@@ -55,6 +70,7 @@ def test_names_of_the_board_are_offered_with_their_kinds(kernel: Kernel):
     assert kinds(kernel.complete("TabC")) == {"TabClass": "class"}
 
 
+@pytest.mark.usefixtures("patient")
 def test_name_on_some_boards_only_is_marked(kernel: Kernel):
     kernel.run("tab_all = 1")
     kernel.run("%%board demo-2\ntab_few = 1")
@@ -65,6 +81,7 @@ def test_name_on_some_boards_only_is_marked(kernel: Kernel):
     assert kernel.inspect("tab_few") == "demo-2: int 1"
 
 
+@pytest.mark.usefixtures("patient")
 def test_completion_executes_no_user_code(kernel: Kernel):
     kernel.run(TRAPS)
     assert {"own", "prop", "method", "calls"} <= set(kernel.complete("trap.")["matches"])
@@ -78,6 +95,7 @@ def test_completion_executes_no_user_code(kernel: Kernel):
     assert kernel.run("Trap.calls")[1][-1].text.endswith("\n0")
 
 
+@pytest.mark.usefixtures("patient")
 def test_completion_binds_no_names(kernel: Kernel):
     kernel.run("bound_before = sorted(globals())")
     kernel.complete("bound_bef")
@@ -88,6 +106,7 @@ def test_completion_binds_no_names(kernel: Kernel):
     assert names[1][-1].text.endswith("\n(['bound_before'], False)")
 
 
+@pytest.mark.usefixtures("patient")
 def test_boards_of_the_cells_target_are_asked(kernel: Kernel):
     kernel.run("%%board demo-3\ntab_third = 1")
     assert kinds(kernel.complete("%%board demo-3\ntab_th")) == {"tab_third": "instance"}
@@ -110,6 +129,7 @@ def test_module_that_no_board_imported_comes_from_stubs(kernel: Kernel):
     assert kernel.inspect("from machine import Pin\nled = Pin(2)\nled.value").startswith("value()")
 
 
+@pytest.mark.usefixtures("patient")
 def test_definitions_in_cells_are_shown(kernel: Kernel):
     kernel.run('def blink(times, *, pause=1):\n    """Blinks."""')
     assert kernel.inspect("blink(") == (
@@ -120,14 +140,13 @@ def test_definitions_in_cells_are_shown(kernel: Kernel):
 def test_busy_boards_are_not_asked(kernel: Kernel, fleet: Fleet):
     kernel.run("tab_busy = 1")
     newest = max(job["job"] for job in fleet.jobs("demo-1"))
-    group = fleet["all"].submit("import time\ntime.sleep(1)\n6*7")
-    begun = time.monotonic()
+    group = fleet["all"].submit("import time\ntime.sleep(60)")
     assert "tab_busy" in kernel.complete("tab_bus")["matches"]  # from the cells that ran
     assert "sleep_ms" in kernel.complete("import time\ntime.sle")["matches"]
     assert kernel.inspect("time.sleep_ms").startswith("sleep_ms(")
-    assert time.monotonic() - begun < 0.9
     assert not group.finished.done
-    assert set(group.results(5).to_dict().values()) == {42}
+    group.interrupt()
+    assert {result.status for result in group.results(60).values()} == {"interrupted"}
     assert len([job for job in fleet.jobs("demo-1") if job["job"] > newest]) == 1
 
 
