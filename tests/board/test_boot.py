@@ -341,18 +341,18 @@ def test_configured_watchdog_is_armed_and_fed(lab):
 
 
 def test_async_program_runs_beside_cells_on_time(lab):
-    """All ticks of one window are on time; a busy machine may spoil some windows."""
+    """All ticks of one window are on time, beside many cells; a busy machine may spoil some."""
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
-    windows = []
-    while not any(max(late) <= 20 for late in windows):
-        assert len(windows) < 8, windows
+    windows: list[tuple[int, int]] = []  # by how much a tick was late at most, in ms; cells
+    while not any(late <= 20 and cells > 50 for late, cells in windows):
+        assert len(windows) < 30, windows
         link.run("import app\napp.late.clear()")
         cells = 0
         while int(link.run("import app\nn = len(app.late)\n__cm__((n))").value) < 10:
             cells += 1
-        windows.append(json.loads(link.run("import app\n__cm__((app.late))").value))
-        assert cells > 50, "cells were served beside it"
+        late = json.loads(link.run("import app\n__cm__((app.late))").value)
+        windows.append((max(late), cells))
 
 
 def test_async_program_can_be_stopped(lab):
