@@ -56,7 +56,7 @@ def report(flags=0):
         link.job[:] = job
 
 
-def start():
+def start(_):
     global bad, slept, version, trace
     from cm import wake
 

@@ -24,6 +24,6 @@ def lightsleep(ms):
         if dogs:
             from cm import watchdog
 
-            watchdog.start(wake.setting("watchdog", None))
+            watchdog.start({"watchdog": wake.setting("watchdog", None)})
             link.drop("watchdog")
         console.timer.init(period=_PERIOD_MS, callback=console.tick)

@@ -38,7 +38,9 @@ def prepare(link, status, stop):
 
 
 # Reads what prepare() has written before the last restart: how the job ended.
-def read_last(link, run):
+def start(_):
+    from cm import link, run
+
     with open("/cm.last") as file:
         job, status, text = file.read().split(" ", 2)
     os.remove("/cm.last")

@@ -76,12 +76,11 @@ def finish():
     _try(os.rmdir, "/.cm/new")
 
 
-# Called when the board starts. A generation that has yet to prove itself gets one start for it. If
+# Called when the board starts, if there is a /.cm. A generation that has yet to prove itself gets one start for it. If
 # its journal cannot be applied, such as for a full flash, the board goes back at once.
-def start():
+def start(_=None):
     from cm import link
 
-    link.cm.healthy = bool  # a program may call it although there is no trial
     failed = ""
     try:
         finish()

@@ -1,6 +1,6 @@
 # Arms the watchdog, which resets a board whose interpreter hangs; the client's timer feeds it.
 # Boards: all but virtual ones, unless /cm.json has "watchdog": 0; dropped afterwards.
-# Cost: 647 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 663 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import console, link, state
 from cm.firmware import machine, sys
 
@@ -35,9 +35,9 @@ def _arm(seconds):
     return "hardware, %d s" % wait
 
 
-# Called once on each chip.
-def start(seconds):
+# Called once on each chip, with its settings.
+def start(config):
     if sys.platform == "rp2":
         import cm.threads  # noqa: F401
-    state.watchdog = _arm(seconds)
+    state.watchdog = _arm(config.get("watchdog"))
     console.idle()

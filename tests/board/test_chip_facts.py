@@ -57,6 +57,9 @@ FACTS: dict[str, tuple[str, ...]] = {
     "a reset over a port that stays open was not noticed": (
         "cloudmanager/cable/test_bridge.py: test_reset_between_cells_is_noticed",
     ),
+    "lwIP's TCP_NODELAY is 64, not 1: small messages waited for an acknowledgement": (
+        "board/test_link.py: test_small_writes_are_not_delayed_in_the_handshake",
+    ),
     "a frozen client did not start": (
         "board/test_start.py: test_frozen_client_starts_and_reports_its_parts",
     ),

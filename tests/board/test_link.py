@@ -338,6 +338,7 @@ from cm import firmware, link
 done = []
 class Stub:
     SOCK_STREAM = POLLIN = PROTOCOL_TLS_CLIENT = CERT_REQUIRED = 0
+    {names}
     def getaddrinfo(self, *_):
         return [(2, 1, 0, "", "address")]
     def socket(self, *_):
@@ -364,9 +365,17 @@ except OSError:
 """
 
 
-def test_small_writes_are_not_delayed_in_the_handshake(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [
+        pytest.param("pass", 1, id="unix"),  # which does not name it
+        pytest.param("TCP_NODELAY = 1", 1, id="esp32"),
+        pytest.param("TCP_NODELAY = 64", 64, id="rp2, esp8266"),  # where 1 does nothing
+    ],
+)
+def test_small_writes_are_not_delayed_in_the_handshake(tmp_path, names, option):
     """TLS's handshake writes three records in a row: each would wait for an acknowledgement."""
-    code = DIAL.format(client=str(compile_client(tmp_path)))
+    code = DIAL.format(client=str(compile_client(tmp_path)), names=names)
     binary = str(Path(sys.executable).parent / "micropython")
     done = subprocess.run([binary, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("[(6, 1, 1), 'address', 'TLS']\n", "")
+    assert (done.stdout, done.stderr) == (f"[(6, {option}, 1), 'address', 'TLS']\n", "")

@@ -18,15 +18,17 @@ from collections.abc import Iterable
 
 from cloudmanager.protocol.errors import CloudmanagerError
 
-from . import bridge_checks, cell_checks, client_checks
+from . import bridge_checks, cell_checks, client_checks, time_checks
 from .bench import Bench, Options
 from .checks import Check, Row, markdown_table, run_checks
 
 
 def choose_checks(options: Options) -> list[Check]:
     """Return the checks for a board with Wi-Fi, or for one behind the bridge."""
-    rooms = client_checks if options.wifi else bridge_checks
-    return [*rooms.START, *cell_checks.CHECKS, *rooms.CHECKS]
+    if options.wifi:
+        checks = [*client_checks.CHECKS, *time_checks.CHECKS]
+        return [*client_checks.START, *cell_checks.CHECKS, *checks]
+    return [*bridge_checks.START, *cell_checks.CHECKS, *bridge_checks.CHECKS]
 
 
 def describe(bench: Bench) -> str:
