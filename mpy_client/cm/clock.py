@@ -40,7 +40,7 @@ _NEAR_US = const(2000)  # µs before the time in which the board does nothing bu
 ticks_ms = time.ticks_ms
 ticks_us = time.ticks_us
 keep = "cm.now_ms" in sys.modules  # the user's code or cm.emit uses it
-now = link.find("now_ms")
+now = None  # now_ms(), once it is needed: to load it takes time at each wake
 
 
 def _forget():
@@ -52,13 +52,13 @@ def _forget():
 # ms: since 1970, UTC. Integers only: a float of 32 bits has 128 s of resolution here. The RTC is
 # never set back while the user's program runs.
 def set_clock(ms):
-    _forget()
     clock = state.clock
-    if clock and abs(now() - ms) < _MAX_OFF_S * 1000:
+    if clock and abs(link.find("now_ms")() - ms) < _MAX_OFF_S * 1000:
         clock[_ERROR] = _UNMEASURED_US  # it may be another server
     else:
         drift = clock and clock[_DRIFT]
         state.clock = [ticks_ms(), ticks_us(), ms * 1000, _UNMEASURED_US, drift, 0]
+    _forget()
     if not hasattr(machine, "RTC"):  # a virtual board uses the clock of its host
         return
     ms = ms // 1000 - (_1970_TO_2000_S if time.gmtime(0)[0] == 2000 else 0)
@@ -88,6 +88,8 @@ def _exchange():
 # Measures the clock by the shortest of three exchanges, if it was last measured so many ms ago, by
 # default the usual interval. It counts if it is more exact than what is known.
 def measure(interval=None):
+    global now
+    now = now or link.find("now_ms")
     _forget()
     clock = state.clock
     drift = clock[_DRIFT]
@@ -126,6 +128,8 @@ def measure(interval=None):
 # is compiled before. While it waits, the link and the user's tasks go on, and the program does not
 # start, as for a cell of which a part is yet to come.
 def run_part(source):
+    global now
+    now = now or link.find("now_ms")
     _forget()
     link.drop("files")
     kind = run.kind

@@ -1,6 +1,6 @@
 # Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,947 bytes of .mpy, 4,208 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 2,947 bytes of .mpy, 3,008 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, mac, state
 from cm.firmware import binascii, gc, hashlib, json, os, select, socket, time, tls
 

@@ -6,9 +6,9 @@ from cm.firmware import network, time
 
 sleep_ms = time.sleep_ms
 
-_POLL_MS = const(100)  # ms between two polls of the status
+_POLL_MS = const(20)  # ms between two polls of the status
 _HOST_NAME_CHARS = const(32)  # the longest host name (extmod/modnetwork.h)
-_POLLS = const(150)  # polls for each network: 15 s
+_POLLS = const(750)  # polls for each network: 15 s
 
 
 # Waits for a connection. Returns None, or why there is none.

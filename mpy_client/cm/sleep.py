@@ -1,7 +1,7 @@
 # cm.sleep(seconds): sends what is unsent, does what waits for the board, sleeps.
 # Boards: all; loaded at the first use.
 # Cost: 2,042 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
-from cm import kept, link, run, state, wake
+from cm import link, run, state, wake
 from cm.firmware import binascii, get_ident, struct, sys, time
 
 ticks_diff = time.ticks_diff
@@ -109,18 +109,18 @@ def _connect():
         return False
     wake.skipped = 0
     limit = wake.setting("awake_max", _AWAKE_MAX_S) * 1000
-    first = wake.slept > 0
+    brief = wake.slept > 0  # until the server has refused that: it needs the facts
     while not state.socket and wake.awake() < limit:
         try:
             import cm.dial as dial  # not the function of that name, as link.find() returns
 
-            if first:
+            if brief:
                 dial.about = _about
                 expect = dial._expect
                 dial._expect = _expect
-            first = False
             dial.connect()
         except Exception:
+            brief = brief and not asked
             link.close()
             asked = False
             time.sleep_ms(_RETRY_MS)
@@ -168,7 +168,8 @@ def _ask():
     if not asked:
         _say()
     asked = False
-    if state.socket:
+    kept = sys.modules.get("cm.kept")
+    if state.socket and kept:
         kept.forget(len(kept.items))
     since = ticks_ms()
     wait = _ANSWER_MS
@@ -198,8 +199,9 @@ def _ask():
 
 # Sends samples, what was printed, and SLEEP.
 def _say():
-    n = kept.send(_FEW)
-    while kept.send(1, n):
+    kept = sys.modules.get("cm.kept")  # loaded if there are samples
+    n = kept and kept.send(_FEW)
+    while n and kept.send(1, n):
         n += 1
         time.sleep_ms(_SPACE_MS)
     if state.log:

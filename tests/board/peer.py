@@ -263,6 +263,8 @@ class Peer:
         #: returns whether it is welcome. None: WELCOME is sent at once.
         self.before_welcome = None
         self.rejections = 0  # how many of the next attempts to connect are refused
+        #: Called before CHALLENGE; returns whether to send it, rather than close the link.
+        self.before_challenge = None
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -325,6 +327,9 @@ class Peer:
         hello = await socket.recv()
         assert hello[:6] == message(HELLO, bytes(4))
         said = json.loads(hello[6:])
+        if self.before_challenge and not self.before_challenge():
+            await socket.close(1001)
+            return None
         key, name = self.keys[said["id"]], said["id"].encode()
         ours, theirs = os.urandom(16), bytes.fromhex(said["nonce"])
         assert said["v"] == 1

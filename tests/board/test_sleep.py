@@ -206,6 +206,22 @@ cm.sleep(100)
     assert len(refused) >= 3
 
 
+def test_wake_whose_first_attempt_to_connect_fails_is_as_short_in_its_second(lab):
+    """It reports no facts, and does not wait for WELCOME, unless the server has refused that."""
+    proofs, hellos = [], []
+
+    def is_second() -> bool:
+        hellos.append(len(proofs))
+        return len(hellos) % 2 == 0
+
+    lab.peer.before_challenge = is_second
+    lab.peer.before_welcome = lambda messages: proofs.append(len(messages)) or True
+    boot(lab, "rp2-1.28", "import cm\ncm.sleep(60)\n")
+    wait(lab, 4)
+    assert proofs[:3] == [1, 1, 1]
+    assert len(hellos) >= 8
+
+
 def test_oldest_samples_are_dropped_and_counted_if_the_memory_is_full(lab):
     app = """
 import cm, machine
