@@ -76,8 +76,9 @@ def finish():
     _try(os.rmdir, "/.cm/new")
 
 
-# Called when the board starts, if there is a /.cm. A generation that has yet to prove itself gets one start for it. If
-# its journal cannot be applied, such as for a full flash, the board goes back at once.
+# Called when the board starts, if there is a /.cm. A generation that has yet to prove itself gets
+# one start for it. If its journal cannot be applied, such as for a full flash, the board goes back
+# at once.
 def start(_=None):
     from cm import link
 

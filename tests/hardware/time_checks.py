@@ -113,7 +113,9 @@ def wakes(bench: Bench) -> str:
         program = bench.fact("program")
     finally:
         bench.board.stay(_STAY)
-        bench.board.rm(":/app.py", wait=_WAKE_SECONDS).raise_for_error()
+        code = "import os\nos.remove('/app.py')"
+        bench.board.run(code, timeout=_FILE_SECONDS, wait=_WAKE_SECONDS).raise_for_error()
+        bench.board.stay(0)
         since = bench.connected_since()
         bench.board.submit("import machine\nmachine.reset()")
         bench.await_link(since)
