@@ -115,10 +115,10 @@ def wakes(bench: Bench) -> str:
         bench.board.stay(_STAY)
         code = "import os\nos.remove('/app.py')"
         bench.board.run(code, timeout=_FILE_SECONDS, wait=_WAKE_SECONDS).raise_for_error()
-        bench.board.stay(0)
         since = bench.connected_since()
         bench.board.submit("import machine\nmachine.reset()")
         bench.await_link(since)
+        bench.board.stay(0)
     assert program == "app.py", program
     assert after == before, "a wake has written to flash"
     median, most = bench.fact("awake_ms"), bench.fact("awake_p90_ms")
@@ -142,5 +142,5 @@ def _flash_digest(bench: Bench) -> object:
     """Keep the board awake until the digest of its flash is known; then it sleeps again."""
     bench.board.stay(_STAY)
     result = bench.board.run(_FLASH_CODE, timeout=_FILE_SECONDS, wait=_WAKE_SECONDS)[NAME]
-    bench.board.stay(0)
+    bench.board.stay(0)  # which ends it
     return result.value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.jobs.model import Stay
 
@@ -32,7 +33,10 @@ async def keep_awake(context: RequestContext) -> list[str]:
     )
     context.audit_entry.written = True
     for board in boards:
+        stays = board.stay is not None and board.stay.seconds is None
         board.stay = stay
+        if stays and board.link is not None:  # it waits until then: it is to ask again at once
+            board.link.send(wire.pack_sleep_reply(0.0))
     return [board.name for board in boards]
 
 

@@ -363,6 +363,7 @@ async def test_board_stays_awake_as_long_as_a_caller_wants_from_its_next_wake_on
             assert board_of(service).state == "idle"
             await caller.ask("stay", target="lab-1", seconds=0)
             assert board_of(service).describe()["stay"] is None
+            assert wait_of(await board.next()) == 0, "it is to ask again at once"
             assert wait_of(await ask(board)) is None
 
 
