@@ -7,7 +7,7 @@
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
 #        (ARGS=token: those with that word in their name, and nothing else); then a minute each of
 #        seeded hostile input over plain connections, TLS and MAC
-# hardware  the suite for a board on a cable, five minutes long; it prints a table for an issue:
+# hardware  the suite for a board on a cable, ten minutes long; it prints a table for an issue:
 #        make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="a command that presses RESET"]
 #        without WIFI through the bridge; SERVER=HOST[:PORT] as the board reaches this machine,
 #        LINK=mac for a link without TLS. It removes the client and app.py that are on the board.

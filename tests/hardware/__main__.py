@@ -1,6 +1,6 @@
 """The hardware suite: `make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="command"]`.
 
-It takes about five minutes, and prints a table for an issue. The board's client and `app.py` are
+It takes about ten minutes, and prints a table for an issue. The board's client and `app.py` are
 replaced; other files are kept. The user's own fleet is not touched: the suite starts a server that
 is removed afterwards.
 """
