@@ -27,8 +27,6 @@ from .model import Board, Cell, Job, Requester, TimerHandle
 log = logging.getLogger("cm_server")
 
 FLUSH_SECONDS = 0.05  # that a result may wait in memory, so that several share one commit
-#: The end of a job whose board did not confirm that it stopped at its timeout. Also a mark in the
-#: store: such a row may still be corrected.
 #: How the error of a job ends whose board did not confirm that it stopped. It marks the row in the
 #: store as uncertain; earlier versions wrote "it was told to stop and …".  plain-words: ok
 _NOT_CONFIRMED = "to stop and has not confirmed it; the board may still be busy"
