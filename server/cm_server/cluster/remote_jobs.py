@@ -410,11 +410,27 @@ class RemoteJobs:
         self._tasks.start(self._retry_refused(jobs))
 
     async def _retry_refused(self, jobs: Sequence[Job]) -> None:
-        owners = {job: job.owner for job in jobs}
-        holders = await self._read_holders()
+        """Launch jobs again that another server refused; follow those that it had claimed before.
+
+        Of the latter, the confirmation and the result were lost. If the store does not answer, the
+        request is repeated, or withdrawn, as if it had not been answered.
+        """
+        owners, numbers = {job: job.owner for job in jobs}, [job.id for job in jobs]
+        try:
+            located, holders = await self._store_queue.run(
+                lambda store: (store.locate_jobs(numbers), store.board_holders())
+            )
+        except ServerError:
+            return
+        own_id = self._store_queue.store.server_id
+        unclaimed = {number for number, _, owner in located if owner == own_id}
         for job in jobs:
-            if self._is_open(job) and job.owner == owners[job]:
+            if not self._is_open(job) or job.owner != owners[job]:
+                continue
+            if job.id in unclaimed:
                 self._retry(job, holders)
+            else:
+                self.follow_in_store(job)
 
     def _is_open(self, job: Job) -> bool:
         """Return whether a job has not ended while the store was asked."""

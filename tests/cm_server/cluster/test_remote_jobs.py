@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server.cluster import remote_jobs
+from cm_server.cluster import membership, remote_jobs
 from tests.cm_server.pairs import Two, others_of, run, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
@@ -172,6 +173,23 @@ async def test_other_servers_are_asked_before_own_boards_get_the_cell(pair: Two)
             for job in jobs:
                 assert (await caller.ending(job))[0] == "ok"
     assert own_jobs == [None]
+
+
+async def test_cell_that_ran_is_not_offline_if_its_confirmation_and_result_are_lost(
+    pair: Two, monkeypatch
+):
+    monkeypatch.setattr(membership, "OUTCOME_POLL_SECONDS", 0.6)  # the request is repeated first
+    _, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.a) as caller:
+        await asyncio.sleep(0.2)  # polls were more frequent until now
+        bus = others_of(pair.b).peer_messages.pubsub
+        bus.publish = lambda *_: None  # type: ignore[method-assign]
+        (job,) = await caller.submit("lab-1")
+        await run(board)
+        await board.end(job)
+        await pair.b.until(lambda: job not in pair.b.server.dispatch.jobs)
+        del bus.publish
+        assert await caller.ending(job) == ("ok", "")
 
 
 async def test_confirmed_jobs_share_one_timer(pair: Two, monkeypatch):
