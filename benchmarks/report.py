@@ -16,14 +16,14 @@ class Row:
         ours: Cloudmanager's figures (seconds, bytes …).
         peer: the peer's figures in the same unit; empty without a peer.
         budget: the greatest ratio ours / peer, such as 0.1 for "ten times faster"; without a peer,
-            the greatest figure.
+            the greatest figure; None for a comparison that explains another row.
         unit: the unit in which figures are printed, one of `UNIT_SIZES`.
     """
 
     name: str
     ours: Sequence[float]
     peer: Sequence[float]
-    budget: float
+    budget: float | None
     unit: str = "ms"
 
     @property
@@ -35,8 +35,8 @@ class Row:
 
     @property
     def ok(self) -> bool | None:
-        """Whether the budget is kept; None without measurements."""
-        if not self.ours:
+        """Whether the budget is kept; None without measurements, or without a budget."""
+        if not self.ours or self.budget is None:
             return None
         measured = self.ratio if self.peer else statistics.median(self.ours)
         return None if measured is None else measured <= self.budget
@@ -59,7 +59,10 @@ def format_table(rows: Iterable[Row]) -> str:
 
 def _row_cells(row: Row) -> tuple[str, ...]:
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-    budget = f"{row.budget:.2f}" if row.peer else _median_text([row.budget], row.unit)
+    if row.budget is None:
+        budget = "-"
+    else:
+        budget = f"{row.budget:.2f}" if row.peer else _median_text([row.budget], row.unit)
     return (
         row.name,
         _median_text(row.ours, row.unit),

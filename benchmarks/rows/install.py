@@ -37,7 +37,7 @@ def rows() -> list[Row]:
             f"a package of {_FILES} files on {_BOARDS} boards, beside copying the same bytes",
             installs,
             copies,
-            budget=1.5,
+            budget=1.1,
         ),
         Row("the same once more: nothing is sent", repeats, copies, budget=1.0),
     ]

@@ -32,7 +32,7 @@ def rows() -> list[Row]:
                 "mbm server-start, until it answers",
                 [_time_server_start() for _ in range(_STARTS)],
                 [],
-                0.5,
+                0.4,
             ),
             Row("import cloudmanager", [_time_import() for _ in range(_STARTS)], [], 0.150),
         ]
