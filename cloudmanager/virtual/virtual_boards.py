@@ -35,7 +35,7 @@ _PID_FILES = "supervisor*.pid"
 #: Bytes of heap and of flash with which a board boots, runs cells and receives files; a program and
 #: its packages need more. Measured by tests/cloudmanager/virtual/test_simulate.py.
 MIN_HEAP = 64 * 1024
-MIN_FLASH = 192 * 1024
+MIN_FLASH = 256 * 1024
 
 
 def _parse_size(text: str) -> int:

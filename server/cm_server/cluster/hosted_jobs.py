@@ -260,8 +260,8 @@ class HostedJobs:
         self._dispatch.jobs.update((job.id, job) for job in jobs)
         observer.expect_results(claimed)
         self._dispatch.scheduler.launch(jobs)
-        # The results of short cells come within the same moment, and take it along.
-        self._peer_messages.send(sender, "taken", {"jobs": accepted}, more_follow=True)
+        # In a message of its own, sent before any result: one that is lost loses no value with it.
+        self._peer_messages.send(sender, "taken", {"jobs": accepted})
         self._report_not_claimed(claim, names.keys() - claimed)
         for job in jobs:
             observer.stream(job.id).interrupts = interrupts[job.id]

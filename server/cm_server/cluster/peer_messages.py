@@ -97,28 +97,12 @@ class PeerMessages:
 
     # Sending
 
-    def send(
-        self,
-        recipient: str,
-        op: str,
-        head: dict[str, Any],
-        payload: bytes = b"",
-        *,
-        more_follow: bool = False,
-    ) -> None:
-        """Send a message to a server or to ``ALL``, at the end of this iteration of the loop.
-
-        Args:
-            recipient: the server.
-            op: of the message.
-            head: goes along as JSON.
-            payload: goes along as it is.
-            more_follow: whether to wait for other messages, see ``send_piece``.
-        """
+    def send(self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
+        """Send a message to a server or to ``ALL``, at the end of this iteration of the loop."""
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
         self._outbox_of(recipient).append(record)
-        self._flush_soon(more_follow=more_follow)
+        self._flush_soon()
 
     def send_piece(
         self, recipient: str, op: str, piece: bytes, *, more_follow: bool = False
@@ -163,7 +147,7 @@ class PeerMessages:
                 self.send(each, "beat", {})
         self._unconfirmed.clear()
 
-    def _flush_soon(self, *, more_follow: bool) -> None:
+    def _flush_soon(self, *, more_follow: bool = False) -> None:
         """Flush at the end of this iteration of the event loop, or after ``BATCH_SECONDS``."""
         if self._flush_scheduled:
             return

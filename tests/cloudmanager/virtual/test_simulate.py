@@ -78,20 +78,21 @@ def test_heap_is_as_large_as_asked(fleet: Fleet):
 
 def test_least_heap_and_flash_run_cells_and_receive_files(fleet: Fleet):
     heap, flash = (f"{n // 1024}k" for n in (virtual_boards.MIN_HEAP, virtual_boards.MIN_FLASH))
-    boards = simulate.simulate(fleet, ["least-1"], heap=heap, flash=flash)
-    data = bytes(range(256)) * 40
-    try:
-        least = fleet["least-1"]
-        for _ in range(3):
-            assert least.run("print('x' * 1000)\n[n for n in range(100)]").ok
-            assert least.put(data, ":/data.bin").ok
-            assert least.read(":/data.bin")["least-1"].value == data
-        assert least.run("import asyncio\nawait asyncio.sleep(0.01)\n6 * 7").value == 42
-        assert least.reset().ok
-        assert least.run("6 * 7", wait=20).value == 42
-    finally:
-        boards.stop()
-    assert boards.crashes == {}
+    data = bytes(range(256)) * 16
+    least = fleet["least-1"]
+    for _ in range(2):  # the second time with its files
+        boards = simulate.simulate(fleet, ["least-1"], heap=heap, flash=flash)
+        try:
+            for _ in range(3):
+                assert least.run("print('x' * 1000)\n[n for n in range(100)]").ok
+                assert least.put(data, ":/data.bin").ok
+                assert least.read(":/data.bin")["least-1"].value == data
+            assert least.run("import asyncio\nawait asyncio.sleep(0.01)\n6 * 7").value == 42
+            assert least.reset().ok
+            assert least.run("6 * 7", wait=20).value == 42
+        finally:
+            boards.stop()
+        assert boards.crashes == {}
 
 
 @pytest.mark.parametrize("sizes", [{"heap": "8k"}, {"flash": "16k"}])

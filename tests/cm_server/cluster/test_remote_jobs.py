@@ -210,23 +210,3 @@ async def test_confirmed_jobs_share_one_timer(pair: Two, monkeypatch):
             await board.end(job)
             assert (await caller.ending(job))[0] == "ok"
     assert timers == [pytest.approx(20.0, abs=1.0)]
-
-
-async def test_confirmation_waits_for_the_result_of_a_short_cell(pair: Two, monkeypatch):
-    _, board = await pair.board_at_b()
-    messages, waits = others_of(pair.b).peer_messages, []
-    send = messages.send
-
-    def note_and_send(server: str, op: str, *args: Any, **options: Any) -> None:
-        if op == "taken":
-            waits.append(options)
-        send(server, op, *args, **options)
-
-    monkeypatch.setattr(messages, "send", note_and_send)
-    async with board, await FakeCaller.join(pair.a) as caller:
-        (job,) = await caller.submit("lab-1")
-        await run(board)
-        await pair.a.until(lambda: pair.a.server.dispatch.jobs[job].started)  # without a result
-        await board.end(job)
-        assert (await caller.ending(job))[0] == "ok"
-    assert waits == [{"more_follow": True}]
