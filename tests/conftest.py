@@ -23,6 +23,7 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .engines import Nats, Postgres, running_nats, running_postgres
 
+WAIT = 30.0  # seconds
 SHARED = pytest.StashKey[bool]()  # there is a server that tests share
 
 # How long an example takes depends on what else the machine does.
@@ -76,7 +77,10 @@ def clean_up_after_module(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _remove_leftovers(fleet: Fleet) -> None:
-    """End rollouts and jobs; remove offline boards, reservations, labels, tokens and secrets."""
+    """End rollouts and jobs; remove offline boards, reservations, labels, tokens and secrets.
+
+    The boards that run lose what cells have left in their memory.
+    """
     for rollout in fleet.rollouts():
         if rollout["state"] in OPEN_STATES:
             fleet.abort_rollout(rollout["group"])
@@ -91,6 +95,8 @@ def _remove_leftovers(fleet: Fleet) -> None:
             fleet[row["name"]].release()
         if row["connected_since"] and row["labels"]:
             fleet[row["name"]].label(dict.fromkeys(row["labels"], ""))
+    if idle := [row["name"] for row in boards if row["state"] == "idle"]:
+        fleet[",".join(idle)].run("", fresh=True, timeout=WAIT)
     for token in fleet.request("token-list"):
         if not token["revoked"] and token["name"] != "local":
             fleet.request("token-revoke", name=token["name"])
