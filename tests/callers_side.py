@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -108,13 +108,18 @@ def command_line_errors(*, has_posix: bool) -> Iterator[str]:
     if not has_posix:
         expected |= {arguments: (1, text) for arguments, text in REFUSALS.items()}
     for arguments, (status, text) in expected.items():
-        try:
-            found, printed = run_mbm(*arguments)
-        except Exception:
-            yield f"mbm {' '.join(arguments)}\n{traceback.format_exc()}"
-            continue
-        if found != status or text not in printed:
-            yield f"mbm {' '.join(arguments)}: exit status {found}\n{printed}"
+        yield from mbm_errors(status, text, arguments)
+
+
+def mbm_errors(status: int, text: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Run ``mbm``; yield what differs from an exit status, and a part of what it prints."""
+    try:
+        found, printed = run_mbm(*arguments)
+    except Exception:
+        yield f"mbm {' '.join(arguments)}\n{traceback.format_exc()}"
+        return
+    if found != status or text not in printed:
+        yield f"mbm {' '.join(arguments)}: exit status {found}\n{printed}"
 
 
 def verb_errors(target: str) -> Iterator[str]:
@@ -166,13 +171,7 @@ def verb_errors(target: str) -> Iterator[str]:
         (0, "board-execute", ("completion", "bash")),
     ]
     for status, text, arguments in verbs:
-        try:
-            found, printed = run_mbm(*arguments)
-        except Exception:
-            yield f"mbm {' '.join(arguments)}\n{traceback.format_exc()}"
-            continue
-        if found != status or text not in printed:
-            yield f"mbm {' '.join(arguments)}: exit status {found}\n{printed}"
+        yield from mbm_errors(status, text, arguments)
 
 
 def main() -> None:

@@ -23,8 +23,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,11 +38,11 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 from benchmarks.micropython_processes import micropython_processes
+from benchmarks.peers.bare_forwarder import TIMEOUT_SECONDS, running_server
 from cm_server.store.rows import new_board_row
 from cm_server.store.shared_store import SharedStore
 
 _BOARD_SCRIPT = Path(__file__).parent / "boards" / "bare.py"
-_TIMEOUT_SECONDS = 30.0  # for a server and its board to start, and for each answer
 _NAMES = ("A", "B")
 _CODE = b"print(1)"
 
@@ -94,7 +92,7 @@ def running_cluster(
     _prepare_store(postgres)
     with contextlib.ExitStack() as stack:
         servers = [
-            stack.enter_context(_running_server(name, other, postgres, nats_port))
+            stack.enter_context(running_server(__name__, name, other, postgres, str(nats_port)))
             for name, other in (_NAMES, _NAMES[::-1])
         ]
         for tcp_port, _ in servers:
@@ -113,7 +111,7 @@ def running_cluster(
 def _run(link: Connection, name: str) -> object:
     """Run a cell on the board of a server; return its output."""
     link.send(name.encode() + _CODE)
-    return link.recv(_TIMEOUT_SECONDS, decode=False)
+    return link.recv(TIMEOUT_SECONDS, decode=False)
 
 
 def _prepare_store(location: str) -> None:
@@ -125,29 +123,6 @@ def _prepare_store(location: str) -> None:
         store.enrol_boards([new_board_row(board, board, bytes(32))])
         store.claim_board(board, {})
         store.close()
-
-
-@contextlib.contextmanager
-def _running_server(
-    name: str, other: str, postgres: str, nats_port: int
-) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Start a server; yield its TCP port and a function that waits for its board."""
-    command = [sys.executable, "-m", __name__, name, other, postgres, str(nats_port)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        lines = process.stdout
-
-        def await_board() -> None:
-            if not select.select([lines], [], [], _TIMEOUT_SECONDS)[0] or not lines.readline():
-                raise RuntimeError(f"the bare board of server {name} did not connect")
-
-        try:
-            yield int(lines.readline()), await_board
-        finally:
-            process.stdin.close()
 
 
 class _Database:

@@ -55,7 +55,7 @@ def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
         RuntimeError: a board did not connect, or did not answer 1.
     """
     with (
-        running_server(__name__, boards) as (tcp_port, await_boards),
+        running_server(__name__, str(boards)) as (tcp_port, await_boards),
         micropython_processes(boards, BOARD_SCRIPT, str(tcp_port)),
         connect(f"ws://127.0.0.1:{tcp_port}/caller", compression=None) as link,
     ):
@@ -75,7 +75,7 @@ def running_callers(boards: int, callers: int) -> Iterator[list[Callable[[int], 
         RuntimeError: a board did not connect.
     """
     with (
-        running_server(__name__, boards) as (tcp_port, await_boards),
+        running_server(__name__, str(boards)) as (tcp_port, await_boards),
         micropython_processes(boards, BOARD_SCRIPT, str(tcp_port)),
         contextlib.ExitStack() as stack,
     ):
@@ -170,14 +170,15 @@ class _OneBoardHandler(_LinkHandler):
 
 
 @contextlib.contextmanager
-def running_server(module: str, boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Start a server; yield its TCP port and a function that waits for the boards.
+def running_server(module: str, *arguments: str) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Start a server; yield its TCP port and a function that waits for its boards.
 
     Args:
-        module: the module that is the server.
-        boards: the number of boards for which it waits.
+        module: the module that is the server. It prints its TCP port, and another line when its
+            boards are connected; it ends when its input is closed.
+        arguments: of its command line.
     """
-    command = [sys.executable, "-m", module, str(boards)]
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -187,7 +188,7 @@ def running_server(module: str, boards: int) -> Iterator[tuple[int, Callable[[],
 
         def await_boards() -> None:
             if not select.select([lines], [], [], TIMEOUT_SECONDS)[0] or not lines.readline():
-                raise RuntimeError(f"not all {boards} bare boards connected")
+                raise RuntimeError(f"not all bare boards of {' '.join(command[2:])} connected")
 
         try:
             yield int(lines.readline()), await_boards

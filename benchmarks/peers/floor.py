@@ -91,7 +91,7 @@ def _run_on_one(caller: _Caller, board: int) -> object:
 def _running_server(boards: int) -> Iterator[int]:
     """Start the server and its boards; yield its TCP port once all are connected."""
     with (
-        running_server(__name__, boards) as (tcp_port, await_boards),
+        running_server(__name__, str(boards)) as (tcp_port, await_boards),
         micropython_processes(boards, BOARD_SCRIPT, str(tcp_port)),
     ):
         await_boards()

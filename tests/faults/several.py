@@ -264,15 +264,18 @@ def main() -> None:
     parser.add_argument("--boards", type=int, default=300)
     parser.add_argument("--servers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    help_text = "an empty folder in which the servers' logs are kept (default: removed at the end)"
+    parser.add_argument("--folder", type=Path, help=help_text)
     given = parser.parse_args()
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as temporary,
         running_postgres() as postgres,
-        running_nats(Path(folder)) as nats,
+        running_nats(Path(temporary)) as nats,
     ):
+        folder = given.folder or Path(temporary)
         engines = (postgres, nats)
         soak = SeveralSoak(
-            Path(folder), given.jobs, given.boards, given.seed, engines, servers=given.servers
+            folder, given.jobs, given.boards, given.seed, engines, servers=given.servers
         )
         json.dump(soak.run(), sys.stdout, indent=1)
         print()

@@ -520,7 +520,9 @@ async def roll_back(context: RequestContext) -> dict[str, Any]:
         if wanted is None:
             raise ServerError(f"{row.group} had no generation before")
     if not isinstance(wanted, str) or len(wanted) < _MIN_GENERATION:
-        raise ServerError("a generation is named by 4 or more digits of its id")
+        raise ServerError(
+            "a generation is named by 4 or more digits of its id (a group by `--group GROUP`)"
+        )
     found = await services.store_queue.run(
         lambda store: _find_generation(store, row, wanted), refusable=True
     )

@@ -427,7 +427,8 @@ def _split_by_room(
     if not small:
         return [change]
     fitting = tuple(name for name in change.names if name not in small)
-    refused = BoardChange(tuple(sorted(small)), {}, (), (), (), (), (), error=error)
+    without_room = tuple(name for name in change.names if name in small)
+    refused = BoardChange(without_room, {}, (), (), (), (), (), error=error)
     return [refused, *([change._replace(names=fitting)] if fitting else [])]
 
 
