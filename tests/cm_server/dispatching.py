@@ -9,6 +9,7 @@ from typing import Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.run_options import RunOptions
 from cm_server.jobs.dispatch import Dispatch, Submission
+from cm_server.jobs.job_history import read_last_result
 from cm_server.jobs.job_services import JobServices
 from cm_server.jobs.model import Board, Cell, Job, Requester
 from cm_server.jobs.registry import Registry
@@ -129,7 +130,8 @@ class Rig:
             self.dispatch.recovery.on_link_closed(board, board.link)
         same_boot = boot == board.reported_facts.get("boot")
         board.connect(link, {"boot": boot}, buffer_size)
-        self.dispatch.recovery.on_link_opened(board, same_boot=same_boot, last=last)
+        reported = read_last_result(last)
+        self.dispatch.recovery.on_link_opened(board, same_boot=same_boot, reported=reported)
         return link
 
     def drop(self, name: str = "lab-1") -> None:

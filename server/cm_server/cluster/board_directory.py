@@ -22,6 +22,7 @@ from cm_server.sample_buffer import Sample
 from .peer_messages import ALL
 
 if TYPE_CHECKING:
+    from cm_server.jobs.job_history import ReportedResult
     from cm_server.store.rows import BoardRow, ClaimedBoard
     from cm_server.store.store_queue import Operation
 
@@ -87,8 +88,18 @@ class BoardDirectory:
         board_id = board.id
         return self._store_queue.run(lambda store: store.claim_board(board_id, facts))
 
-    def apply_claim(self, board: Board, claim: Operation[ClaimedBoard | None]) -> None:
+    def apply_claim(
+        self,
+        board: Board,
+        claim: Operation[ClaimedBoard | None],
+        reported: ReportedResult | None,
+    ) -> None:
         """Know a board as one of this server, if its lease was acquired.
+
+        Args:
+            board: it has just authenticated.
+            claim: its lease, and the jobs sent to it.
+            reported: its report of its last job.
 
         Raises:
             ServerError: it is no longer enrolled, or the store is unavailable.
@@ -97,19 +108,27 @@ class BoardDirectory:
         if claimed is None:
             self._refuse_revoked(board)
         else:
-            self._apply_lease(board, claimed)
+            self._apply_lease(board, claimed, reported)
 
     def _refuse_revoked(self, board: Board) -> None:
         """Remove a board that another server revoked, and refuse its link."""
         self._remove_boards([board.id])
         raise ServerError("it is no longer enrolled")
 
-    def _apply_lease(self, board: Board, claimed: ClaimedBoard) -> None:
+    def _apply_lease(
+        self, board: Board, claimed: ClaimedBoard, reported: ReportedResult | None
+    ) -> None:
+        # If no other server has had it since, a current job that is not among those claimed was
+        # written during the claim, and sent to the board's older link: it stays this server's.
+        was_elsewhere = self._epochs.get(board.id) != claimed.epoch - 1
+        current = board.current_job
+        if was_elsewhere and current and current.id not in {row.id for row in claimed.sent_jobs}:
+            self._services.dispatch.recovery.hand_over_current(board)
         self._services.enrolment.apply_row(claimed.row)
         board.epoch = self._epochs[board.id] = claimed.epoch
         self._released.discard(board.id)
         board.remote_state = None
-        self._services.dispatch.recovery.adopt_jobs(board, claimed.sent_jobs)
+        self._services.dispatch.recovery.adopt_jobs(board, claimed.sent_jobs, reported)
         self._schedule_publish(0)  # before any message about what the board does
 
     def _on_board_changed(self, board: Board) -> None:

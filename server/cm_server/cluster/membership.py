@@ -34,6 +34,7 @@ from .remote_logs import RemoteLogs
 from .services import ClusterContext, ClusterServices
 
 if TYPE_CHECKING:
+    from cm_server.jobs.job_history import ReportedResult
     from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard, TokenRow
@@ -320,13 +321,23 @@ class Cluster:
         """Acquire the lease of a board that has just authenticated, and the jobs sent to it."""
         return self.board_directory.claim_board(board, facts)
 
-    def apply_claim(self, board: Board, claim: Operation[ClaimedBoard | None]) -> None:
+    def apply_claim(
+        self,
+        board: Board,
+        claim: Operation[ClaimedBoard | None],
+        reported: ReportedResult | None,
+    ) -> None:
         """Know a board as one of this server, if its lease was acquired.
+
+        Args:
+            board: it has just authenticated.
+            claim: as ``claim_board`` returned it.
+            reported: the board's report of its last job.
 
         Raises:
             ServerError: it is no longer enrolled, or the store is unavailable.
         """
-        self.board_directory.apply_claim(board, claim)
+        self.board_directory.apply_claim(board, claim, reported)
 
     def on_sample(self, board: Board, sample: Sample) -> None:
         """Publish a sample of a board that is connected to this server."""

@@ -9,6 +9,7 @@ from cm_server.store.store_queue import Operation, completed
 
 if TYPE_CHECKING:
     from cm_server.jobs.dispatch import Dispatch
+    from cm_server.jobs.job_history import ReportedResult
     from cm_server.jobs.model import Board
     from cm_server.sample_buffer import Sample
     from cm_server.store.rows import ClaimedBoard, TokenRow
@@ -65,7 +66,12 @@ class SingleServer:
         self._dispatch.job_results.flush_later()
         return completed(None)
 
-    def apply_claim(self, _board: Board, _claim: Operation[ClaimedBoard | None]) -> None:
+    def apply_claim(
+        self,
+        _board: Board,
+        _claim: Operation[ClaimedBoard | None],
+        _reported: ReportedResult | None,
+    ) -> None:
         """Do nothing: the board was this server's before."""
 
     def on_sample(self, _board: Board, _sample: Sample) -> None:

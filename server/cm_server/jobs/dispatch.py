@@ -282,6 +282,8 @@ class Dispatch:
         """
         for job in list(self.jobs.values()):
             if job.state in ("queued", "resetting") and not (job.owner or job.resends):
+                if job in job.board.queue:
+                    job.board.queue.remove(job)  # else it could be sent, or end again
                 why = "the server stopped before it was sent; it did not run"
                 self.job_results.end_job(job, "lost", why)
         self._store_queue.flush()

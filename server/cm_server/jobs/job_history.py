@@ -94,10 +94,10 @@ class ReportedResult(NamedTuple):
     error: str
 
 
-def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
+def read_last_result(last: Any) -> ReportedResult | None:
     """Return what ``last`` in a board's PROOF reports; None if it is absent or invalid."""
     try:
-        assert last is not None
+        assert isinstance(last, dict)
         status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
     except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
         return None

@@ -7,14 +7,13 @@ reports it, or lost. Call from the thread of the event loop only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cloudmanager.protocol.facts import WAKE_CAUSE
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 
-from .job_history import ReportedResult, read_last_result
+from .job_history import ReportedResult
 from .job_results import JobResults
 from .model import Board, BoardLinkProtocol, Cell, Job, Requester
 from .registry import Registry
@@ -58,16 +57,17 @@ class JobRecovery:
 
     # Links that open and close
 
-    def on_link_opened(self, board: Board, *, same_boot: bool, last: dict[str, Any] | None) -> None:
+    def on_link_opened(
+        self, board: Board, *, same_boot: bool, reported: ReportedResult | None
+    ) -> None:
         """Settle the jobs of a board that has just authenticated, and start its next one.
 
         Args:
             board: it has a new link.
             same_boot: whether it has not restarted since its last link.
-            last: its report of its last job, from PROOF.
+            reported: its report of its last job, from PROOF.
         """
         job, board.current_job = board.current_job, None
-        reported = read_last_result(last)
         if job is not None and job.state == "resetting" and not same_boot:
             if self.has_mount(board):
                 self._scheduler.queue_after_reset(job)
@@ -77,10 +77,11 @@ class JobRecovery:
                 self._scheduler.start_after_reset(job)
             self._waiting.on_connected(board)
             return
-        was_resent = self._end_resent_job(board, reported, same_boot=same_boot)
+        is_settled = self._end_resent_job(board, reported, same_boot=same_boot)
         if job is not None and job.state != "ended":
+            is_settled = is_settled or (reported is not None and reported.job == job.id)
             self._end_returned_job(job, reported, same_boot=same_boot)
-        elif reported is not None and not was_resent:
+        if reported is not None and not is_settled:
             self._job_results.amend_result(board, reported)
         self.mount_again(board)
         self._waiting.on_connected(board)
@@ -152,19 +153,24 @@ class JobRecovery:
             self._scheduler.start_grace_period(board)
         store.flush()
 
-    def adopt_jobs(self, board: Board, rows: Sequence[JobRow]) -> None:
-        """Take over the jobs that were sent to a board and have not ended.
+    def adopt_jobs(
+        self,
+        board: Board,
+        rows: Sequence[JobRow],
+        reported: ReportedResult | None = None,
+    ) -> None:
+        """Take over the jobs that were sent to a board and have not ended in the store.
 
         Args:
-            board: this server has acquired its lease.
-            rows: the jobs, in the store. The board's current job, if it is not among them, belongs
-                to another server.
+            board: this server has acquired its lease, or its former server is dead.
+            rows: the jobs, in the store.
+            reported: the board's report of its last job, if it has just connected.
         """
-        numbers = {row.id for row in rows}
-        current = board.current_job
-        if current is not None and current.state != "ended" and current.id not in numbers:
-            self.hand_over_current(board)
         for row in rows:
+            ended = self._job_results.recent_jobs.get(row.id)
+            if ended is not None:  # its caller knows the outcome; its owner did not store it
+                self._job_results.store_end(ended)
+                continue
             job = self._job_results.jobs.get(row.id)
             job = job or self._job_results.new_job(row.id, board, EMPTY_CELL, Requester(row.caller))
             if board.current_job is job or job in board.queue:  # it waits there to be sent again
@@ -177,10 +183,13 @@ class JobRecovery:
             if board.current_job is None and board.link is None:
                 board.current_job = job
             else:
-                self._job_results.end_job(job, "lost", "it never reached the board")
+                self._end_returned_job(job, reported, same_boot=True)
 
     def hand_over_current(self, board: Board) -> None:
-        """Leave a board's current job to another server, and read its result from the store."""
+        """Leave a board's current job to the server that has had the board meanwhile.
+
+        That server ends it; its result is read from the store.
+        """
         job, board.current_job = board.current_job, None
         if job is not None and job.state != "ended":
             self._scheduler.remote.follow_in_store(job)

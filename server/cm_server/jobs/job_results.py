@@ -99,8 +99,13 @@ class JobResults:
         job.board.notify_changed()
         if job.has_waited:
             self.keep_output(job)
+        self.store_end(job)
+
+    def store_end(self, job: Job) -> None:
+        """Write how a job ended, also if that was written before: another server may own it now."""
         queue = self._store_queue
-        job.board.last_result = queue.store.end_job(job.id, status, _last_line(error))
+        error = _last_line(job.error or "")
+        job.board.last_result = queue.store.end_job(job.id, str(job.status), error)
         if not self.jobs and not queue.is_gathering and queue.store.database.answers_at_once:
             queue.flush()  # no job is open: the commit delays nothing
         else:  # the commit of the next cell writes it too, unless that takes longer

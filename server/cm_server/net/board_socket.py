@@ -14,6 +14,7 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
+from cm_server.jobs.job_history import read_last_result
 from cm_server.jobs.model import MIN_BUFFER, Board, BoardLinkProtocol, TimerHandle
 from cm_server.jobs.sleep_facts import facts_awake, facts_of_wake
 from cm_server.rate_limits import UnauthenticatedEntry
@@ -332,6 +333,7 @@ class BoardConnection:
         """Attach a board to this link; its newest link replaces an older one."""
         services, dispatch = self._services, self._services.dispatch
         same_boot = bool(facts["boot"]) and facts["boot"] == board.reported_facts.get("boot")
+        reported = read_last_result(body.get("last"))
         if board.link is not None:
             text = "%s connected again: its older link is closed"
             services.peer_log.write(board.name, logging.WARNING, text, board.name)
@@ -342,7 +344,7 @@ class BoardConnection:
         else:
             board.consecutive_takeovers = 0
         try:
-            services.cluster.apply_claim(board, claim)
+            services.cluster.apply_claim(board, claim, reported)
         except ServerError as error:
             text = "%s cannot be accepted now: %s"
             services.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
@@ -374,10 +376,7 @@ class BoardConnection:
             "time": time.time_ns() // 1_000_000,
         }
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
-        last = body.get("last")
-        dispatch.recovery.on_link_opened(
-            board, same_boot=same_boot, last=last if isinstance(last, dict) else None
-        )
+        dispatch.recovery.on_link_opened(board, same_boot=same_boot, reported=reported)
         self._heartbeat_timer = asyncio.get_running_loop().call_later(
             services.beat, self._send_heartbeat
         )

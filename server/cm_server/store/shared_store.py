@@ -132,6 +132,7 @@ class SharedStore(NotifyingStore):
         self.flush()
         self.server_id = server_id
         self._own_jobs.clear()
+        self.written_results += len(self._pending_ended_jobs)  # nothing waits for them any more
         self._pending_ended_jobs.clear()
 
     @contextlib.contextmanager

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.run_options import RunOptions
 from cm_server.cluster import membership, remote_jobs
+from cm_server.jobs.dispatch import Submission
+from cm_server.jobs.model import Board, Cell, Job, Requester
+from cm_server.store.rows import ClaimedBoard
+from cm_server.store.store_queue import Operation
+from tests.cm_server.dispatching import RecordingObserver
 from tests.cm_server.pairs import Two, others_of, run, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
@@ -133,6 +139,29 @@ async def test_board_that_moved_is_found(pair: Two):
             assert (await run(moved)).job == again
             await moved.end(again)
             assert (await caller.ending(again))[0] == "ok"
+
+
+async def test_job_sent_to_the_older_link_during_a_claim_ends(pair: Two, monkeypatch):
+    identity, board = await pair.board_at_b()
+    cluster, dispatch = others_of(pair.b), pair.b.server.dispatch
+    claim_board, observer, jobs = cluster.claim_board, RecordingObserver(), list[Job]()
+
+    def claim_and_submit(board: Board, facts: dict[str, Any]) -> Operation[ClaimedBoard | None]:
+        claim = claim_board(board, facts)
+        submission = Submission([board], Cell(b"1", RunOptions()), Requester("ann", observer))
+        jobs.extend(dispatch.create_jobs(submission, dispatch.submit(submission).result()))
+        dispatch.scheduler.launch(jobs)
+        return claim
+
+    monkeypatch.setattr(cluster, "claim_board", claim_and_submit)
+    async with board, await FakeBoard.join(pair.b, identity):
+        (job,) = jobs
+        assert observer.ending(job) == ("lost", "it never reached the board")
+        assert pair.b.state("lab-1") == "idle"
+    store_of(pair.b).flush()
+    row = pair.a.store.job(job.id)
+    assert row is not None
+    assert row.status == "lost"
 
 
 async def test_withdrawal_is_retried_while_the_store_is_unavailable(pair: Two, monkeypatch):

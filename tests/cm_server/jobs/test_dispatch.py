@@ -9,9 +9,14 @@ import time
 import pytest
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.errors import PeerWireError
+from cloudmanager.protocol.errors import PeerWireError, ServerError
+from cm_server.jobs.job_history import ReportedResult
 from cm_server.limits import MIB, Limits
+from cm_server.store.rows import JobRow
+from cm_server.store.store_queue import Operation
 from tests.cm_server.dispatching import GRACE, RecordingObserver, Rig, last
+
+NEVER = "it never reached the board"
 
 
 @pytest.fixture
@@ -509,11 +514,83 @@ def test_stop_ends_queued_jobs_and_keeps_running_ones_open(rig: Rig):
     assert rig.written(running) == (None, None)
 
 
+def test_stop_leaves_no_job_that_could_still_be_sent(rig: Rig):
+    link = rig.connect()
+    running, queued = rig.run()[0], rig.run()[0]
+    rig.dispatch.stop()
+    rig.end(running)  # its link is still open
+    assert not link.ops(queued)
+    assert not rig.board().queue
+
+
+def test_stop_ends_a_job_once_that_waits_for_its_commit(rig: Rig, monkeypatch, caplog):
+    rig.connect()
+    failed: Operation[bool] = Operation(lambda _: False)
+    monkeypatch.setattr(rig.dispatch.scheduler, "_is_marked_sent", lambda _: False)
+    monkeypatch.setattr(rig.dispatch.scheduler, "_mark_sent", lambda _: failed)
+    (job,) = rig.run()
+    rig.dispatch.stop()
+    failed.refuse(ServerError("this server has left"))
+    failed.finish()
+    assert rig.caller.ending(job)[1] == "the server stopped before it was sent; it did not run"
+    assert not caplog.records
+
+
 def test_stop_ends_a_job_whose_board_is_restarting(rig: Rig):
     rig.connect()
     (job,) = rig.run(fresh=True)
     rig.dispatch.stop()
     assert rig.written(job)[0] == "lost"
+
+
+def new_rows(rig: Rig, count: int) -> list[JobRow]:
+    """Store jobs that other servers have sent to lab-1; return their rows."""
+    rows = [rig.store.job(job) for _ in range(count) for job in rig.store.insert_jobs(["id1"], "x")]
+    assert None not in rows
+    return [row for row in rows if row]
+
+
+def stored(rig: Rig, row: JobRow) -> tuple[str | None, str | None]:
+    rig.store.flush()
+    found = rig.store.job(row.id)
+    assert found is not None
+    return found.status, found.error
+
+
+def test_board_goes_on_with_its_job_when_one_of_a_dead_server_is_taken_over(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    (sent_elsewhere,) = new_rows(rig, 1)
+    rig.dispatch.recovery.take_over_jobs([sent_elsewhere])
+    assert stored(rig, sent_elsewhere) == ("lost", NEVER)
+    rig.end(job, "error", rest=b"ValueError: true")
+    assert rig.caller.ending(job)[0] == "error"
+    assert rig.written(job) == ("error", "ValueError: true")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_board_reports_one_of_several_jobs_that_are_taken_over(rig: Rig, order: int):
+    never_sent, ran = rows = new_rows(rig, 2)
+    reported = ReportedResult(ran.id, "error", "ValueError: true")
+    rig.dispatch.recovery.adopt_jobs(rig.board(), rows[::order], reported)
+    number = wire.STATUSES.index("error")
+    report = {"job": f"{ran.id:08x}", "status": number, "error": "ValueError: true"}
+    rig.connect(last=report)
+    assert stored(rig, ran) == ("error", "ValueError: true")
+    assert stored(rig, never_sent)[0] == "lost"
+
+
+def test_outcome_that_the_caller_knows_is_stored_if_the_jobs_owner_did_not(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    row = rig.store.job(job.id)
+    assert row is not None
+    rig.end(job, "error", rest=b"ValueError: known")
+    rig.drop()
+    rig.store.end_job(job.id, "lost")  # as if another server owned it
+    rig.dispatch.recovery.adopt_jobs(rig.board(), [row])
+    rig.connect(boot="b2")
+    assert rig.written(job) == ("error", "ValueError: known")
 
 
 def test_restarted_server_takes_over_each_boards_oldest_open_job(rig: Rig):

@@ -328,7 +328,11 @@ def test_removed_server_sends_no_jobs(server: Make):
         with pytest.raises(ServerError, match="stopped responding"):
             act()
     assert a.refused_writes == 4
-    a.change_server_id("C")
+    count = a.end_job(waits, "ok")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(a, "flush", lambda: None)  # the database does not answer
+        a.change_server_id("C")
+    assert a.written_results == count  # the next job waits for no result of the earlier id
     a.register_server("http://A")
     assert a.claim_board("id1", FACTS)
     assert a.claim_jobs("B", [theirs], []) == {theirs}
