@@ -8,7 +8,7 @@ from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import parse_target
 from cm_server.jobs.model import Board
 from cm_server.rollouts import plans
-from cm_server.store.rollout_rows import BoardReplacement
+from cm_server.store.rollout_replacements import BoardReplacement
 
 from .request_context import RequestContext
 from .reservation_verbs import check_not_reserved

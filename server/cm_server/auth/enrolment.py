@@ -25,7 +25,8 @@ from cloudmanager.protocol.errors import ServerError, TargetError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.jobs.model import Board, read_reservation, read_stay
 from cm_server.store.replaced_rows import BoardPeriod, ReplacedBoard, find_periods
-from cm_server.store.rollout_rows import BoardReplacement, RolloutPlace
+from cm_server.store.rollout_replacements import BoardReplacement
+from cm_server.store.rollout_rows import RolloutPlace
 from cm_server.store.rows import BoardRow, TokenRow, new_board_row
 
 from . import credentials

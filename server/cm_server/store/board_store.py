@@ -12,11 +12,10 @@ from cloudmanager.protocol.errors import ServerError
 
 from . import tables
 from .replaced_rows import ReplacedBoard
+from .rollout_replacements import BoardReplacement, ReplacedInRollout
 from .rollout_rows import (
-    BoardReplacement,
     NewRollout,
     NextRollout,
-    ReplacedInRollout,
     RolloutChange,
     RolloutPlace,
 )
@@ -162,7 +161,7 @@ class BoardStore(StoreBase):
             raise ServerError(REPLACED_MEANWHILE)
         old = rows[request.old]
         waiting = self.waiting_rows.move(old.id, request.new)
-        outcome = self.rollout_rows.replace_board(request, place)
+        outcome = self.rollout_replacements.replace_board(request, place)
         self.log_rows.move(old.id, request.new)
         self._delete_board(old.id)
         now = time.time()

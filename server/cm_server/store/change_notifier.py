@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .board_store import ReplacedWith
-from .rollout_rows import BoardReplacement, RolloutPlace
+from .rollout_replacements import BoardReplacement
+from .rollout_rows import RolloutPlace
 from .rows import AuditRow, BoardRow, TokenRow
 from .store import Store
 

@@ -27,9 +27,8 @@ from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
 from .replaced_rows import ReplacedRows
-from .rollout_rows import (
-    RolloutRows,
-)
+from .rollout_replacements import RolloutReplacements
+from .rollout_rows import RolloutRows
 from .rows import AuditRow
 from .secret_rows import SecretRows
 from .text_rows import TextRows
@@ -167,6 +166,7 @@ class StoreBase:
         self.rollout_rows = RolloutRows(
             self._connection, self.blob_rows, self._rollback_on_error, self.database.insert
         )
+        self.rollout_replacements = RolloutReplacements(self._connection, self.rollout_rows)
 
     def close(self) -> None:
         """Write pending changes, and close the database."""

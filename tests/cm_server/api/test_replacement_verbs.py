@@ -18,8 +18,8 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.rollouts import desired
 from cm_server.store.log_rows import LogRow, LogTrims
 from cm_server.store.replaced_rows import ReplacedBoard, ReplacedRows, find_periods
+from cm_server.store.rollout_replacements import BoardReplacement
 from cm_server.store.rollout_rows import (
-    BoardReplacement,
     GenerationRow,
     NewRollout,
     RolloutChange,

@@ -8,7 +8,8 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store.change_notifier import NotifyingStore
-from cm_server.store.rollout_rows import BoardReplacement, RolloutPlace
+from cm_server.store.rollout_replacements import BoardReplacement
+from cm_server.store.rollout_rows import RolloutPlace
 from cm_server.store.rows import AuditRow, TokenRow, new_board_row
 
 NOTE = AuditRow(7.0, "ann", "", "board-enrol", "", "", 1, None, None, "done")
