@@ -136,6 +136,7 @@ class NatsPubSub:
 
     def __init__(self, url: str) -> None:
         self.connected = self._closing = False
+        self._ended = False  # the tasks end at their next step
         self.pending_bytes = 0
         self._url = url
         self._outbox: deque[tuple[str, bytes]] = deque()
@@ -161,8 +162,8 @@ class NatsPubSub:
         self._pending_subjects.append(subject)
 
     async def _maintain_connection(self) -> None:
-        """Connect, subscribe, and check the connection until the task is cancelled."""
-        while True:
+        """Connect, subscribe, and check the connection until the end."""
+        while not self._ended:
             try:
                 if self._client is None:
                     self._client = await self._connect()
@@ -232,11 +233,11 @@ class NatsPubSub:
             await asyncio.sleep(0.01)
 
     async def _publish_outbox(self) -> None:
-        """Send queued messages to NATS, which may block, until the task is cancelled."""
-        while True:
+        """Send queued messages to NATS, which may block, until the end."""
+        while not self._ended:
             await self._outbox_filled.wait()
             self._outbox_filled.clear()
-            while self._outbox:
+            while self._outbox and not self._ended:
                 subject, data = self._outbox.popleft()
                 with contextlib.suppress(Exception):  # many kinds: NATS is down
                     await self._client.publish(subject, data)
@@ -247,6 +248,10 @@ class NatsPubSub:
         self._closing = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wait_drained(), DRAIN_SECONDS)
+        # nats-py swallows a cancellation while it flushes (``Client._flush_pending``), and so does
+        # asyncio.wait_for before Python 3.12 if its result comes at the same moment.
+        self._ended = True
+        self._outbox_filled.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,32 @@ async def test_connection_starts_while_nats_is_down(tmp_path: Path):
         nats.restart()
         await member.wait_connected(True)
         await member.bus.close()
+
+
+async def test_closing_ends_although_nats_py_swallows_a_cancellation(tmp_path: Path, monkeypatch):
+    waiting: set[str] = set()
+
+    def swallow(name: str) -> Callable[..., Awaitable[None]]:
+        async def flush(*_: object) -> None:
+            waiting.add(name)
+            with contextlib.suppress(asyncio.CancelledError):  # as Client._flush_pending does
+                await asyncio.sleep(WAIT)
+
+        return flush
+
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.1)
+    with running_nats(tmp_path) as nats:
+        member = Member(NatsPubSub(nats.url), "x")
+        await member.wait_connected(True)
+        for name in ("flush", "publish"):
+            monkeypatch.setattr(member.bus._client, name, swallow(name))
+        member.bus.subscribe("y")
+        member.bus.publish("x", b"1")
+        member.bus.publish("x", b"2")
+        async with asyncio.timeout(WAIT):
+            while waiting != {"flush", "publish"}:  # noqa: ASYNC110 - in another task's client
+                await asyncio.sleep(0.01)
+            await member.bus.close()
 
 
 async def test_in_process_broker_can_be_disconnected_and_reconnected():
