@@ -1,4 +1,4 @@
-"""The wheel's contents, the imports of pure modules, the changelog, and forbidden texts."""
+"""The wheel's contents, the imports of pure modules, the changelog, workflows, forbidden texts."""
 
 from __future__ import annotations
 
@@ -97,6 +97,33 @@ def test_changelog_lists_the_packaged_version_first_after_unreleased_changes():
     released = [heading for heading in headings if heading != "Unreleased"]
     assert released[0] == __version__
     assert "Unreleased" not in headings[1:]
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_name_actions_by_commit_and_can_do_little(workflow: Path):
+    text = workflow.read_text(encoding="utf-8")
+    actions = re.findall(r"^ *- uses: (.+)$", text, flags=re.M)
+    pinned = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert actions
+    assert [each for each in actions if not pinned.fullmatch(each)] == []
+    # A tag can be moved, and a token that checkout leaves behind can be read by what runs later.
+    checkouts = re.findall(
+        r"uses: actions/checkout@.*\n( +with:\n +persist-credentials: false\n)?", text
+    )
+    assert checkouts.count("") == 0
+    assert re.search(r"^permissions:\n  contents: read\n\n", text, flags=re.M)
+    # What a branch or a title is called must not be part of a script.
+    scripts = re.findall(r"^ +(?:- )?run: (.+(?:\n {10,}.+)*)", text, flags=re.M)
+    assert scripts
+    assert [each for each in scripts if "${{" in each] == []
+    # Only the job that publishes may ask for an identity, and it runs no script.
+    writers = re.findall(r"^ +([\w-]+): write\b", text, flags=re.M)
+    assert writers == (["id-token"] if workflow.name == "release.yml" else [])
+    if writers:
+        assert "run:" not in text[text.index("id-token") :]
 
 
 @pytest.fixture(scope="module")
