@@ -216,7 +216,8 @@ class Cluster:
             await self._rejoin()
             return
         for server in self._find_lost(servers):
-            log.warning("the server %s is dead", self.servers.get(server, server))
+            if address := self.servers.get(server):  # of others, late messages may come for long
+                log.warning("the server %s is dead", address)
             self._on_server_lost(server)
         self._know_servers(servers)
         self._services.reconnects.servers = len(servers)

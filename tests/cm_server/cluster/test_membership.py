@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol import wire
+from cm_server.jobs.model import RemoteBoardState
 from cm_server.store.shared_store import NEVER_SENT_ERROR
 from tests.cm_server.pairs import Two, others_of, run, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller
@@ -233,3 +234,14 @@ async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
     row = two.a.store.job(sent)
     assert row is not None
     assert row.status == "lost"
+
+
+async def test_boards_of_a_server_that_came_and_went_are_offline_without_a_line(pair: Two, caplog):
+    await pair.enrol("lab-1")
+    board = pair.a.server.registry.by_name["lab-1"]
+    for _ in range(2):  # late messages name it again
+        board.remote_state = RemoteBoardState("0123456789abcdef", 1, "idle", 0.0)
+        for _ in range(2):
+            await others_of(pair.a)._send_heartbeat()
+        assert board.remote_state is None
+    assert "is dead" not in caplog.text
