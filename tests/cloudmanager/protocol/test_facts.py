@@ -1,6 +1,7 @@
 """The table of boards' facts: what boards report is bounded, and targets and displays use it."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -154,3 +155,12 @@ def test_uptime_is_a_duration_in_words():
     (uptime,) = (fact for fact in FACTS if fact.name == "uptime")
     assert uptime.text(12) == "12 s"
     assert uptime.text(4552) == "1 h"
+
+
+def test_every_fact_is_in_protocol_md():
+    """What boards report is described at PROOF; what callers get, in the row of the verb."""
+    text = (Path(__file__).parents[3] / "docs/protocol.md").read_text(encoding="utf-8")
+    proof = text[text.index("PROOF's JSON is") : text.index("Close codes of the server")]
+    row = next(line for line in text.splitlines() if line.startswith("| `boards` |"))
+    assert [name for name in REPORTED if name not in proof and name != "unknown"] == []
+    assert [fact.name for fact in FACTS if fact.name not in row] == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +165,15 @@ async def test_server_with_a_new_id_receives_messages_to_it(servers: list[Record
     a.peer_messages.send("e" * 16, "note", {"n": 1})
     await settle()
     assert len(b.received) == 1
+
+
+def test_every_peer_message_is_in_protocol_md():
+    """The handlers' tables in the source are the list of them: no server has them all in one."""
+    root = Path(__file__).parents[3]
+    sources = (root / "server/cm_server/cluster").glob("*.py")
+    handled = re.compile(r'"([\w-]+)": (?:self\._on_\w+|_ignore)')
+    ops = {op for path in sources for op in handled.findall(path.read_text(encoding="utf-8"))}
+    assert {"run", "boards", "beat", "reply"} <= ops
+    text = (root / "docs/protocol.md").read_text(encoding="utf-8")
+    rows = text[text.index("## Peer messages") :]
+    assert [op for op in sorted(ops) if f'"{op}"' not in rows] == []
