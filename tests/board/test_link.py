@@ -12,7 +12,7 @@ import pytest
 
 from cloudmanager.board_client import compile_client
 
-from .peer import ERROR, EXEC, FILE, INTERRUPTED, OK, RUNNING, Job, message
+from .peer import ERROR, EXEC, FILE, INTERRUPTED, OK, RUNNING, TIMEOUT, Job, message
 
 LAST = {"status": OK, "error": "", "dropped": 0}
 
@@ -199,9 +199,7 @@ def test_timeout_works_without_a_link(near, board):
     job = board.submit("print(1)\nwhile True: pass", timeout_ms=600)
     job.until(lambda job: job.output)
     board.cut()
-    begun = time.monotonic()
-    assert near.link(after=board).proof_fields["last"]["status"] == 3
-    assert time.monotonic() - begun < 20
+    assert near.link(after=board).proof_fields["last"]["status"] == TIMEOUT  # not: interrupted
 
 
 def test_cell_without_a_link_is_interrupted_after_the_limit(near, board):
