@@ -116,3 +116,6 @@ def configure_logging(path: Path, limits: Limits, *, as_json: bool = False) -> N
     handler.addFilter(LibraryFilter(limits))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("cm_server.jobs").setLevel(logging.INFO if as_json else logging.WARNING)
+    # What these write is about errors that the server handles, and reports in its own words.
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)

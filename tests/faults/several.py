@@ -28,7 +28,7 @@ import psycopg
 
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.protocol.errors import ServerUnreachable
+from cloudmanager.protocol.errors import ServerError, ServerUnreachable
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -227,9 +227,9 @@ class SeveralSoak(Soak):
             engine.wake()
 
     def _counted(self, servers: Any) -> dict[str, collections.Counter[int]]:
-        """Count as ``Soak`` does; retry if a server that resumed closes the link."""
+        """Count as ``Soak`` does; retry if a server that resumed closes the link, or refuses."""
         for _ in self.cluster.servers:
-            with contextlib.suppress(ServerUnreachable):
+            with contextlib.suppress(ServerUnreachable, ServerError):
                 return super()._counted(servers)
         return super()._counted(servers)
 

@@ -143,7 +143,8 @@ class NatsPubSub:
         self._outbox_filled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Any = None
-        self._pending_subjects: list[str] = []  # not subscribed at NATS yet
+        self._subjects: list[str] = []
+        self._subscribed = 0  # how many of them NATS has
         self._on_message: Callable[[bytes], None] = lambda _data: None
         self._on_connection_change: Callable[[bool], None] = lambda _connected: None
 
@@ -159,7 +160,7 @@ class NatsPubSub:
 
     def subscribe(self, subject: str) -> None:
         """Receive the messages of a subject as soon as NATS is connected."""
-        self._pending_subjects.append(subject)
+        self._subjects.append(subject)
 
     async def _maintain_connection(self) -> None:
         """Connect, subscribe, and check the connection until the end."""
@@ -167,12 +168,14 @@ class NatsPubSub:
             try:
                 if self._client is None:
                     self._client = await self._connect()
-                while self._pending_subjects and self._client.is_connected:
-                    await self._subscribe_at_nats(self._pending_subjects[0])
-                    await self._client.flush(
-                        DRAIN_SECONDS
-                    )  # returns when NATS has the subscription
-                    del self._pending_subjects[0]
+                while self._subscribed < len(self._subjects) and self._client.is_connected:
+                    await self._subscribe_at_nats(self._subjects[self._subscribed])
+                    await self._client.flush(DRAIN_SECONDS)  # returns when NATS has it
+                    self._subscribed += 1
+            except TimeoutError:
+                # Of a flush that was given up, the late answer ends nats-py's reading, while it
+                # seems to be connected (``Client._process_pong``).
+                await self._discard_client()
             except Exception as error:  # the client raises many kinds if NATS is down
                 log.debug("the bus is down: %s", error)
             self._set_connected(self._client is not None and self._client.is_connected)
@@ -205,6 +208,14 @@ class NatsPubSub:
                 await client.close()
             raise
         return client
+
+    async def _discard_client(self) -> None:
+        """Close the connection, if there is one; the next one gets all subscriptions."""
+        client, self._client = self._client, None
+        self._subscribed = 0
+        if client is not None and not client.is_closed:
+            with contextlib.suppress(Exception):  # NATS is down: nothing to close
+                await asyncio.wait_for(client.close(), DRAIN_SECONDS)
 
     async def _subscribe_at_nats(self, subject: str) -> None:
         async def on_message(message: Any) -> None:
@@ -255,6 +266,4 @@ class NatsPubSub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client is not None and not self._client.is_closed:
-            with contextlib.suppress(Exception):  # NATS is down: nothing to close
-                await asyncio.wait_for(self._client.close(), DRAIN_SECONDS)
+        await self._discard_client()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import gc
 import warnings
@@ -91,6 +92,34 @@ async def test_connection_starts_while_nats_is_down(tmp_path: Path):
         nats.restart()
         await member.wait_connected(True)
         await member.bus.close()
+
+
+async def test_subscription_that_nats_confirms_late_is_made_once(
+    tmp_path: Path, monkeypatch, caplog
+):
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.2)
+    with running_nats(tmp_path) as nats:
+        a, b = Member(NatsPubSub(nats.url)), Member(NatsPubSub(nats.url), "x")
+        for member in (a, b):
+            await member.wait_connected(True)
+        nats.pause()
+        b.bus.subscribe("y")
+        await b.wait_connected(False)
+        nats.wake()
+        await b.wait_connected(True)
+        while b.received.empty():  # until NATS has the subscription
+            a.bus.publish("y", b"ready")
+            await asyncio.sleep(0.01)
+        for number in range(10):
+            a.bus.publish("y", b"%d" % number)
+            a.bus.publish("x", b"x")
+        received = collections.Counter([await b.receive()])
+        while received[b"x"] < 10 or not received[b"9"]:
+            received[await b.receive()] += 1
+        assert {received[b"%d" % number] for number in range(10)} == {1}
+        for member in (a, b):
+            await member.bus.close()
+    assert not [record for record in caplog.records if record.name.startswith("nats")]
 
 
 async def test_closing_ends_although_nats_py_swallows_a_cancellation(tmp_path: Path, monkeypatch):
