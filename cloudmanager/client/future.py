@@ -97,8 +97,10 @@ class Future(Generic[T]):
     def _release(self) -> None:
         """Release the lock if the future is set; each thread that wakes does so for the next."""
         if self.done:
-            with contextlib.suppress(RuntimeError):  # it is released already
+            try:  # noqa: SIM105 - contextlib.suppress() takes 1 us longer
                 self._unset_lock.release()
+            except RuntimeError:  # it is released already
+                pass
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; return whether the future is set."""

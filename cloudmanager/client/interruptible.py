@@ -16,6 +16,11 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 MAX_POSTPONED_SECONDS: Final = 1.0  # for which Ctrl-C can be postponed
+#: Sets the handler of a signal, and returns the one before. signal.signal() calls the same function
+#: of C, but converts numbers to enums, which takes ten times as long; each cell needs it twice.
+_set_handler: Final[Callable[[int, Any], Any]] = getattr(
+    sys.modules.get("_signal"), "signal", signal.signal
+)
 #: How long a thread waits in one piece, in seconds; None: for as long as it takes.
 WAIT_SLICE: Final = 0.1 if sys.platform == "win32" else None
 
@@ -81,11 +86,11 @@ class PostponedInterrupt:
         if threading.get_ident() != threading.main_thread().ident:
             return
         self._until = time.monotonic() + MAX_POSTPONED_SECONDS  # first: the handler needs it
-        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        before = _set_handler(signal.SIGINT, self._on_interrupt)
         if callable(before):
             self._before = before
         else:  # Ctrl-C is ignored, or ends the process, or is handled in C
-            signal.signal(signal.SIGINT, before)
+            _set_handler(signal.SIGINT, before)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         """Note Ctrl-C.
@@ -107,6 +112,6 @@ class PostponedInterrupt:
         if self._before is None:
             return
         self._until = 0.0
-        signal.signal(signal.SIGINT, self._before)
+        _set_handler(signal.SIGINT, self._before)
         if self._postponed:
             self._before(signal.SIGINT, None)

@@ -525,11 +525,17 @@ def _ignore_event(_: Event) -> None:
 class _TextDecoder:
     """Decodes UTF-8 that is split into messages anywhere, and replaces CRLF by LF."""
 
+    __slots__ = ("_decoder", "_pending_cr")
+
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder: codecs.IncrementalDecoder | None = None  # made when needed
         self._pending_cr = ""  # a CR at the end of a message; the next may begin with LF
 
     def decode(self, data: bytes, *, final: bool = False) -> str:
+        if self._decoder is None:
+            if final:  # of nearly every job, this is all of its output
+                return data.decode("utf-8", "replace").replace("\r\n", "\n")
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = self._pending_cr + self._decoder.decode(data, final)
         self._pending_cr = ""
         if text.endswith("\r") and not final:

@@ -141,7 +141,7 @@ class FrameReader:
             FrameError: the peer broke a rule; the link has to be closed.
         """
         self.push(data)
-        while (frame := self.next_frame()) is not None:
+        while self._buffer and (frame := self.next_frame()) is not None:
             yield frame
 
     def next_frame(self) -> Frame | None:
@@ -158,8 +158,8 @@ class FrameReader:
         if end > len(buffer):
             return None
         payload = bytes(memoryview(buffer)[body_at:end])
-        if self._masked:
-            payload = _unmask(payload, buffer[key_at:body_at])
+        if self._masked and (key := buffer[key_at:body_at]) != _ZERO_MASK_KEY:
+            payload = _unmask(payload, key)
         del buffer[:end]  # cheap: CPython moves a bytearray's start pointer, not its bytes
         if opcode == CLOSE:
             _check_close_payload(payload)
@@ -170,7 +170,11 @@ class FrameReader:
         received = len(buffer)
         if received < 2:
             return None
-        opcode, size = self._check_first_bytes(buffer[0], buffer[1])
+        first, second = buffer[0], buffer[1]
+        if first == _WHOLE_MESSAGE and (second >= _MASKED) is self._masked:  # nearly every frame
+            opcode, size = BINARY, second & 0x7F
+        else:
+            opcode, size = self._check_first_bytes(first, second)
         key_at = 2
         if size > _SHORT_MAX:
             length, shorter_max = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
@@ -186,8 +190,6 @@ class FrameReader:
 
     def _check_first_bytes(self, first: int, second: int) -> tuple[int, int]:
         """Return opcode and length; refuse what RFC 6455 or the protocol does not allow."""
-        if first == _WHOLE_MESSAGE and bool(second & _MASKED) is self._masked:
-            return BINARY, second & 0x7F  # nearly every frame
         opcode, size = first & 0x0F, second & 0x7F
         _check_reserved_bits(first)
         self._check_mask_bit(second)
@@ -237,9 +239,7 @@ def _check_close_payload(payload: bytes) -> None:
 
 
 def _unmask(payload: bytes, key: bytes | bytearray) -> bytes:
-    """Return ``payload`` XOR the repeated ``key``; the zero key needs no work."""
-    if key == _ZERO_MASK_KEY or not payload:
-        return payload
+    """Return ``payload`` XOR the repeated ``key``."""
     size = len(payload)
     repeated = bytes(key) * (size // 4 + 1)
     unmasked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated[:size], "big")

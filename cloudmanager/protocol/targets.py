@@ -150,6 +150,11 @@ class Target:
         keys = (term.key for _, term in self.steps if isinstance(term, MatchingBoards))
         return frozenset(key for key in keys if key is not None)
 
+    @property
+    def only_names(self) -> bool:
+        """Whether it only names boards: what it selects depends on nothing but their names."""
+        return all(isinstance(term, NamedBoards) for _, term in self.steps)
+
     def resolve(self, boards: Mapping[str, BoardView]) -> Resolution:
         """Return the boards that this target selects now.
 

@@ -116,6 +116,8 @@ _PLAIN_TYPES: Final = (str, int, float)  # a bool is an int, too
 _JSON_ERRORS: Final = (ValueError, RecursionError)
 #: json.dumps with these separators would create a JSONEncoder for each cell.
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+#: Not json.loads, which first looks what it has got.
+_from_json: Final = json.JSONDecoder().decode
 
 JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # the last message of a job, on a caller's link
 
@@ -180,7 +182,7 @@ def read_json(payload: bytes) -> dict[str, Any]:
         PeerWireError: it is not a JSON object in UTF-8.
     """
     try:
-        body = json.loads(payload.decode())  # json.loads guesses the encoding of bytes
+        body = _from_json(payload.decode())
     except _JSON_ERRORS as error:
         raise PeerWireError("the message is not JSON") from error
     if not isinstance(body, dict):
@@ -612,13 +614,14 @@ def submit_head_bytes(message: Message) -> int:
     return size
 
 
-def split_submit(message: Message) -> tuple[bytes, bytes]:
+def split_submit(message: Message, head_bytes: int) -> tuple[bytes, bytes]:
     """Return the JSON of the options, and the code, of the SUBMIT in ``message``.
 
-    Raises:
-        PeerWireError: it is malformed.
+    Args:
+        message: the SUBMIT.
+        head_bytes: as ``submit_head_bytes`` returned it.
     """
-    end = _U32.size + submit_head_bytes(message)
+    end = _U32.size + head_bytes
     return message.payload[_U32.size : end], message.payload[end:]
 
 
@@ -628,7 +631,7 @@ def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
     Raises:
         PeerWireError: it is malformed.
     """
-    text, code = split_submit(message)
+    text, code = split_submit(message, submit_head_bytes(message))
     return read_json(text), code
 
 

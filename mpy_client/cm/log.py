@@ -110,7 +110,8 @@ def flush(ms):
         take_output()
     else:
         ms = min(ms, _WAIT_MS)
-    send()
+    if text:
+        send()
     return ms
 
 

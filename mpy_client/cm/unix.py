@@ -162,7 +162,9 @@ def take_log():
     n = 0
     try:
         for _ in range(_MAX_BYTES // len(piece)):
-            n = output.readinto(piece) or 0
+            n = output.readinto(piece)
+            if not n:
+                return
             view = memoryview(piece)[:n]
             log.write(view, True)
             log_file.write(view)

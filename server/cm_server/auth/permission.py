@@ -74,7 +74,8 @@ class Permission:
         reachable = access.reachable_boards(token, self._registry.by_name)
         if reachable.get(job.board.name) is not job.board:
             return f"{job.name} is no longer within reach of your token"
-        self._watch_expiry(token)
+        if token.expires is not None:
+            self._watch_expiry(token)
         return ""
 
     def _watch_expiry(self, token: TokenRow) -> None:

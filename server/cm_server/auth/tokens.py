@@ -134,11 +134,13 @@ class Tokens:
     def refusal_reason(self, token: TokenRow) -> str:
         """Return why a token is not valid now; "" if it is valid."""
         row = self._rows.get(token.hash)
-        return self._invalid_reason(row) if row else f"the token {token.name!r} is not known here"
-
-    def _invalid_reason(self, row: TokenRow) -> str:
+        if row is None:
+            return f"the token {token.name!r} is not known here"
         if row.revoked is None and row.expires is None:
             return ""  # the usual case: each cell is checked three times
+        return self._invalid_reason(row)
+
+    def _invalid_reason(self, row: TokenRow) -> str:
         return self._revoked_reason(row) or self._expired_reason(row)
 
     def _revoked_reason(self, row: TokenRow) -> str:

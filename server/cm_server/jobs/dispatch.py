@@ -188,7 +188,7 @@ class Dispatch:
             open_cell = OpenCell(self.open_jobs, submission.requester.token, len(jobs), size)
             for job in jobs:
                 job.open_cell = open_cell
-        self.jobs.update((job.id, job) for job in jobs)
+                self.jobs[job.id] = job
         origin = submission.origin or JobOrigin(cell.kind, {}, detail=cell.title)
         self.job_texts.add(numbers, submission.requester.token, origin)
         self.counters.on_submitted(jobs, submission.requester.caller, submission.audit.target)

@@ -205,8 +205,9 @@ class Tail:
     def add(self, data: bytes) -> None:
         """Append bytes."""
         self._bytes += data
-        self.truncated = self.truncated or len(self._bytes) > self._max_bytes
-        self._trim()
+        if len(self._bytes) > self._max_bytes:
+            self.truncated = True
+            self._trim()
 
     def _trim(self) -> None:
         """Drop old bytes; at twice the limit only, so that not every write copies the buffer."""

@@ -67,7 +67,9 @@ class Scheduler:
         store, while the boards of this one run.
         """
         are_elsewhere = False
-        for job in sorted(jobs, key=lambda job: job.board.link is not None):
+        if len(jobs) > 1:
+            jobs = sorted(jobs, key=lambda job: job.board.link is not None)
+        for job in jobs:
             board = job.board
             if are_elsewhere and board.link is not None:
                 self.remote.send_launches(now=True)
@@ -494,7 +496,10 @@ def _startable(board: Board) -> Job | None:
         return None
     if board.blocked:
         return _first_resetting_job(board)
-    return next(_permitted_jobs(board), None)
+    for job in board.queue:  # not _permitted_jobs(), which takes 0.5 us longer
+        if board.reservation_against(job) is None:
+            return job
+    return None
 
 
 def _first_resetting_job(board: Board) -> Job | None:
@@ -515,7 +520,7 @@ def _resets(job: Job) -> bool:
 def _late_reason(job: Job) -> str:
     """Return why a job cannot start at its time any more; "" if it can, or may run late."""
     options = job.cell.options
-    if not options.start or options.late == "run" or job.start_delay:
+    if options.at is None or options.late == "run" or job.start_delay:
         return ""
     return "its board was not ready at that time; it did not run"
 
@@ -523,7 +528,7 @@ def _late_reason(job: Job) -> str:
 def _unsupported_reason(job: Job) -> str:
     """Return why a board cannot carry out a job; "" if it can."""
     files, parts = job.cell.files, job.board.client_parts
-    if job.cell.options.start and _CLOCK_PART not in parts:
+    if job.cell.options.at is not None and _CLOCK_PART not in parts:
         return (
             "its client cannot start a cell at a time; mbm board-upgrade-client installs one that "
             "can, except on a bridge"

@@ -62,6 +62,7 @@ REMEMBERED_REFS = 64
 REMEMBERED_HEADS = 16
 REMEMBERED_HEAD_BYTES = 512  # of the options of a cell that are remembered
 REMEMBERED_CODE_BYTES = 512  # of its code
+REMEMBERED_BOARDS = 16  # of its target
 #: Messages that are always answered, by a REPLY if the server fails.
 _REPLIED_OPS = frozenset((wire.SUBMIT, wire.REQUEST, wire.CONTENT, wire.WATCH))
 
@@ -109,6 +110,18 @@ class _SubmitHead(NamedTuple):
     head: dict[str, Any]
     options: RunOptions
     target: str
+
+
+class _NamedBoards(NamedTuple):
+    """The boards of a target that only names boards; the same until a name or labels change.
+
+    Attributes:
+        boards: where cells with this target run, connected or not.
+        names_version: of the registry.
+    """
+
+    boards: list[Board]
+    names_version: int
 
 
 class _CheckedCell(NamedTuple):
@@ -273,6 +286,7 @@ class CallerConnection:
         self._accepted_at = 0.0  # when the last one was put into the outbox, by the loop's clock
         self._heads: dict[bytes, _SubmitHead] = {}  # by their text, the oldest first
         self._cells: dict[bytes, _CheckedCell] = {}  # the last ones with these options
+        self._named_boards: dict[bytes, _NamedBoards] = {}  # of these options
         self._requester = Requester(token.name, self, token.hash)
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
         self._token_timer: asyncio.TimerHandle | None = None
@@ -574,8 +588,9 @@ class CallerConnection:
         if self._was_submitted_before(message.job):
             raise PeerWireError("this cell was submitted before")
         self._recent_refs.append(message.job)
-        check_size(wire.submit_head_bytes(message), self._services.limits)
-        text, code = wire.split_submit(message)
+        head_bytes = wire.submit_head_bytes(message)
+        check_size(head_bytes, self._services.limits)
+        text, code = wire.split_submit(message, head_bytes)
         known = self._heads.get(text)
         head = wire.read_json(text) if known is None else known.head
         try:
@@ -680,6 +695,7 @@ class CallerConnection:
                 oldest = next(iter(self._heads))
                 del self._heads[oldest]
                 self._cells.pop(oldest, None)
+                self._named_boards.pop(oldest, None)
             self._heads[text] = checked
         return checked
 
@@ -743,14 +759,7 @@ class CallerConnection:
         Returns:
             The cell, and the names of boards of the target that were left out.
         """
-        reachable = access.reachable_boards(self.token, self._services.registry.by_name)
-        resolution = parse_target(known.target).resolve(reachable)
-        boards = [reachable[name] for name in resolution.names]
-        left_out = resolution.left_out
-        if known.options.idle:
-            free = [board for board in boards if board.is_free_for(self.token.name)]
-            left_out += tuple(board.name for board in boards if board not in free)
-            boards = free
+        boards, left_out = self._find_boards(text, known)
         checked = self._cells.get(text)
         if checked is None or checked.code != code:
             checked = self._check_cell(known, code, boards)
@@ -763,6 +772,32 @@ class CallerConnection:
             raise ServerError(f"{why}; try again when some of them have ended")
         _, cell, audit, origin = checked
         return Submission(boards, cell, self._requester, audit, origin), left_out
+
+    def _find_boards(
+        self, text: bytes, known: _SubmitHead
+    ) -> tuple[Sequence[Board], tuple[str, ...]]:
+        """Return the boards on which a cell runs, and the names of those that are left out."""
+        registry = self._services.registry
+        named = self._named_boards.get(text)
+        if named is not None and named.names_version == registry.names_version:
+            return named.boards, ()
+        reachable = access.reachable_boards(self.token, registry.by_name)
+        target = parse_target(known.target)
+        resolution = target.resolve(reachable)
+        boards = [reachable[name] for name in resolution.names]
+        left_out = resolution.left_out
+        if known.options.idle:
+            free = [board for board in boards if board.is_free_for(self.token.name)]
+            left_out += tuple(board.name for board in boards if board not in free)
+            boards = free
+        elif (
+            text in self._heads
+            and len(boards) <= REMEMBERED_BOARDS
+            and target.only_names
+            and access.reaches_all(self.token)
+        ):
+            self._named_boards[text] = _NamedBoards(boards, registry.names_version)
+        return boards, left_out
 
     def _check_cell(self, known: _SubmitHead, code: bytes, boards: Sequence[Board]) -> _CheckedCell:
         """Return what a SUBMIT runs on its boards.

@@ -97,7 +97,7 @@ class Store(BoardStore, PruningStore):
             return error
 
     def _insert_cells(self, cells: Sequence[NewCell]) -> list[range]:
-        count = sum(len(cell.board_ids) for cell in cells)
+        count = sum([len(cell.board_ids) for cell in cells])
         if not count:
             return [range(0) for _ in cells]
         numbers, now = self._allocate_job_ids(count), time.time()

@@ -355,12 +355,12 @@ class StoreBase:
                     execute_rows(self._insert_job, jobs)
                 if audit_rows:
                     execute_rows(self._insert_audit, audit_rows)
-                claimed = [self.database.fetch_later(*claim) for claim in claims]
+                claimed = [self.database.fetch_later(*claim) for claim in claims] if claims else []
                 if jobs or claims:
                     self._require_membership()
                 # PostgreSQL gets all of it as one statement: each costs a cell 0.1 ms.
                 self.database.commit_driver()
-                rows = [list(fetch()) for fetch in claimed]
+                rows = [list(fetch()) for fetch in claimed] if claimed else []
         except BaseException:
             for row in seen_boards:
                 self._pending_seen_boards.setdefault(row[2], row)

@@ -468,6 +468,54 @@ async def test_few_of_a_links_cells_are_remembered(service: Service, lab: Identi
         assert sum(map(len, connection._heads)) < 16 * 512
         assert connection._cells.keys() < connection._heads.keys()
         assert len(connection._cells) == 15
+        assert connection._named_boards.keys() == connection._heads.keys()
+
+
+async def test_boards_of_a_repeated_cell_are_those_that_have_its_names_now(service: Service):
+    one, two = service.enrol("lab-1", "lab-2")
+    async with await FakeCaller.join(service, service.token) as caller:
+        (connection,) = service.callers
+
+        async def boards_of(target: str) -> list[str]:
+            numbers = await caller.submit(target)
+            assert [(await caller.ending(n))[0] for n in numbers] == ["offline"] * len(numbers)
+            jobs = map(service.server.dispatch.recent_jobs.get, numbers)
+            return [job.board.id for job in jobs if job is not None]
+
+        for _ in range(2):
+            assert await boards_of("lab-1") == [one.id]
+            assert await boards_of("lab-[2,1]") == [two.id, one.id]
+        assert len(connection._named_boards) == 2
+        await caller.ask("rename", target="lab-1", name="lab-3")
+        await caller.ask("rename", target="lab-2", name="lab-1")
+        assert await boards_of("lab-1") == [two.id]
+        await caller.ask("revoke", target="lab-1")
+        await caller.socket.send(wire.pack_submit(99, {"target": "lab-1"}, b"1"))
+        assert "NoSuchBoard" in str(wire.read_json((await caller.next()).payload))
+        (three,) = service.enrol("lab-1")
+        assert await boards_of("lab-1") == [three.id]
+
+
+async def test_only_the_boards_of_short_lists_of_names_are_remembered(service: Service):
+    """What else a target selects, and what a token reaches, depends on more than names."""
+    service.enrol(*(f"lab-{number}" for number in range(1, 18)))
+    reader = service.add_token("operator", "lab-1,lab-2")
+    async with (
+        await FakeCaller.join(service, service.token) as caller,
+        await FakeCaller.join(service, reader) as other,
+    ):
+        for target, options in (
+            ("lab-1,lab-2!l*-2", {}),
+            ("lab-[1-17]", {}),
+            ("lab-1", {"idle": 1}),
+        ):
+            for number in await caller.submit(target, **options):
+                await caller.ending(number)
+        await other.submit("lab-1")
+        assert not any(connection._named_boards for connection in service.callers)
+        await caller.submit("lab-[1-16]")
+        (remembered,) = [c._named_boards for c in service.callers if c._named_boards]
+        assert [len(named.boards) for named in remembered.values()] == [16]
 
 
 async def test_job_for_a_named_offline_board_ends_as_offline(service: Service, lab: Identity):
