@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 from cloudmanager.config import sync_folder
 from cloudmanager.protocol.sample_columns import SampleColumns, make_array
 
+from . import sample_parquet
 from .sample_day_tables import (
     ROLL_UP,
     TABLES,
@@ -40,9 +40,19 @@ from .sample_day_tables import (
     quote,
     series_array,
 )
-from .sample_folder import CLOSED_NAME, DAMAGED, ERASE, LOCK, OPEN_NAME, ClosedFile, date_text
+from .sample_folder import (
+    CLOSED_NAME,
+    DAMAGED,
+    ERASE,
+    LOCK,
+    OPEN_NAME,
+    ClosedFile,
+    add_ids_to_erase,
+    date_text,
+    read_ids_to_erase,
+)
 from .sample_pages import PageReader, empty_page
-from .sample_parquet import DayPart, Rewritten, divide_day, rewrite_without, write_part
+from .sample_parquet import DayPart, Rewritten
 from .sample_query import (
     DAY,
     TOO_LONG,
@@ -160,18 +170,12 @@ class SampleFiles:
         """Return a Parquet file with its times; set it aside if it cannot be read."""
         import duckdb
 
-        query = (
-            "SELECT epoch_us(min(stats_min_value::TIMESTAMPTZ)), "
-            "epoch_us(max(stats_max_value::TIMESTAMPTZ)) "
-            "FROM parquet_metadata(?) WHERE path_in_schema = 'time'"
-        )
         try:
-            row = connection.execute(query, [str(path)]).fetchone()
+            first, last = sample_parquet.read_first_and_last(connection, path)
         except duckdb.Error as error:
             self._set_aside(path, error)
             return None
-        first, last = row or (None, None)
-        return ClosedFile(path, kind, stem, first or 0, last or 0)
+        return ClosedFile(path, kind, stem, first, last)
 
     def _attach(self, connection: duckdb.DuckDBPyConnection, stem: str) -> OpenDay:
         """Open the file of a day; set it aside if it is damaged, and begin another one."""
@@ -440,13 +444,13 @@ class SampleFiles:
         return True
 
     def _divide(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> None:
-        self._parts[day.stem] = divide_day(connection, day)
+        self._parts[day.stem] = sample_parquet.divide_day(connection, day)
 
     def _write_part(
         self, connection: duckdb.DuckDBPyConnection, day: OpenDay, parts: list[DayPart]
     ) -> None:
         """Write the first of these parts, and remove it from the list."""
-        write_part(connection, self._folder, day, parts[0])
+        sample_parquet.write_part(connection, self._folder, day, parts[0])
         del parts[0]
 
     def _replace_day(self, connection: duckdb.DuckDBPyConnection, day: OpenDay) -> None:
@@ -503,26 +507,13 @@ class SampleFiles:
         if not self._folder.exists():
             return
         try:
-            ids = sorted({*self._ids_to_erase(), *board_ids})
-            draft = self._folder / f"{ERASE}.part"
-            draft.write_text(json.dumps(ids), encoding="utf-8")
-            draft.replace(self._folder / ERASE)
-            sync_folder(self._folder)
+            add_ids_to_erase(self._folder, board_ids)
         except OSError as error:
             raise HistoryError(first_line(error)) from error
 
-    def _ids_to_erase(self) -> list[str]:
-        path = self._folder / ERASE
-        try:
-            return [str(each) for each in json.loads(path.read_text(encoding="utf-8"))]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError) as error:
-            raise HistoryError(f"{path} cannot be read") from error
-
     def _erase_step(self) -> bool:
         """Delete values of boards from one file; return whether there was anything to do."""
-        ids = self._ids_to_erase()
+        ids = read_ids_to_erase(self._folder)
         if not ids:
             return False
         for day in self._open_days.values():
@@ -560,7 +551,7 @@ class SampleFiles:
         self._parts.pop(day.stem, None)  # what is written of the day is written again
 
     def _rewrite_without(self, connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
-        self._rewritten = rewrite_without(connection, self._closed, ids)
+        self._rewritten = sample_parquet.rewrite_without(connection, self._closed, ids)
 
     # Reading
 

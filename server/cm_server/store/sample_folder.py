@@ -1,4 +1,4 @@
-"""The folder in which samples are kept: the names of its files, and copies of them. No SQL.
+"""The folder in which samples are kept: its files, copies of them, the list to erase. No SQL.
 
     2026-11-30.1.duckdb                 the day that is not over
     raw-2026-11-29.1-000.parquet        board_id, board, name, time, value
@@ -11,11 +11,17 @@ The number after the date differs if a day begins again, because the clock was s
 from __future__ import annotations
 
 import fcntl
+import json
 import re
 import shutil
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from cloudmanager.config import sync_folder
+
+from .sample_query import HistoryError
 
 FOLDER: Final = "history"  # beside the server's database
 LOCK: Final = "lock"  # held while a file changes; a backup holds it while it copies
@@ -78,6 +84,34 @@ def copy_files(folder: Path, target: Path) -> list[str]:
                 shutil.copyfile(path, copy)
             names.append(path.name)
     return names
+
+
+def add_ids_to_erase(folder: Path, ids: Iterable[str]) -> None:
+    """Write down boards whose values are to be deleted, with those that are written down already.
+
+    Raises:
+        HistoryError: the list cannot be read.
+        OSError: it cannot be written.
+    """
+    draft = folder / f"{ERASE}.part"
+    draft.write_text(json.dumps(sorted({*read_ids_to_erase(folder), *ids})), encoding="utf-8")
+    draft.replace(folder / ERASE)
+    sync_folder(folder)
+
+
+def read_ids_to_erase(folder: Path) -> list[str]:
+    """Return the ids of boards whose values are still to be deleted.
+
+    Raises:
+        HistoryError: the list cannot be read.
+    """
+    path = folder / ERASE
+    try:
+        return [str(each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise HistoryError(f"{path} cannot be read") from error
 
 
 def day_of(stem: str) -> int:

@@ -1,4 +1,7 @@
-"""Writes Parquet files of samples: a day that is over, and files without boards. SQL."""
+"""Writes Parquet files of samples: a day that is over, and files without boards. SQL.
+
+It also reads from when to when a file's values are.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,21 @@ class Rewritten(NamedTuple):
     ids: Sequence[str]
     file: ClosedFile | None
     draft: Path
+
+
+def read_first_and_last(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[int, int]:
+    """Return the times of a Parquet file's first and last value, in µs since 1970; 0 without any.
+
+    Raises:
+        duckdb.Error: it cannot be read.
+    """
+    query = (
+        "SELECT epoch_us(min(stats_min_value::TIMESTAMPTZ)), "
+        "epoch_us(max(stats_max_value::TIMESTAMPTZ)) "
+        "FROM parquet_metadata(?) WHERE path_in_schema = 'time'"
+    )
+    first, last = connection.execute(query, [str(path)]).fetchone() or (None, None)
+    return first or 0, last or 0
 
 
 def divide_day(connection: duckdb.DuckDBPyConnection, day: OpenDay) -> list[DayPart]:
