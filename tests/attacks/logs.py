@@ -92,7 +92,7 @@ BOARD_LOGS: Final[list[Defence]] = [
     ),
     defence(
         "store: a transaction that PostgreSQL ends is tried again",
-        SERVER + "store/databases.py",
+        SERVER + "store/postgres_database.py",
         "Postgres.is_retryable = lambda self, error: False",
         QUEUE + "cell_survives_that_postgresql_ends_its_transaction",
         QUEUE + "transaction_survives_that_postgresql_stands_still[at the commit]",
@@ -100,13 +100,13 @@ BOARD_LOGS: Final[list[Defence]] = [
     ),
     defence(
         "store: a commit whose outcome is unknown is not repeated",
-        SERVER + "store/databases.py",
+        SERVER + "store/postgres_database.py",
         "Postgres._note_commit = lambda self: None",
         QUEUE + "commit_whose_outcome_is_unknown_is_not_repeated",
     ),
     defence(
         "store: an operation that always ends its connection is refused",
-        SERVER + "store/databases.py",
+        SERVER + "store/postgres_database.py",
         "Postgres.max_retries = 10",
         QUEUE + "operation_that_always_ends_its_connection_is_refused",
     ),

@@ -66,7 +66,7 @@ SHARES: Final[list[Defence]] = [
     ),
     defence(
         "several servers: the same, in PostgreSQL",
-        SERVER + "store/databases.py",
+        SERVER + "store/postgres_database.py",
         "Postgres.is_data_error = lambda self, error: False",
         "cm_server/store/test_shared_store.py::"
         "test_cell_that_the_database_refuses_does_not_affect_those_that_share_its_transaction[postgresql]",

@@ -30,8 +30,8 @@ from cm_server.times import EARLIEST
 from . import tables
 from .board_store import BOARD_COLUMNS
 from .change_notifier import NotifyingStore
-from .databases import NotExecuted, PreparedStatement
 from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobClaim, JobRow
+from .statements import NotExecuted, PreparedStatement
 from .store import JOB_COLUMNS
 from .store_base import END_VALUES, JOB_VALUES, NOT_A_MEMBER, EndedJob, end_jobs, insert_rows
 from .waiting_rows import TakenJob

@@ -29,9 +29,9 @@ from cloudmanager.protocol.errors import ServerError
 
 from . import tables
 from .board_store import BoardStore
-from .databases import NotExecuted
 from .pruning_store import PruningStore
 from .rows import NO_CELL_AUDIT, AuditRow, CellAudit, JobRow, NewCell
+from .statements import NotExecuted
 from .store_base import EndedJob
 from .waiting_rows import JobOutput, TakenJob, WaitingUse, WaitingWork
 

@@ -22,7 +22,7 @@ from cm_server.cleanup import ProblemLog
 
 from . import tables
 from .blob_rows import BlobRows
-from .databases import NotExecuted, PreparedStatement, open_database
+from .databases import open_database
 from .health_rows import HealthRows
 from .installed_packages import InstalledPackages
 from .log_rows import LogRows
@@ -31,6 +31,7 @@ from .rollout_replacements import RolloutReplacements
 from .rollout_rows import RolloutRows
 from .rows import AuditRow
 from .secret_rows import SecretRows
+from .statements import NotExecuted, PreparedStatement
 from .text_rows import TextRows
 from .waiting_rows import WaitingRows
 

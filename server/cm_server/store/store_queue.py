@@ -26,7 +26,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server import cleanup
 from cm_server.limits import Limits
 
-from .databases import NotExecuted
+from .statements import NotExecuted
 from .store import Store
 
 log = logging.getLogger("cm_server")

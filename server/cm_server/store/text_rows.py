@@ -16,7 +16,9 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from . import tables
-from .databases import Postgres, RowsStatement, Sqlite
+from .databases import Sqlite
+from .postgres_database import Postgres
+from .statements import RowsStatement
 
 _jobs, _texts = tables.jobs, tables.texts
 _PER_STATEMENT: Final = 500  # SQLite accepts 32,766 parameters

@@ -10,7 +10,7 @@ from cloudmanager.protocol.errors import NotAllowed, ServerError, TargetError
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry, AuditLog, shorten
 from cm_server.limits import Limits
-from cm_server.store.databases import RowsStatement
+from cm_server.store.statements import RowsStatement
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 

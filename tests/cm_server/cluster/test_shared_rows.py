@@ -10,7 +10,7 @@ import pytest
 
 from cloudmanager.server_options import ServerOptions
 from cm_server.cluster.membership import local_token_name
-from cm_server.store.databases import Postgres
+from cm_server.store.postgres_database import Postgres
 from tests.cm_server.pairs import Two, others_of, run
 from tests.cm_server.peers import FakeBoard, FakeCaller, running_service
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store import databases
+from cm_server.store import postgres_database
 from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 from tests.engines import Postgres, running_postgres
@@ -22,7 +22,7 @@ def own_postgres() -> Iterator[Postgres]:
 
 
 def test_unavailable_postgres_times_out_and_is_used_again(own_postgres: Postgres, monkeypatch):
-    monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(postgres_database, "ANSWER_SECONDS", 0.2)
     store = Store(own_postgres.new())
     board = new_board_row("id1", "lab-1", bytes(32))
     store.enrol_boards([board])

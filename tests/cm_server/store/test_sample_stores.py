@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.sample_columns import unpack_stream
-from cm_server.store.databases import Postgres as PostgresDatabase
+from cm_server.store.postgres_database import Postgres as PostgresDatabase
 from cm_server.store.sample_files import SampleFiles
 from cm_server.store.sample_query import (
     DAY,

@@ -12,8 +12,7 @@ import psycopg
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store import databases, tables
-from cm_server.store.databases import RowsStatement
+from cm_server.store import postgres_database, tables
 from cm_server.store.rows import (
     AuditRow,
     CellAudit,
@@ -24,6 +23,7 @@ from cm_server.store.rows import (
     new_board_row,
 )
 from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
+from cm_server.store.statements import RowsStatement
 from cm_server.store.store_base import EndedJob
 from tests.engines import Postgres
 
@@ -446,7 +446,7 @@ def test_server_that_stands_still_in_a_pipeline_keeps_no_lock(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ):
     """PostgreSQL has no timeout for that: such a server was never removed."""
-    monkeypatch.setattr(databases, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(postgres_database, "IDLE_SECONDS", 0.5)
     where = postgres.new()
     with contextlib.ExitStack() as stack:
         a, b = (SharedStore(where, name) for name in "AB")

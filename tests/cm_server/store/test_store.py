@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store.databases import RowsStatement
 from cm_server.store.rows import AuditRow, BoardRow, CellAudit, JobRow, TokenRow, new_board_row
+from cm_server.store.statements import RowsStatement
 from cm_server.store.store import Store
 
 KEY = bytes(range(32))

@@ -17,7 +17,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
-from cm_server.store import databases
+from cm_server.store import postgres_database
 from cm_server.store.rows import AuditRow, NewCell, new_board_row
 from cm_server.store.shared_store import SharedStore
 from cm_server.store.store import Store
@@ -527,14 +527,14 @@ async def test_cell_whose_outcome_is_unknown_is_not_repeated(
     interrupted: StoreQueue[InterruptedStore], monkeypatch: pytest.MonkeyPatch
 ):
     (first,) = await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
-    check, ended = databases._check_alive, []
+    check, ended = postgres_database._check_alive, []
 
     def end_after_check(driver: Any) -> None:
         check(driver)
         ended.append(driver)
         terminate_backend(driver)
 
-    monkeypatch.setattr(databases, "_check_alive", end_after_check)
+    monkeypatch.setattr(postgres_database, "_check_alive", end_after_check)
     with pytest.raises(ServerError, match="its store cannot be written"):
         await within(interrupted.run(lambda store: store.insert_jobs(["id1"], "ann")))
     monkeypatch.undo()
