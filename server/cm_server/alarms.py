@@ -1,8 +1,8 @@
 """Alarms: boards that are lost, overdue or in safe mode, and rollouts that stopped.
 
 Events have kinds, names and counts, and nothing that a board said. They are gathered for a while,
-so that the outage of a site is one message. No sockets, no SQL; call from the thread of the event
-loop only.
+so that the outage of a site is one message; what comes again and again is one every ten minutes.
+No sockets, no SQL; call from the thread of the event loop only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from .jobs.model import Board, TimerHandle
 from .jobs.registry import Registry
 
 GATHER_SECONDS: Final = 10.0  # from the first event on, until they are sent as one message
+#: After an event of a board, until more of the same kind are sent, as one with their number. A
+#: board that restarts again and again may be in safe mode every 10 s.
+QUIET_SECONDS: Final = 600.0
 #: Without a link; a board whose network has a hitch, or whose server stopped, is back before.
 LOST_SECONDS: Final = 60.0
 _LISTED_NAMES: Final = 50  # of one kind in a message; of the others, only the number
@@ -47,17 +50,30 @@ class Alarms:
         self._send = send
         self._call_later = call_later
         self._clock = clock
-        self._names: dict[str, list[str]] = {}  # kind -> names
+        self._gathered: dict[str, dict[str, int]] = {}  # kind -> name -> how many events
+        self._repeatable: set[tuple[str, str]] = set()  # kinds and names of those gathered
+        self._quiet: dict[tuple[str, str], int] = {}  # kind and name -> events since it was sent
         self._timer: TimerHandle | None = None
 
-    def add(self, kind: str, name: str) -> None:
+    def add(self, kind: str, name: str, *, repeats: bool = False) -> None:
         """Add an event.
 
         Args:
             kind: such as ``board-lost``.
             name: of a board, or of a group of boards.
+            repeats: whether it can come again and again by itself.
         """
-        self._names.setdefault(kind, []).append(name)
+        key = (kind, name)
+        if key in self._quiet:
+            self._quiet[key] += 1
+            return
+        if repeats:
+            self._repeatable.add(key)
+        self._gather(kind, name, 1)
+
+    def _gather(self, kind: str, name: str, times: int) -> None:
+        names = self._gathered.setdefault(kind, {})
+        names[name] = names.get(name, 0) + times
         if self._timer is None:
             self._timer = self._call_later(GATHER_SECONDS, self.flush)
 
@@ -66,18 +82,34 @@ class Alarms:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._names:
+        if not self._gathered:
             return
         events = [
             {
                 "kind": kind,
                 "count": len(names),
+                "times": sum(names.values()),
                 "names": sorted(names, key=natural_key)[:_LISTED_NAMES],
             }
-            for kind, names in self._names.items()
+            for kind, names in self._gathered.items()
         ]
-        self._names = {}
+        self._gathered = {}
+        self._begin_quiet()
         self._send({"id": secrets.token_hex(8), "at": round(self._clock(), 3), "events": events})
+
+    def _begin_quiet(self) -> None:
+        """Count the next events of what is sent now, instead of sending each."""
+        keys, self._repeatable = self._repeatable, set()
+        if keys:
+            self._quiet.update(dict.fromkeys(keys, 0))
+            self._call_later(QUIET_SECONDS, lambda: self._end_quiet(keys))
+
+    def _end_quiet(self, keys: set[tuple[str, str]]) -> None:
+        """Send how many events there were meanwhile, if there were any."""
+        for key in sorted(keys):
+            if times := self._quiet.pop(key):
+                self._repeatable.add(key)
+                self._gather(*key, times)
 
 
 class BoardAlarms:
@@ -199,7 +231,7 @@ class BoardAlarms:
         self._present.discard(board)
         self._absent.pop(board, None)
         if self._is_leader():
-            self._alarms.add(kind, board.name)
+            self._alarms.add(kind, board.name, repeats=True)
 
     def _examine_program(self, board: Board) -> None:
         """Report that a board has left its program out, once until it runs again."""
@@ -210,7 +242,7 @@ class BoardAlarms:
             self._safe.discard(board)
         elif board not in self._safe:
             self._safe.add(board)
-            self._alarms.add("safe-mode", board.name)
+            self._alarms.add("safe-mode", board.name, repeats=True)
 
     def _examine_at(self, board: Board, at: float, now: float) -> None:
         """Examine a board again at a time, or before, by this class's clock."""

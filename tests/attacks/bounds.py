@@ -84,6 +84,13 @@ BOUNDS: Final = [
         "cm_server/test_alarms.py::test_outage_of_a_site_is_one_message",
     ),
     defence(
+        "a board that comes and goes does not flood the receiver of alarms",
+        SERVER + "alarms.py",
+        "QUIET_SECONDS = 0.0",
+        "cm_server/test_alarms.py::"
+        "test_board_that_flaps_is_one_message_with_a_number_every_ten_minutes",
+    ),
+    defence(
         "a receiver of alarms does not choose where else the server connects to",
         SERVER + "net/webhook.py",
         "FOLLOWS_REDIRECTS = True",

@@ -12,7 +12,7 @@ import pytest
 
 from cloudmanager.protocol.targets import natural_key
 from cm_server import alarms
-from cm_server.alarms import GATHER_SECONDS, LOST_SECONDS, Alarms, BoardAlarms
+from cm_server.alarms import GATHER_SECONDS, LOST_SECONDS, QUIET_SECONDS, Alarms, BoardAlarms
 from cm_server.jobs.model import Board, RemoteBoardState
 from cm_server.jobs.registry import Registry
 from cm_server.store.rows import new_board_row
@@ -62,8 +62,9 @@ class Home:
         return [event for message in self.sent for event in message["events"]]
 
 
-def event(kind: str, *names: str) -> dict[str, Any]:
-    return {"kind": kind, "count": len(names), "names": list(names)}
+def event(kind: str, *names: str, times: int = 0) -> dict[str, Any]:
+    times = times or len(names)
+    return {"kind": kind, "count": len(names), "times": times, "names": list(names)}
 
 
 def test_outage_of_a_site_is_one_message():
@@ -100,6 +101,40 @@ def test_board_that_is_lost_again_is_reported_again():
         home.connect()
         home.drop()
         assert home.events() == [event("board-lost", "lab-1")]
+        assert home.events(QUIET_SECONDS) == []
+
+
+def test_board_that_flaps_is_one_message_with_a_number_every_ten_minutes():
+    home = Home()
+
+    def flap(seconds: float) -> list[dict[str, Any]]:
+        """Return what is sent while a board is in safe mode and out of it every 10 s."""
+        del home.sent[:]
+        for _ in range(round(seconds / 10)):
+            for program in ("safe mode, without app.py", "app.py runs"):
+                home.connect(program=program)  # which takes 2 s
+                home.clock.turn(3)
+        return [event for message in home.sent for event in message["events"]]
+
+    assert flap(30) == [event("safe-mode", "lab-1")]
+    (counted,) = flap(QUIET_SECONDS)
+    assert counted == event("safe-mode", "lab-1", times=counted["times"])
+    assert 55 < counted["times"] < 65
+    home.connect("lab-2", program="safe mode, without app.py")
+    assert home.events() == [event("safe-mode", "lab-2")]  # at once: another board
+    (last,) = home.events(2 * QUIET_SECONDS)
+    assert last["names"] == ["lab-1"]
+    assert home.events(2 * QUIET_SECONDS) == []
+    assert home.alarms._alarms._quiet == {}
+    home.connect(program="safe mode, without app.py")
+    assert home.events() == [event("safe-mode", "lab-1")]  # at once: it was quiet for long
+
+
+def test_rollout_that_stops_again_is_reported_at_once():
+    home = Home()
+    for _ in range(2):  # somebody has let it go on
+        home.alarms._alarms.add("rollout-stopped", "greenhouse")
+        assert home.events(2 * GATHER_SECONDS) == [event("rollout-stopped", "greenhouse")]
 
 
 def test_boards_that_were_absent_at_the_start_or_are_removed_are_no_alarm():
@@ -145,7 +180,7 @@ def test_safe_mode_is_reported_once_until_the_program_runs_again():
     assert home.events() == [event("safe-mode", "lab-1")]
     assert "secret" not in str(home.sent)
     home.connect(program="safe mode, without app.py: again")
-    assert home.events() == []
+    assert home.events(QUIET_SECONDS) == []
     home.connect(program="app.py runs")
     home.connect(program="safe mode: app.py reset the board")
     assert home.events() == [event("safe-mode", "lab-1")]

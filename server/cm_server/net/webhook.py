@@ -236,7 +236,8 @@ def message_text(message: dict[str, Any]) -> str:
     for event in message["events"]:
         others = event["count"] - len(event["names"])
         more = f" and {others} more" if others else ""
-        lines.append(f"{event['kind']}: {', '.join(event['names'])}{more}")
+        times = f" ({event['times']} times)" if event["times"] > event["count"] else ""
+        lines.append(f"{event['kind']}: {', '.join(event['names'])}{more}{times}")
     if message["dropped"]:
         lines.append(f"{message['dropped']} earlier messages were not delivered")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from tests.wheel import ROOT
 #: The import of Apprise imports modules that Python will not have for ever.
 apprise_imports = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SECRET = "0123456789abcdef"
-EVENTS = [{"kind": "board-lost", "count": 2, "names": ["lab-1", "lab-2"]}]
+EVENTS = [{"kind": "board-lost", "count": 2, "times": 2, "names": ["lab-1", "lab-2"]}]
 
 
 @pytest.fixture
@@ -199,9 +199,15 @@ async def test_apprise_sends_text(receiver: Receiver):
     await delivered(queue)
     ((_, body),) = receiver.posts
     assert json.loads(body)["message"] == "board-lost: lab-1, lab-2"
-    more = [{"kind": "board-lost", "count": 3, "names": ["lab-1"]}]
-    text = webhook.message_text({"events": more, "dropped": 2})
+
+
+def test_text_of_a_message_has_numbers():
+    more = {"kind": "board-lost", "count": 3, "times": 3, "names": ["lab-1"]}
+    text = webhook.message_text({"events": [more], "dropped": 2})
     assert text == "board-lost: lab-1 and 2 more\n2 earlier messages were not delivered"
+    again = {"kind": "safe-mode", "count": 1, "times": 57, "names": ["lab-1"]}
+    text = webhook.message_text({"events": [again], "dropped": 0})
+    assert text == "safe-mode: lab-1 (57 times)"
 
 
 @pytest.fixture
