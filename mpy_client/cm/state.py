@@ -1,6 +1,6 @@
 # The state that several parts of the client share: other parts set these names, and no others.
 # Boards: all.
-# Cost: 361 bytes of .mpy, 672 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 350 bytes of .mpy, 592 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 
 console = None  # the module for the console: console.py or unix.py
 # Bytes of C stack in use up to which the client may work: sending needs 2.5 KB of the 8 KB that RP2
@@ -13,7 +13,7 @@ trial = 0  # ticks at which new settings (/cm.new.trial) have failed; 0: there a
 # The link. dial.py opens it, link.close() closes it.
 socket = None  # for poll
 io = None  # for read and write: the socket, or TLS over it
-spare = ()  # on a chip: memory for the next TLS link
+# restart.py sets `spare`: on a chip, memory for the next TLS link.
 mac = None  # on a link without TLS: mac.py, which signs and verifies messages
 timeout = 60000  # ms without a received frame until an idle board reconnects
 spread = 2000  # ms over which reconnecting boards are spread; set by the server
