@@ -1,6 +1,6 @@
 # Starts the client. A new one (mbm board-upgrade-client) is on trial for one boot, in which the
 # fleet must confirm it; otherwise the next boot restores the old one. Upgrades keep this file.
-# Boards: all but virtual ones, on littlefs, whose rename of a folder is atomic. 987 bytes of .mpy.
+# Boards: all but virtual ones, on littlefs, where renaming a folder is atomic. 1,029 bytes of .mpy.
 #
 # /lib/cm is the client, /lib/cm.new the next one (complete if it has a file `ok`), /lib/cm.old the
 # previous one. Power may fail after any line: the next boot continues from there.
@@ -14,10 +14,13 @@ from time import ticks_add, ticks_diff, ticks_ms
 
 sys.path[:] = _path
 path = None  # main.py sets it: what sys.path is for the user's code
-_CM = "/lib/cm"
-_NEW = "/lib/cm.new"
-_OLD = "/lib/cm.old"
-_BAD = "/lib/cm.bad"
+# main.py sets it: start() returns the client's function, so that this module's memory is freed. A
+# main.py of an earlier version, which an upgrade or a power cut leaves beside this file, does not.
+returns = False
+_CM = const("/lib/cm")
+_NEW = const("/lib/cm.new")
+_OLD = const("/lib/cm.old")
+_BAD = const("/lib/cm.bad")
 _TRIAL_MINUTES = const(5)  # minutes for a new client to connect to the fleet
 
 
@@ -98,6 +101,8 @@ def start():
             _start_trial()
         from cm import link
 
+        if returns and not trial:
+            return link.start
         link.start()
     except Exception as e:
         if not trial:

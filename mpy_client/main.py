@@ -5,10 +5,12 @@ import sys
 path = sys.path[:]
 sys.path[:] = (".frozen", "/lib")
 try:
-    import cm_start
+    import cm_start as start
 
-    cm_start.path = path
-    cm_start.start()
+    start.path = path
+    start.returns = True
+    start = start.start()  # the client, in the place of the module, which is freed
+    start()
 except Exception as e:
     sys.path[:] = ()
     import machine

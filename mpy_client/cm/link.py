@@ -217,9 +217,9 @@ def restore():
         sys.path[:] = firmware.path
 
 
-# Connects and serves until the link ends. The modules that connect are large and rarely needed, so
+# Connects. The modules that connect are large and rarely needed, so
 # they are dropped afterwards.
-def serve_once(run):
+def connect():
     try:
         restore()
         if __import__ is not importer:
@@ -238,8 +238,6 @@ def serve_once(run):
         if not state.mac:
             drop("mac")
         gc.collect()
-    run.left = None
-    run.serve()
 
 
 # Serves for ever: no exception of any class ends the client, except a restart of the interpreter
@@ -265,7 +263,9 @@ def start(console=None):
 
                     fail(error)
                     time.sleep_ms(1000)
-                serve_once(run)
+                connect()
+                run.left = None
+                run.serve()
                 failures = 0
             except (OSError, EOFError):  # the link is lost
                 failures = 0

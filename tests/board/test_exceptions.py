@@ -31,7 +31,7 @@ STEPS = (
     "cm.link.close",
     "cm.link.restore",
     "cm.link.drop",
-    "cm.link.serve_once",
+    "cm.link.connect",
     "cm.run.serve",
     "cm.run.send",
     "cm.run.recv",

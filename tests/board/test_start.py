@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import subprocess
@@ -72,6 +73,30 @@ def test_new_client_is_rolled_back_if_not_confirmed(lab, client):
 def test_new_client_that_does_not_start_is_rolled_back(lab, client):
     lab.flash.write(staged(client, broken=True))
     assert lab.boot().link().run(WHO).value == b"'old'"
+
+
+#: What the global names of a cell are, and whether the module that starts the client is in memory.
+NAMES = "import sys\n__cm__((sorted(globals()), 'cm_start' in sys.modules))"
+
+
+def test_module_that_starts_the_client_is_freed(lab):
+    names, loaded = ast.literal_eval(lab.boot().link().run(NAMES).value.decode())
+    assert {"path", "start", "sys"} <= set(names)
+    assert "cm_start" not in names
+    assert not loaded
+
+
+def test_client_starts_with_the_main_of_an_earlier_version(lab, client):
+    """The power was cut between the two files that an upgrade replaces at its end."""
+    lab.client = {**client, "/main.py": b"import cm_start\ncm_start.start()\n"}
+    assert lab.boot().link().run("__cm__((6 * 7))").value == b"42"
+
+
+def test_client_starts_with_the_starter_of_an_earlier_version(lab, client):
+    starter = b"path = None\ndef start():\n    from cm import link\n    link.start()\n"
+    files = {path: data for path, data in client.items() if path != "/lib/cm_start.mpy"}
+    lab.client = {**files, "/lib/cm_start.py": starter}
+    assert lab.boot().link().run("__cm__((6 * 7))").value == b"42"
 
 
 def test_frozen_client_starts_and_reports_its_parts(lab, client):
