@@ -1,10 +1,7 @@
 # HMAC-SHA256 for authentication and, on a link without TLS, for a tag on each message.
 # Boards: all; it stays in memory only if the link has no TLS.
-# Cost: 576 bytes of .mpy, 832 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 576 bytes of .mpy, 704 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from cm.firmware import hashlib, struct
-
-pack = struct.pack
-sha256 = hashlib.sha256
 
 # Numbers: written by `python -m tests.board.client_numbers`.
 _TAG = const(16)
@@ -18,11 +15,18 @@ key = None  # of this session
 sent = received = 0
 
 
+# Returns the first 64 bytes that are hashed: a key of 32 bytes, each of them XORed with byte. As
+# one large number, which takes RP2 0.2 ms: a loop takes 0.35 ms.
+def _pad(key, byte):
+    pad = bytes([byte]) * 32
+    return (int.from_bytes(key, "big") ^ int.from_bytes(pad, "big")).to_bytes(32, "big") + pad
+
+
 def hmac(key, *parts):
-    inner = sha256(bytes([b ^ 0x36 for b in key]) + b"\x36" * 32)  # keys have 32 bytes
+    inner = hashlib.sha256(_pad(key, 0x36))
     for part in parts:
         inner.update(part)
-    return sha256(bytes([b ^ 0x5C for b in key]) + b"\x5c" * 32 + inner.digest()).digest()
+    return hashlib.sha256(_pad(key, 0x5C) + inner.digest()).digest()
 
 
 # Compares two MACs in constant time.
@@ -42,7 +46,7 @@ def start(new):
 # Writes the tag of mv[start:end] after it, and returns the bytes that it replaces.
 def sign(mv, start, end):
     global sent
-    tag = hmac(key, pack(">BQ", _BOARD, sent), mv[start:end])
+    tag = hmac(key, struct.pack(">BQ", _BOARD, sent), mv[start:end])
     sent += 1
     covered = bytes(mv[end : end + _TAG])
     mv[end : end + _TAG] = memoryview(tag)[:_TAG]
@@ -55,6 +59,6 @@ def verify(mv, n):
     n -= _TAG
     if n < 0:
         return 0
-    tag = hmac(key, pack(">BQ", _SERVER, received), mv[:n])
+    tag = hmac(key, struct.pack(">BQ", _SERVER, received), mv[:n])
     received += 1
     return n if equal(mv[n : n + _TAG], memoryview(tag)[:_TAG]) else 0

@@ -1,5 +1,6 @@
 """The board's link: authentication, protocol violations, reconnecting, resets."""
 
+import hmac
 import json
 import os
 import struct
@@ -28,6 +29,14 @@ def board(near):
     link = near.link()
     yield link
     assert near.link().run("__cm__((6 * 7))").value == b"42"
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\x36" * 32, b"\x5c" * 32, bytes(range(224, 256))])
+def test_boards_hmac_is_that_of_rfc_2104(board, key):
+    parts = b"cm1 board", bytes(range(100))
+    code = "from cm import mac\n__cm__((mac.hmac(%r, *%r)))" % (key, parts)
+    expected = hmac.digest(key, b"".join(parts), "sha256")
+    assert board.run(code).value == repr(expected).encode()
 
 
 def test_board_reports_its_facts(near, board):
