@@ -107,7 +107,7 @@ def open_private(path: Path, *, append: bool = False) -> BinaryIO:
     """Open a file for writing that only this user can read, whatever the umask; unbuffered."""
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
     handle = os.open(path, flags, _PRIVATE_MODE)
-    if os.name == "posix":
+    if has_posix():
         with contextlib.suppress(PermissionError):
             os.fchmod(handle, _PRIVATE_MODE)  # of a file that an earlier version made
     return cast("BinaryIO", os.fdopen(handle, "wb", buffering=0))
@@ -118,7 +118,7 @@ def _trusted_owners(folder: os.stat_result) -> set[int]:
 
     Root may use the folder of another user, such as one that is mounted into a container.
     """
-    if os.name != "posix":
+    if not has_posix():
         return set()
     return {os.geteuid(), 0} | ({folder.st_uid} if os.geteuid() == 0 else set())
 
@@ -128,7 +128,7 @@ def _unsafe_reason(status: os.stat_result, owners: set[int]) -> str:
 
     The group of a user's own name (as Debian makes them) is this user, too.
     """
-    if os.name != "posix":
+    if not has_posix():
         return ""  # Windows' own permissions are inherited from the user's folder
     if status.st_uid not in owners:
         return "belongs to another user"

@@ -104,6 +104,9 @@ def command_line_errors(*, has_posix: bool) -> Iterator[str]:
         ("--help",): (0, "usage: mbm"),
         ("board-list",): (3, "No server"),
         ("board-scan", "--json"): (0, "["),
+        ("server-stop",): (3, "No local server"),
+        ("server-restore", "none.tar"): (2, "No such file"),
+        ("flash", "--port", "none"): (3, "No server"),
     }
     if not has_posix:
         expected |= {arguments: (1, text) for arguments, text in REFUSALS.items()}
@@ -125,7 +128,8 @@ def mbm_errors(status: int, text: str, arguments: Sequence[str]) -> Iterator[str
 def verb_errors(target: str) -> Iterator[str]:
     """Run verbs with the boards of a target, in the working directory; yield what differs.
 
-    Each is an exit status, and a part of what it prints.
+    Each is an exit status, and a part of what it prints: all verbs but those of REFUSALS and of
+    ``command_line_errors``.
     """
     Path("app").mkdir()
     Path("app/app.py").write_text("print('app')\n", encoding="utf-8")
@@ -169,9 +173,49 @@ def verb_errors(target: str) -> Iterator[str]:
         (0, "", ("token-list",)),
         (0, "", ("secret-list",)),
         (0, "board-execute", ("completion", "bash")),
+        (0, "up", ("server-status",)),
+        (0, "1 connected", ("fleet-health",)),
+        (0, "token-", ("audit",)),
+        (0, "", ("fleet-drift",)),
+        (0, "not upgraded: small", ("board-upgrade", target)),
+        (0, "removed", ("board-uninstall", target, "small")),
+        (1, target, ("board-upgrade-client", target)),
+        (1, "no settings", ("board-config", target, "--watchdog", "60")),
+        (1, "no job", ("job-show", "999999")),
+        (1, "does not exist", ("job-interrupt", "999999")),
+        (2, "needs a terminal", ("board-repl", target)),
+        (2, "No such file", ("board-mount", target, "nothing")),
+        (2, "nobody", ("board-watch", "nobody")),
+        (2, "no JSON", ("dashboard", "--json")),
+        *_administration_verbs(here),
     ]
     for status, text, arguments in verbs:
+        if arguments[0] == "secret-set":
+            sys.stdin = io.TextIOWrapper(io.BytesIO(b"not shown\n"))
         yield from mbm_errors(status, text, arguments)
+
+
+def _administration_verbs(here: Path) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Return verbs about tokens, secrets, rollouts and boards that are not connected."""
+    return [
+        (0, "side-token", ("token-create", "side-token")),
+        (0, "side-token", ("token-revoke", "side-token")),
+        (0, "0 jobs", ("history-forget", "--token", "side-token")),
+        (0, "side-secret", ("secret-set", "side-secret")),
+        (0, "side-secret", ("secret-remove", "side-secret")),
+        (0, "Wrote", ("board-enrol", "side-1", "-o", str(here / "side-1.json"))),
+        (0, "side-2", ("board-rename", "side-1", "side-2")),
+        (0, "side-2", ("board-rotate", "side-2")),
+        (1, "password", ("fleet-wifi", "Network", "--target", "side-2", "--yes")),
+        (0, "has begun", ("fleet-server", "new.example", "--target", "side-2", "--yes")),
+        (0, "paused", ("fleet-pause", "@server")),
+        (0, "running", ("fleet-resume", "@server")),
+        (0, "aborted", ("fleet-abort", "@server")),
+        (1, "no generation before", ("fleet-rollback", "--group", "side", "--yes")),
+        (0, "Wrote", ("board-enrol", "side-3", "-o", str(here / "side-3.json"))),
+        (0, "side-2", ("board-replace", "side-2", "side-3", "--yes")),
+        (0, "removed", ("board-revoke", "side-2", "--yes")),
+    ]
 
 
 def main() -> None:
