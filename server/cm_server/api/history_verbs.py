@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudmanager.protocol.errors import NotAllowed, ServerError
 from cloudmanager.protocol.targets import parse_target
@@ -40,7 +40,7 @@ async def read_history(context: RequestContext) -> dict[str, Any]:
         continues, None if this was all.
     """
     services = context.services
-    names = _names_by_id(context, _listed_boards(context))
+    identities = _identities(context, _listed_boards(context))
     since = _read_number(context.body, "since", 0.0)
     before = context.body.get("before", MAX_JOB_ID + 1)
     if not is_whole_number(before) or not 0 < before <= MAX_JOB_ID + 1:
@@ -51,11 +51,12 @@ async def read_history(context: RequestContext) -> dict[str, Any]:
     chars = 0
     reached: int | None = before
     while reached is not None and len(jobs) < services.limits.reply_jobs:
-        page, found = await _read_page(context, frozenset(names), reached, texts)
+        page, found = await _read_page(context, frozenset(identities), reached, texts)
         for row in page.rows:
-            if row.created < since:
+            identity = identities[row.board]
+            if row.created < since or not identity.includes(row):
                 continue
-            description = _describe(context, row, names[row.board])
+            description = _describe(context, row, identity.name)
             digest = description["text"]
             if digest in found and digest not in texts:
                 texts[digest] = found[digest]
@@ -94,10 +95,29 @@ def _listed_boards(context: RequestContext) -> list[Board]:
     return boards
 
 
-def _names_by_id(context: RequestContext, boards: Collection[Board]) -> dict[str, str]:
-    """Return the ids of boards, and of those that they replaced, with names."""
+class _Identity(NamedTuple):
+    """An identity whose jobs belong to a board's history.
+
+    Attributes:
+        name: of the board.
+        since: what had ended before is not the board's, in seconds since 1970: it ran on what took
+            the board's place, when that was another board.
+    """
+
+    name: str
+    since: float
+
+    def includes(self, row: HistoryRow) -> bool:
+        """Return whether a job belongs to the board; also if it had waited for the other one."""
+        return row.ended is None or row.ended >= self.since
+
+
+def _identities(context: RequestContext, boards: Collection[Board]) -> dict[str, _Identity]:
+    """Return the identities of boards, and those that they replaced, by their ids."""
     periods = context.services.enrolment.find_periods(boards)
-    return {each.id: board.name for board in boards for each in periods[board.id]}
+    return {
+        each.id: _Identity(board.name, each.since) for board in boards for each in periods[board.id]
+    }
 
 
 def _read_number(body: dict[str, Any], name: str, default: float) -> float:
@@ -191,11 +211,12 @@ async def forget_history(context: RequestContext) -> dict[str, Any]:
 
 def _forgotten_boards(context: RequestContext) -> frozenset[str] | None:
     """Return the ids of the boards of a request; None for all, also for those that were removed."""
+    # Also what ran before a board took the place of another one: no other target has it.
     if context.body.get("target") is not None:
-        return frozenset(_names_by_id(context, _listed_boards(context)))
+        return frozenset(_identities(context, _listed_boards(context)))
     if access.reaches_all(context.token):
         return None
-    return frozenset(_names_by_id(context, context.boards.values()))
+    return frozenset(_identities(context, context.boards.values()))
 
 
 async def _forget_jobs(services: Services, is_forgotten: IsForgotten) -> tuple[set[int], set[str]]:

@@ -249,6 +249,38 @@ async def test_what_a_replaced_board_ran_is_forgotten_with_its_successor(
         assert await texts(limited, "lab-1") == [None]
 
 
+async def test_what_a_board_ran_before_it_replaced_another_one_is_not_in_its_history(
+    service: Service,
+):
+    old, new = service.enrol("lab-1", "spare")
+    async with await FakeCaller.join(service) as caller:
+
+        async def run_on(identity: Identity, name: str) -> int:
+            async with await FakeBoard.join(service, identity) as board:
+                (number,) = await submit(caller, name)
+                await run(board)
+                await board.end(number)
+                await caller.ending(number)
+            return number
+
+        async def numbers() -> list[int]:
+            return [job["job"] for job in (await history(caller, "lab-1"))["jobs"]]
+
+        as_old, as_spare = await run_on(old, "lab-1"), await run_on(new, "spare")
+        (waiting,) = await submit(caller, "spare", when_online=True)
+        assert await numbers() == [as_old]
+        assert "error" not in await caller.ask("replace", target="lab-1", new="spare")
+        assert await numbers() == [waiting, as_old]
+        async with await FakeBoard.join(service, new) as board:
+            await run(board)
+            await board.end(waiting)
+            await service.until(lambda: waiting not in service.server.dispatch.jobs)
+        as_new = await run_on(new, "lab-1")
+        assert await numbers() == [as_new, waiting, as_old]
+        forgotten = (await caller.ask("history-forget", target="lab-1"))["reply"]
+        assert forgotten["jobs"] == len({as_new, waiting, as_old, as_spare})
+
+
 async def test_text_of_work_that_waits_is_in_the_history(service: Service):
     service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
