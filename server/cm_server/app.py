@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tornado.web import Application, RequestHandler
 
@@ -69,7 +69,7 @@ from .net.unfinished_messages import UnfinishedMessages
 from .net.webhook import make_queues
 from .net.work_shares import WorkShares
 from .packages.firmware_source import FirmwareSource
-from .packages.planner import PackagePlanner
+from .packages.http_fetcher import HttpFetcher
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
 from .rate_limits import RateLimiter, UnauthenticatedConnections
 from .rollouts.desired import is_switch_restart
@@ -86,6 +86,9 @@ from .store.store import Store
 from .store.store_queue import StoreQueue
 from .text_expiry import TextExpiry
 from .times import DAY
+
+if TYPE_CHECKING:
+    from .packages.planner import PackagePlanner
 
 log = logging.getLogger("cm_server")
 
@@ -221,15 +224,17 @@ class Server:
         self.dispatch.board_messages.on_read = self.mounts.on_read
         self.dispatch.recovery.has_mount = self.mounts.has
         self.dispatch.recovery.mount_again = self.mounts.mount_again
-        planner = PackagePlanner(home / "packages", limits, SourceSettings(indexes))
+        fetcher = HttpFetcher(limits)
         self.installs = InstallServices(
             content_store=ContentStore(
                 home, limits, self.loop_clock.call_later, self.loop_clock.time
             ),
             plan_cache=PlanCache(limits.plans_per_link),
             plan_turns=PlanTurns(limits),
-            package_planner=planner,
-            firmware_source=FirmwareSource(planner.fetcher, home / "firmware"),
+            package_planner=functools.cache(
+                functools.partial(_make_planner, home, SourceSettings(indexes), fetcher)
+            ),
+            firmware_source=FirmwareSource(fetcher, home / "firmware"),
             mounts=self.mounts,
             store_queue=self.store_queue,
             limits=limits,
@@ -437,6 +442,13 @@ class Server:
             cluster=self.cluster,
         )
         return metrics.CONTENT_TYPE, metrics.render(sources)
+
+
+def _make_planner(home: Path, settings: SourceSettings, fetcher: HttpFetcher) -> PackagePlanner:
+    """Return what makes plans of packages."""
+    from .packages.planner import PackagePlanner  # here: it delays the start of the server
+
+    return PackagePlanner(home / "packages", fetcher.limits, settings, fetcher)
 
 
 def _open_store(home: Path, location: str | Path | None) -> Store:

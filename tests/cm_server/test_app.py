@@ -477,3 +477,19 @@ def test_server_needs_less_than_100_mib(tmp_path):
     with running_server(tmp_path) as server:
         rss = psutil.Process(server.process.pid).memory_info().rss
     assert rss < 100 * 1024 * 1024
+
+
+def test_start_and_stop_do_not_load_what_only_some_requests_need(tmp_path: Path):
+    """Each of these takes milliseconds, for which everybody waits who starts a server."""
+    program = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from cm_server import process
+asyncio.run(process.serve(Path(sys.argv[1]), process.ServerOptions(port=0), process.Limits(),
+    lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
+late = "alembic cryptography duckdb nats psycopg resolvelib cm_server.packages.planner".split()
+sys.exit(" ".join(name for name in late if name in sys.modules) or None)
+"""
+    environment = {**os.environ, "CM_HOME": str(tmp_path)}
+    certificates.load(tmp_path)  # else the start makes them
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)

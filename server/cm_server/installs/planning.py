@@ -97,7 +97,7 @@ async def prepare_plan(
     options: dict[str, Any],
 ) -> PreparedPlan:
     """Resolve, fetch and compile packages; see ``plan_install``."""
-    planner = services.package_planner
+    planner = services.package_planner()
     sent = _read_sent_files(services, options["owner"], options.pop("sent"))
     mpys = {mpy_number(board) for board in boards}
     if options.pop("waits", False):

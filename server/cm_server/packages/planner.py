@@ -75,16 +75,21 @@ class PackagePlanner:
         folder: the folder of the cache.
         limits: of packages, and of fetching and compiling them.
         settings: where packages come from.
+        fetcher: requests documents; others may use it too.
     """
 
     def __init__(
-        self, folder: Path, limits: Limits, settings: SourceSettings | None = None
+        self,
+        folder: Path,
+        limits: Limits,
+        settings: SourceSettings | None = None,
+        fetcher: HttpFetcher | None = None,
     ) -> None:
         self.limits = limits
         self.settings = settings or SourceSettings()
         self.cache = PackageCache(folder, limits.package_cache_bytes)
         self.compiler = Compiler(self.cache, limits)
-        self.fetcher = HttpFetcher(limits)
+        self.fetcher = fetcher or HttpFetcher(limits)
         self._pip_task: asyncio.Task[PipSettings] | None = None
 
     async def make_plan(self, wanted: Sequence[str], **options: Any) -> InstallPlan:

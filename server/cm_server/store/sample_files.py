@@ -376,10 +376,10 @@ class SampleFiles:
         Raises:
             HistoryError: it was not possible.
         """
-        import duckdb
-
         if self._connection is None and not any(self._folder.glob("*")):
             return False
+        import duckdb
+
         connection = self._connect()
         today = now // DAY
         try:
@@ -584,10 +584,10 @@ class SampleFiles:
 
     def close(self) -> None:
         """Write what is in memory, and close the files."""
-        import duckdb
-
         if self._connection is None:
             return
+        import duckdb  # here: a server that has kept nothing would stop 80 ms later
+
         self._stop_work()
         for day in self._open_days.values():
             with contextlib.suppress(HistoryError), self._transaction() as connection:
