@@ -7,33 +7,15 @@ for a small machine, can have others: ``Server(home, limits=Limits(callers=3))``
 
 from __future__ import annotations
 
-from typing import Any, Final, dataclass_transform
+from dataclasses import dataclass
+from typing import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-class _Values:
-    """Base class for values with defaults, given by keyword and never changed.
-
-    A dataclass with as many would take 8 ms of each start of the server: it compiles its methods.
-
-    Raises:
-        TypeError: there is no such value.
-    """
-
-    def __init__(self, **values: Any) -> None:
-        for name, value in values.items():
-            if name not in type(self).__annotations__:
-                raise TypeError(f"there is no limit {name!r}")
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, _value: object) -> None:
-        raise AttributeError(f"{name} cannot be changed: make another object")
-
-
-class Limits(_Values):
+@dataclass(frozen=True, kw_only=True)
+class Limits:
     """How much of what the server accepts, keeps and does; sizes in bytes, times in seconds."""
 
     # Unauthenticated connections: without a valid token or a board's proof.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -20,17 +21,17 @@ from cm_server.store.rows import BoardRow
 from cm_server.store.store import Store
 from cm_server.store.store_queue import StoreQueue
 
-SMALL: dict[str, Any] = {
-    "log_bytes_per_second": 1000,
-    "log_burst_bytes": 2000,
-    "log_chars": 100,
-    "log_trim_chars": 20,
-    "log_total_chars": 300,
-    "log_total_trim_chars": 50,
-    "log_unwritten_chars": 400,
-    "log_min_chars": 1,
-}
-LIMITS = Limits(**SMALL)
+LIMITS = dataclasses.replace(
+    Limits(),
+    log_bytes_per_second=1000,
+    log_burst_bytes=2000,
+    log_chars=100,
+    log_trim_chars=20,
+    log_total_chars=300,
+    log_total_trim_chars=50,
+    log_unwritten_chars=400,
+    log_min_chars=1,
+)
 
 
 class Timer:
@@ -167,7 +168,7 @@ async def test_log_is_erased_with_its_board():
 
 
 async def test_while_the_store_stands_still_the_oldest_is_dropped():
-    limits = Limits(log_unwritten_chars=400)
+    limits = dataclasses.replace(Limits(), log_unwritten_chars=400)
     lab, gate = Lab(["a"], limits), threading.Event()
     lab.queue.run(lambda _: gate.wait(10), durable=True)
     for number in range(100):
@@ -181,7 +182,7 @@ async def test_while_the_store_stands_still_the_oldest_is_dropped():
 
 
 async def test_empty_and_short_texts_count_too():
-    limits = Limits(**{**SMALL, "log_min_chars": 10})
+    limits = dataclasses.replace(LIMITS, log_min_chars=10)
     lab = Lab(["a", "b"], limits)
     for number in range(200):
         lab.log("a", b"", lost=1)
@@ -194,7 +195,7 @@ async def test_empty_and_short_texts_count_too():
 
 
 async def test_empty_texts_that_wait_for_the_store_are_bounded():
-    limits = Limits(**{**SMALL, "log_min_chars": 10})
+    limits = dataclasses.replace(LIMITS, log_min_chars=10)
     lab, gate = Lab(["a"], limits), threading.Event()
     lab.queue.run(lambda _: gate.wait(10), durable=True)
     for _ in range(500):
