@@ -28,6 +28,7 @@ from cloudmanager.testing.plugin import RunningServer, running_server
 from cm_server.api.verbs import VERBS
 from tests.cm_server.peers import Identity
 from tests.conftest import running_boards
+from tests.memory import own_bytes
 from tests.system.conftest import fleet_of
 
 from .attackers import Victim, attack
@@ -156,7 +157,7 @@ def test_minute_of_hostile_input_delays_no_other_board(tmp_path: Path, kind: str
         ca_file = str(tmp_path / "ca.pem") if tls else ""
         chain = str(tmp_path / "server.pem") if tls else ""
         cell_times(fleet, 2)
-        before, memory = counts(server, fleet), psutil.Process(server.process.pid).memory_info().rss
+        before, memory = counts(server, fleet), own_bytes(server.process.pid)
         receiver, sender = _SPAWN.Pipe(duplex=False)
         with process(discard, sender, chain):
             idle = {**settings, "tcp_port": receiver.recv(), "mute": True}
@@ -174,7 +175,7 @@ def test_minute_of_hostile_input_delays_no_other_board(tmp_path: Path, kind: str
                 if job["state"] != "ended":
                     fleet.request("interrupt", jobs=[job["job"]])
         after = counts(server, fleet)
-        grown = psutil.Process(server.process.pid).memory_info().rss - memory
+        grown = own_bytes(server.process.pid) - memory
         figures = {"discarded": discarded, "attacked": attacked, "grown": grown, "after": after}
         print(kind, json.dumps(figures))
         assert "Traceback" not in (tmp_path / "server.log").read_text(errors="replace")

@@ -6,11 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.plugin import RunningServer, running_server
 from cm_server.net import certificates
+from tests.memory import own_bytes
 
 LOST_AFTER: Final = "6"  # seconds
 BEAT: Final = "2"  # seconds
@@ -42,8 +41,8 @@ class Servers:
         self.server = self._start(self.server.tcp_port)
 
     def memory(self) -> int:
-        """Return the resident memory of the server in bytes."""
-        return int(psutil.Process(self.server.process.pid).memory_info().rss)
+        """Return the server's own memory in bytes."""
+        return own_bytes(self.server.process.pid)
 
     def end(self) -> None:
         """Stop the server."""

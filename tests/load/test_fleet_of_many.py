@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cloudmanager.client.fleet import Fleet
@@ -30,6 +29,7 @@ from cloudmanager.testing.board_fixtures import (
 )
 from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
+from tests.memory import own_bytes
 from tests.system.conftest import fleet_of, until
 
 WAIT = 30.0  # timeout in seconds, long enough for a busy machine
@@ -248,14 +248,14 @@ def test_output_flood_neither_grows_the_server_nor_delays_another_board(
 ):
     """The flooding board is suspended every other turn, to measure with and without the flood."""
     flooding, other = cm_make_boards(2)
-    memory = psutil.Process(cm_server.process.pid).memory_info
+    pid = cm_server.process.pid
     median_ms(cm_fleet, other)
-    before = memory().rss
+    before = own_bytes(pid)
     quiet, flooded, grown = [], [], []
     number = job_number(caller(flooding.name, FLOOD.format(megabytes * 1024)))
     while cm_fleet.job(number)["status"] is None:
         flooded.append(median_ms(cm_fleet, other))
-        grown.append(memory().rss - before)
+        grown.append(own_bytes(pid) - before)
         flooding.kill(signal.SIGSTOP)
         quiet.append(median_ms(cm_fleet, other))
         flooding.kill(signal.SIGCONT)

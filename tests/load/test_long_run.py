@@ -17,6 +17,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
+from tests.memory import own_bytes
 from tests.system.conftest import fleet_of
 
 pytestmark = pytest.mark.soak
@@ -60,7 +61,7 @@ class Site:
         }.items():
             root = psutil.Process(pid)
             family = [root, *root.children(recursive=True)] if name == "boards" else [root]
-            memory = sum(each.memory_info().rss for each in family)
+            memory = sum(own_bytes(each.pid) for each in family)
             found[name] = memory, sum(each.num_fds() for each in family)
         return found
 
