@@ -317,14 +317,13 @@ async def test_few_functions_are_called_for_a_repeated_cell_and_its_result(
     service, lab, monkeypatch
 ):
     """Half of a short cell's time in the server is such calls; budgets of Python 3.11."""
-    counts: list[int] = []
+    counts = {True: 0, False: 0}  # of the board's link, and of the caller's
     data_received = websocket.WebSocketLink.data_received
 
     def counting(self: websocket.WebSocketLink, data: bytes) -> None:
         def count(_frame: object, event: str, _what: object) -> None:
-            counts[-1] += event == "call"
+            counts[self.is_board] += event == "call"
 
-        counts.append(0)
         sys.setprofile(count)
         try:
             data_received(self, data)
@@ -337,17 +336,16 @@ async def test_few_functions_are_called_for_a_repeated_cell_and_its_result(
     ):
         monkeypatch.setattr(websocket.WebSocketLink, "data_received", counting)
         rounds = []
-        for _ in range(4):
-            counts.clear()
+        for _ in range(6):
+            counts.update({True: 0, False: 0})
             await caller.socket.send(wire.pack_submit(next(caller.refs), {"target": "lab-1"}, b"1"))
             job = (await board.next()).job
             await board.send(wire.RESULT, b"\0\0" + b"1", job=job)
             assert await caller.ending(job) == ("ok", "1")
-            rounds.append(counts[:])
-        # The least: garbage may be collected meanwhile, or a timer may be due.
-        cell, result = map(min, zip(*rounds, strict=True))
-        assert cell <= 165
-        assert result <= 118
+            rounds.append(dict(counts))
+        # The least: garbage may be collected meanwhile. 12 more if a timer has to be set again.
+        assert 0 < min(each[False] for each in rounds) <= 180
+        assert 0 < min(each[True] for each in rounds) <= 130
 
 
 # Requests and cells
