@@ -95,6 +95,7 @@ BOARD_LOGS: Final[list[Defence]] = [
         SERVER + "store/postgres_database.py",
         "Postgres.is_retryable = lambda self, error: False",
         QUEUE + "cell_survives_that_postgresql_ends_its_transaction",
+        QUEUE + "transaction_survives_that_postgresql_stands_still[before a statement]",
         QUEUE + "transaction_survives_that_postgresql_stands_still[at the commit]",
         QUEUE + "first_cell_after_a_restart_of_postgresql_is_not_refused",
     ),

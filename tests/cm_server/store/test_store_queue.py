@@ -17,7 +17,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.limits import Limits
-from cm_server.store import postgres_database
+from cm_server.store import board_store, postgres_database
 from cm_server.store.rows import AuditRow, NewCell, new_board_row
 from cm_server.store.shared_store import SharedStore
 from cm_server.store.store import Store
@@ -484,19 +484,26 @@ async def test_transaction_survives_that_postgresql_stands_still(
     # Of this connection only, and not before: a busy machine needs longer to create the tables.
     driver.execute("SET idle_in_transaction_session_timeout = '100ms'")
     driver.commit()
-    stops = [0.3]
-    name = "commit" if at_commit else "_require_membership"
-    place: Any = psycopg.Connection if at_commit else InterruptedStore
+    stops: list[int] = []
+    place: Any = psycopg.Connection if at_commit else board_store
+    name = "commit" if at_commit else "_merge_labels"  # between two statements
     original = getattr(place, name)
 
-    def stop(self: Any) -> None:
-        time.sleep(stops.pop() if stops else 0)
-        original(self)
+    def stop(*args: Any) -> Any:
+        if not stops:
+            # In a pipeline it would be ACTIVE, and PostgreSQL would not end it by itself.
+            assert driver.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+            stops.append(driver.info.backend_pid)
+            time.sleep(0.3)
+        return original(*args)
 
     monkeypatch.setattr(place, name, stop)
-    claimed = await within(interrupted.run(lambda store: store.claim_board("id1", {})))
-    assert claimed is not None
-    assert (claimed.epoch, stops) == (1, [])
+    labels = await within(interrupted.run(lambda store: store.set_labels(["id1"], {"site": "a"})))
+    assert labels == {"id1": {"site": "a"}}
+    assert [row.labels for row in await within(interrupted.run(lambda store: store.boards()))] == [
+        {"site": "a"}
+    ]
+    assert stops != [interrupted.store.database.driver.info.backend_pid], "it was not ended"
 
 
 async def test_first_cell_after_a_restart_of_postgresql_is_not_refused(
