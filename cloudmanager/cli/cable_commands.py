@@ -278,7 +278,7 @@ def find_password(ssid: str) -> str:
     if not sys.stdin.isatty():
         hint = (
             "Run this in a terminal, or store the password first: "
-            f"`keyring set {KEYRING_SERVICE!r} SSID`."
+            f'`keyring set "{KEYRING_SERVICE}" SSID`.'
         )
         raise CableError("", f"Cannot ask for the password of {ssid!r}: not a terminal", hint)
     return getpass.getpass(f"Password of {sanitize_text(ssid)}: ")
