@@ -346,8 +346,11 @@ class Soak:
             times = counts[outcome.board][outcome.tag]
             self._check(outcome, times, stored.get(outcome.job))
         assert "Traceback" not in self._logs()
-        growth = (max(self.memory) - self.memory[0]) if self.memory else 0
-        assert growth < GROWTH, f"the server grew by {growth} bytes"
+        figures: dict[str, Any] = {}
+        if self.memory:  # of a server that is not killed any more
+            growth = max(self.memory) - self.memory[0]
+            assert growth < GROWTH, f"the server grew by {growth} bytes"
+            figures = {"server grew by KiB": growth // 1024}
         statuses = collections.Counter(outcome.status for outcome in self.outcomes)
         return {
             "cells": len(self.outcomes),
@@ -357,8 +360,8 @@ class Soak:
             "ran": sum(ran.values()),
             "faults": dict(self.faults.most_common()),
             "server and board killed": self.doubles,
-            "server grew by KiB": growth // 1024,
             "integrity": integrity,
+            **figures,
         }
 
     def _check(self, outcome: CellOutcome, times: int, stored: Line | None) -> None:
