@@ -14,7 +14,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -22,7 +22,6 @@ from sqlalchemy.dialects import sqlite
 from cloudmanager.protocol.errors import ServerError
 
 from . import schema, tables
-from .postgres_database import Postgres
 from .statements import (
     SQLALCHEMY_ERRORS,
     BuildStatement,
@@ -32,6 +31,9 @@ from .statements import (
     parameters,
     row_reader,
 )
+
+if TYPE_CHECKING:
+    from .postgres_database import Postgres
 
 log = logging.getLogger("cm_server")
 
@@ -288,6 +290,8 @@ def open_database(location: Path | str | None) -> Sqlite | Postgres:
     except ImportError as error:
         how = "`pip install 'cloudmanager[scale]'` installs it"
         raise ServerError(f"a store in PostgreSQL needs psycopg: {how}") from error
+    from .postgres_database import Postgres  # here: a server with SQLite does not need it
+
     try:
         return Postgres(location)
     except (psycopg.Error, sa.exc.DBAPIError) as error:

@@ -11,14 +11,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from . import tables
 from .databases import Sqlite
-from .postgres_database import Postgres
 from .statements import RowsStatement
+
+if TYPE_CHECKING:
+    from .postgres_database import Postgres
 
 _jobs, _texts = tables.jobs, tables.texts
 _PER_STATEMENT: Final = 500  # SQLite accepts 32,766 parameters
