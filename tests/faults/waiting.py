@@ -276,9 +276,12 @@ class WaitingSoak:
             await submitting
             await self._until_ended(servers)
         finally:
-            for task in (submitting, killing, *others):
-                task.cancel()
-            await asyncio.gather(submitting, killing, *others, return_exceptions=True)
+            tasks = pending = {submitting, killing, *others}
+            while pending:  # again and again: asyncio.wait_for may swallow a cancellation
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=1)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _submit_all(self, ports: Callable[[], list[int]], token: str) -> None:
         """Leave one job after the other, so that their order is known; interrupt a few."""
