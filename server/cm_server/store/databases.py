@@ -27,9 +27,9 @@ from .statements import (
     BuildStatement,
     PreparedStatement,
     RowsStatement,
+    StatementCompiler,
     compile_row,
     parameters,
-    row_reader,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _RowMissingError(sqlite3.DatabaseError):
     """A row that has to exist does not: see ``require_row``."""
 
 
-class Sqlite:
+class Sqlite(StatementCompiler):
     """An SQLite database in a file or in memory.
 
     Args:
@@ -173,23 +173,6 @@ class Sqlite:
                 log.warning("the store's log could not be moved into its file: %s", error)
                 return False
         return not busy
-
-    def compile(self, statement: Any) -> str:
-        """Return a statement as the driver accepts it, with positional parameters."""
-        return str(statement.compile(self._engine))
-
-    def prepare(self, statement: Any) -> PreparedStatement:
-        """Return a statement as the driver accepts it, with the order of its parameters."""
-        compiled = statement.compile(self._engine)
-        return PreparedStatement(str(compiled), compiled.positiontup)
-
-    def row_reader(self, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
-        """Return a function that converts a row of the driver as SQLAlchemy does.
-
-        Args:
-            columns: of the row.
-        """
-        return row_reader(self._engine.dialect, columns)
 
     @staticmethod
     def is_one_of(column: Any, name: str) -> Any:

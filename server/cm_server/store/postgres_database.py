@@ -24,9 +24,9 @@ from .statements import (
     BuildStatement,
     PreparedStatement,
     RowsStatement,
+    StatementCompiler,
     compile_row,
     parameters,
-    row_reader,
 )
 
 CONNECT_SECONDS = 3  # timeout of a connection to PostgreSQL
@@ -107,7 +107,7 @@ def _check_alive(driver: Any) -> None:
         driver.pgconn.consume_input()
 
 
-class Postgres:
+class Postgres(StatementCompiler):
     """A PostgreSQL database, which several servers may share.
 
     Args:
@@ -247,23 +247,6 @@ class Postgres:
     def driver(self) -> Any:
         """Return psycopg's connection; after a broken connection it is a new object."""
         return self.connection.connection.driver_connection
-
-    def compile(self, statement: Any) -> str:
-        """Return a statement as the driver accepts it, with positional parameters."""
-        return str(statement.compile(self._engine))
-
-    def prepare(self, statement: Any) -> PreparedStatement:
-        """Return a statement as the driver accepts it, with the order of its parameters."""
-        compiled = statement.compile(self._engine)
-        return PreparedStatement(str(compiled), compiled.positiontup)
-
-    def row_reader(self, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
-        """Return a function that converts a row of the driver as SQLAlchemy does.
-
-        Args:
-            columns: of the row.
-        """
-        return row_reader(self._engine.dialect, columns)
 
     def is_one_of(self, column: Any, name: str) -> Any:
         """Return the condition that a column is one of the numbers of a parameter."""

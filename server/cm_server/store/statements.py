@@ -50,8 +50,33 @@ class NotExecuted(Exception):
     """
 
 
-def row_reader(dialect: sa.Dialect, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
-    """Return a function that converts a row of the driver: see ``Sqlite.row_reader``."""
+class StatementCompiler:
+    """The base class of both databases: compiles statements for the driver."""
+
+    _engine: sa.Engine
+
+    def compile(self, statement: Any) -> str:
+        """Return a statement as the driver accepts it, with positional parameters."""
+        return str(statement.compile(self._engine))
+
+    def prepare(self, statement: Any) -> PreparedStatement:
+        """Return a statement as the driver accepts it, with the order of its parameters."""
+        compiled = statement.compile(self._engine)
+        return PreparedStatement(str(compiled), compiled.positiontup)
+
+    def row_reader(self, columns: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return a function that converts a row of the driver as SQLAlchemy does.
+
+        Args:
+            columns: of the row.
+        """
+        return _row_reader(self._engine.dialect, columns)
+
+
+def _row_reader(
+    dialect: sa.Dialect, columns: Sequence[Any]
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return a function that converts a row of the driver as SQLAlchemy does."""
     convert = [
         # The drivers return floats as they are; SQLAlchemy asks for PostgreSQL's type of them.
         None
